@@ -1,0 +1,261 @@
+"""READ FIRST. What a store is, and the forms in which it hands out an object.
+
+A store *offers* some presentations of an object; whoever needs the object *accepts* some, in order of preference. One
+place compares the two (`stores.resolver`), much as HTTP negotiates content. Nobody asks what class a store is.
+
+Units are bytes throughout. Offsets count from the first byte of the object.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import ClassVar, Protocol, TypeAlias
+
+from stores.errors import StoreUnsupported
+
+KiB = 1024
+MiB = 1024 * KiB
+GiB = 1024 * MiB
+
+
+class Kind(StrEnum):
+    """The presentations by name: what offers and acceptances are made of."""
+
+    LOCAL_PATH = "LocalPath"
+    NBD_EXPORT = "NbdExport"
+    HTTP_URL = "HttpUrl"
+    RBD_IMAGE = "RbdImage"
+    NFS_FILE = "NfsFile"
+    ISCSI_LUN = "IscsiLun"
+    RANGE_READER = "RangeReader"
+    BYTE_STREAM = "ByteStream"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a store says about one object at one moment.
+
+    `version` changes whenever the content does (ETag, or inode, size and mtime); a presentation opened with this info
+    fails with `ObjectChanged` rather than mix two versions. `size` is None only where a server does not tell.
+    """
+
+    ref: str
+    size: int | None
+    version: str | None = None
+    modified: float | None = None  # seconds since the epoch
+    ranges: bool = True  # whether this object can be read at random
+    is_dir: bool = False  # only in listings
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of bytes that is either data or known to read as zeroes."""
+
+    offset: int
+    length: int
+    zero: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Room in a store. `capacity` is None where the store has no such number (object stores)."""
+
+    used: int
+    capacity: int | None
+
+
+# ---------------------------------------------------------------------------------------------- presentations
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPath:
+    """A path on a local file system or a block device. Valid until the context that gave it ends."""
+
+    path: Path
+    info: ObjectInfo
+    kind: ClassVar[Kind] = Kind.LOCAL_PATH
+
+
+@dataclass(frozen=True, slots=True)
+class NbdExport:
+    """The object's bytes, served read-only at random over NBD on a unix socket."""
+
+    socket: Path
+    export: str
+    info: ObjectInfo
+    kind: ClassVar[Kind] = Kind.NBD_EXPORT
+
+
+@dataclass(frozen=True, slots=True)
+class HttpUrl:
+    """A plain URL that answers HEAD and ranges, without credentials, and may therefore appear in an argv."""
+
+    url: str
+    info: ObjectInfo
+    kind: ClassVar[Kind] = Kind.HTTP_URL
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkImage:
+    """An address that qemu opens by itself. `options` are qemu block-layer options for the protocol node."""
+
+    options: dict[str, object]
+    info: ObjectInfo
+    kind: Kind
+
+
+class RangeReader(abc.ABC):
+    """Any range, by many readers at once."""
+
+    kind: ClassVar[Kind] = Kind.RANGE_READER
+    info: ObjectInfo
+
+    @abc.abstractmethod
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill the whole `buffer` with the object's bytes from `offset`.
+
+        Many calls may be under way. Raises `IntegrityError` when the object ends early, `ObjectChanged` when its version
+        moved, `Unavailable` when its own attempts to go on failed. When this call ends, cancelled or not, nobody writes
+        into `buffer` any more.
+        """
+
+    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+        """Data and holes of that range, in order, without gaps. Unknown means data."""
+        return [Extent(offset, length, zero=False)]
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` as a new object; for headers, not for bulk."""
+        data = bytearray(length)
+        with memoryview(data) as view:
+            await self.read_into(offset, view)
+        return bytes(data)
+
+
+class ByteStream(abc.ABC):
+    """The whole object once, in order. Iterating twice is an error."""
+
+    kind: ClassVar[Kind] = Kind.BYTE_STREAM
+    info: ObjectInfo
+
+    @abc.abstractmethod
+    def __aiter__(self) -> AsyncIterator[memoryview]:
+        """Pieces of at most 4 MiB. A piece is valid only until the next one is asked for."""
+
+
+Presentation: TypeAlias = LocalPath | NbdExport | HttpUrl | NetworkImage | RangeReader | ByteStream
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+class PendingFile(Protocol):
+    """A file under a temporary name in the destination's directory, to be filled by whoever asked for `LocalPath`."""
+
+    kind: ClassVar[Kind] = Kind.LOCAL_PATH
+    path: Path
+
+    async def commit(self) -> ObjectInfo:
+        """fsync the file, rename it to its name, fsync the directory. Durable when it returns.
+        `AlreadyExists` if the name was taken meanwhile and this write was not told to replace."""
+        ...
+
+
+class PendingStream(Protocol):
+    """An object being sent in order."""
+
+    kind: ClassVar[Kind] = Kind.BYTE_STREAM
+
+    async def write(self, data: memoryview) -> None:
+        """Takes `data` in order; the buffer may be reused when this returns."""
+        ...
+
+    async def commit(self) -> ObjectInfo:
+        """Finish; returns only after the store confirmed size and checksum. Never before: stored means stored."""
+        ...
+
+
+PendingWrite: TypeAlias = PendingFile | PendingStream
+
+
+# ------------------------------------------------------------------------------------------------------ store
+
+
+class DataStore(abc.ABC):
+    """Where objects live. Implementations: `stores/backends/`. Wrappers (`stores/wrappers/`) are stores around stores.
+
+    `ref` names an object inside the store: a relative path or key without a leading slash. Constructors open nothing;
+    the first call does. All methods may be cancelled and then leave nothing behind.
+    """
+
+    id: str
+    """Stable identity across restarts and hosts, free of secrets: the first part of lock names and cache keys."""
+
+    writes: frozenset[Kind] = frozenset()
+    """The ways in which this store can be written."""
+
+    @abc.abstractmethod
+    def offers(self, info: ObjectInfo | None = None) -> frozenset[Kind]:
+        """Presentations of that object; with None, of objects in general (used where nothing may be contacted)."""
+
+    @abc.abstractmethod
+    async def stat(self, ref: str) -> ObjectInfo:
+        """`NotFound` if there is no such object."""
+
+    @abc.abstractmethod
+    def present(self, info: ObjectInfo, kind: Kind) -> AbstractAsyncContextManager[Presentation]:
+        """The object in that form, pinned to `info.version`, until the context ends. Only kinds from `offers(info)`."""
+
+    def write(
+        self, ref: str, kind: Kind, *, token: str, size: int | None = None, replace: bool = False
+    ) -> AbstractAsyncContextManager[PendingWrite]:
+        """A new object that becomes visible at `commit`, as a whole, or not at all: leaving the context without commit
+        removes what was written. `token` names the writer (a command id); `discard` finds a dead writer's leftovers by it.
+        `size` is the final size where known. `AlreadyExists` if `ref` is taken, unless `replace`: then the new object takes
+        its place in one step."""
+        raise self._unsupported("write")
+
+    async def discard(self, ref: str, *, token: str) -> None:
+        """Remove what an interrupted `write(ref, token=...)` of a process that is gone left behind. Idempotent. Touches
+        nothing that is not provably of that write."""
+
+    async def delete(self, ref: str) -> None:
+        """Idempotent: a missing object is success."""
+        raise self._unsupported("delete")
+
+    def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
+        """Every object whose ref starts with `prefix` as a whole path component, in order of ref."""
+        raise self._unsupported("list")
+
+    async def usage(self) -> Usage:
+        raise self._unsupported("usage")
+
+    async def aclose(self) -> None:
+        """Give back connections. Idempotent."""
+
+    def _unsupported(self, what: str) -> Exception:
+        return StoreUnsupported(f"store {self.id} does not support {what}", store=self.id, operation=what)
+
+
+class Progress(Protocol):
+    """Where long work says how far it is. Never blocks, never raises."""
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """A new phase begins; `total` bytes are expected in it."""
+        ...
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes of the present phase are done."""
+        ...
+
+
+class Silent:
+    """Progress for callers who do not look."""
+
+    def phase(self, name: str, total: int | None = None) -> None: ...
+
+    def advance(self, count: int) -> None: ...
