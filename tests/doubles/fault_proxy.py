@@ -1,0 +1,116 @@
+"""A TCP proxy that misbehaves on request: what no packaged server does to its clients.
+
+It sits before a real server. Its rules are plain attributes, read on every chunk, so that a test may change them while a
+transfer runs. They act on the bytes that flow down, from the server to the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from types import TracebackType
+from typing import Self
+
+CHUNK = 64 * 1024
+
+
+class FaultProxy:
+    """`async with FaultProxy(port) as proxy:` listens on 127.0.0.1:`proxy.port` and connects to `host`:`port`."""
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self._upstream = (host, port)
+        self.port = 0
+        self.cut_after: int | None = None  # RST towards the client after that many bytes of a connection
+        self.cut_times: int | None = None  # so many times, then never again; None: always
+        self.stall_after: int | None = None  # stop sending after that many bytes, connection kept open
+        self.flip_at: int | None = None  # invert one byte at this offset of a connection's answer
+        self.rate: float | None = None  # bytes per second and connection
+        self.refuse = False  # accept, then reset at once
+        self.connections = 0
+        self.bytes_down = 0
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        try:
+            if self.refuse:
+                _reset(writer)
+                return
+            up_reader, up_writer = await asyncio.open_connection(*self._upstream)
+            try:
+                async with asyncio.TaskGroup() as pumps:
+                    up = pumps.create_task(self._up(reader, up_writer))
+                    await self._down(up_reader, writer)
+                    up.cancel()
+            finally:
+                up_writer.close()
+        except* (OSError, asyncio.IncompleteReadError):
+            _reset(writer)
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(CHUNK):
+            writer.write(chunk)
+            await writer.drain()
+        writer.write_eof()
+
+    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sent = 0
+        while chunk := await reader.read(CHUNK):
+            if self.flip_at is not None and sent <= self.flip_at < sent + len(chunk):
+                at = self.flip_at - sent
+                chunk = chunk[:at] + bytes([chunk[at] ^ 0xFF]) + chunk[at + 1 :]
+            limit = self._limit()
+            if limit is not None and sent + len(chunk) >= limit:
+                chunk = chunk[: limit - sent]
+                writer.write(chunk)
+                await writer.drain()
+                self.bytes_down += len(chunk)
+                if self.cut_after is None or self.stall_after == limit:
+                    await asyncio.Event().wait()
+                if self.cut_times is not None:
+                    self.cut_times -= 1
+                _reset(writer)
+                return
+            writer.write(chunk)
+            await writer.drain()
+            sent += len(chunk)
+            self.bytes_down += len(chunk)
+            if self.rate is not None:
+                await asyncio.sleep(len(chunk) / self.rate)
+        writer.write_eof()
+
+    def _limit(self) -> int | None:
+        cut = self.cut_after if self.cut_times is None or self.cut_times > 0 else None
+        limits = [limit for limit in (cut, self.stall_after) if limit is not None]
+        return min(limits, default=None)
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Close with RST rather than FIN: what a crashed peer or a firewall does."""
+    raw = writer.get_extra_info("socket")
+    if raw is not None and raw.fileno() >= 0:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
