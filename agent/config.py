@@ -1,0 +1,280 @@
+"""Every option of the agent: one pydantic model, from which the commented sample file is generated.
+
+Values come, later ones winning, from the defaults below, the configuration file, its drop-ins and the environment
+(`agent.config_load`). Nothing here is a secret: keys and passwords are named by a path, or as `credential:NAME`, which is the
+file of that name in systemd's `$CREDENTIALS_DIRECTORY`.
+
+Sizes are bytes, or text with a unit (`"48MiB"`); durations are seconds.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from agent.security import Role
+from hypervisors.contract import HypervisorType
+from stores.contract import GiB, MiB
+
+CREDENTIAL = "credential:"
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute() or ".." in path.parts:
+        raise ValueError("needs an absolute path without '..'")
+    return path
+
+
+def _credential(value: object, info: ValidationInfo) -> object:
+    """`credential:NAME` -> the file that systemd keeps for this service. The environment comes in as validation context."""
+    if not isinstance(value, str) or not value.startswith(CREDENTIAL):
+        return value
+    name = value.removeprefix(CREDENTIAL)
+    environment = (info.context or {}).get("environment", os.environ)
+    directory = environment.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        raise ValueError(
+            "names a systemd credential, but $CREDENTIALS_DIRECTORY is not set: is LoadCredential= in the unit?"
+        )
+    if not name or "/" in name or name in (".", ".."):
+        raise ValueError("needs a plain credential name after 'credential:'")
+    return str(Path(directory) / name)
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+SecretFile = Annotated[Path, BeforeValidator(_credential), AfterValidator(_absolute)]
+
+
+class Section(BaseModel):
+    """Strict: an option that does not exist is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=False)
+
+
+class AgentSection(Section):
+    """The daemon itself."""
+
+    hypervisor: HypervisorType = Field(HypervisorType.KVM, description="The hypervisor of this host.")
+    state_dir: AbsolutePath = Field(
+        Path("/var/lib/storage-agent"),
+        description="Where the command journal lives. Must survive a restart of the host.",
+    )
+    runtime_dir: AbsolutePath = Field(
+        Path("/run/storage-agent"), description="Sockets of the daemon and of the exports that tools read from."
+    )
+    concurrency: PositiveInt = Field(8, description="Commands that run at the same time; the others wait in the queue.")
+    queue_limit: PositiveInt = Field(
+        10_000, description="Accepted commands that have not finished; one more is refused as retryable."
+    )
+    default_deadline_s: PositiveFloat = Field(
+        14_400, description="Time a command may take in all, waiting included, when it does not carry `deadline_s`."
+    )
+    retention_s: PositiveFloat = Field(
+        604_800, description="How long the answer of a finished command is kept, and its id answered from the journal."
+    )
+    shutdown_s: PositiveFloat = Field(
+        20,
+        description="Time that running commands get to finish when the daemon is told to stop; then they are cancelled.",
+    )
+
+
+class PoolsSection(Section):
+    """Where storage pools may be."""
+
+    roots: tuple[AbsolutePath, ...] = Field(
+        (Path("/var/lib/storage-agent/pools"),),
+        description="Allow-list: pools and image directories must lie in or below one of these directories.",
+    )
+    mount_root: AbsolutePath = Field(
+        Path("/mnt"), description="Pools of type NetworkFilesystem are the already mounted directories MOUNT_ROOT/UUID."
+    )
+    nfs_mounts: dict[str, AbsolutePath] = Field(
+        {},
+        description="NFS exports that are mounted here, for image stores that are named by URL.",
+        examples=[{"nfs://nfs.example.org/export/secondary": "/mnt/secondary"}],
+    )
+
+
+class TransferSection(Section):
+    """The byte path."""
+
+    memory: ByteSize = Field(
+        ByteSize(48 * MiB), ge=8 * MiB, description="Buffers of all transfers together, however many there are."
+    )
+    threads: PositiveInt = Field(16, le=256, description="Threads for blocking reads, writes and digests.")
+    connections: PositiveInt = Field(4, le=64, description="Connections that one transfer opens to a store.")
+    connect_timeout_s: PositiveFloat = Field(10, description="Time to connect, TLS included.")
+    read_timeout_s: PositiveFloat = Field(30, description="A connection that sends nothing for this long is given up.")
+    attempts: PositiveInt = Field(
+        5, le=20, description="Attempts in a row without a byte of progress before a store counts as unavailable."
+    )
+
+
+class UrlsSection(Section):
+    """What URLs in commands may point at. Checked again on every redirect; addresses are resolved once and pinned."""
+
+    allow_http: bool = Field(False, description="Allow plain http beside https.")
+    allow_networks: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="Networks that are allowed although they are private, loopback or link-local.",
+        examples=[["10.0.0.0/8", "fd00::/8"]],
+    )
+    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+        (80, 443), description="Ports that a URL may name. Empty: any port."
+    )
+    max_redirects: int = Field(5, ge=0, le=20, description="Redirects that one request may follow.")
+
+
+class ImagesSection(Section):
+    """Limits of the image gate."""
+
+    max_virtual_size: ByteSize = Field(
+        ByteSize(64 * 1024 * GiB), gt=0, description="Largest disk that an image may declare."
+    )
+    max_object_size: ByteSize = Field(
+        ByteSize(16 * 1024 * GiB), gt=0, description="Largest object that is fetched, expanded size included."
+    )
+    max_expansion_ratio: PositiveInt = Field(
+        200, description="Most bytes that one compressed byte may expand to (gzip, bzip2, xz, zstd)."
+    )
+
+
+class TlsSection(Section):
+    """TLS towards the stores."""
+
+    ca_file: AbsolutePath | None = Field(
+        None,
+        description="Certificates (PEM) to trust besides those of the system.",
+        examples=["/etc/storage-agent/store-ca.pem"],
+    )
+
+
+class ApiSection(Section):
+    """The HTTP API. A listener that systemd passes (names `unix` and `tcp`) takes the place of the address given here."""
+
+    unix_socket: AbsolutePath = Field(
+        Path("/run/storage-agent/api.sock"),
+        description="Local API and CLI. Callers are known by their peer credentials.",
+    )
+    unix_group: str | None = Field(
+        None,
+        description="Group that owns the socket. Its members may command, and so may root and the agent's own user.",
+        examples=["storage-agent"],
+    )
+    unix_mode: str = Field("0660", pattern=r"^0[0-7]{3}$", description="Permissions of the socket, in octal.")
+    unix_users: dict[str, Role] = Field(
+        {},
+        description="Roles of further local users, by name or number.",
+        examples=[{"prometheus": "view", "1500": "operate"}],
+    )
+    tcp_listen: str | None = Field(
+        None,
+        description="HOST:PORT of the listener for management servers. It speaks mutual TLS only: needs the next three.",
+        examples=["[::]:8250"],
+    )
+    tls_cert: AbsolutePath | None = Field(
+        None, description="The agent's certificate with its chain (PEM).", examples=["/etc/storage-agent/agent.pem"]
+    )
+    tls_key: SecretFile | None = Field(None, description="Its private key (PEM).", examples=["credential:agent-key"])
+    tls_client_ca: AbsolutePath | None = Field(
+        None,
+        description="The authority whose client certificates are accepted (PEM).",
+        examples=["/etc/storage-agent/clients-ca.pem"],
+    )
+    tls_roles: dict[str, Role] = Field(
+        {},
+        description="Roles by certificate: `DNS:name`, `URI:...`, `email:...` of the subject's alternative names, "
+        "or `CN=name` of the subject. Everybody else is refused.",
+        examples=[{"DNS:management.example.org": "command", "CN=monitoring": "view"}],
+    )
+    max_body: ByteSize = Field(ByteSize(1 * MiB), gt=0, description="Largest request body.")
+    max_connections: PositiveInt = Field(256, description="Connections at the same time, per listener.")
+    request_timeout_s: PositiveFloat = Field(
+        30, description="Time to receive a whole request, and to wait for the next one on an idle connection."
+    )
+
+    @field_validator("tcp_listen")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_listen(value)
+        return value
+
+    @field_validator("tls_roles")
+    @classmethod
+    def _known_names(cls, value: dict[str, Role]) -> dict[str, Role]:
+        for name in value:
+            if not name.startswith(("DNS:", "URI:", "email:", "CN=")):
+                raise ValueError(f"{name!r} needs to begin with DNS:, URI:, email: or CN=")
+        return value
+
+    @model_validator(mode="after")
+    def _mutual_tls_or_nothing(self) -> Self:
+        needed = {"tls_cert": self.tls_cert, "tls_key": self.tls_key, "tls_client_ca": self.tls_client_ca}
+        missing = [name for name, value in needed.items() if value is None]
+        if self.tcp_listen is not None and missing:
+            raise ValueError(f"tcp_listen needs mutual TLS, and {', '.join(missing)} is not set")
+        return self
+
+
+class LogFormat(StrEnum):
+    AUTO = "auto"
+    JSON = "json"
+    CONSOLE = "console"
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogsSection(Section):
+    """Logs go to standard error."""
+
+    format: LogFormat = Field(LogFormat.AUTO, description="auto: console on a terminal, else json (one object a line).")
+    level: LogLevel = Field(LogLevel.INFO, description="debug, info, warning or error.")
+
+
+class Config(Section):
+    """The whole configuration; immutable once loaded."""
+
+    agent: AgentSection = AgentSection()
+    pools: PoolsSection = PoolsSection()
+    transfer: TransferSection = TransferSection()
+    urls: UrlsSection = UrlsSection()
+    images: ImagesSection = ImagesSection()
+    tls: TlsSection = TlsSection()
+    api: ApiSection = ApiSection()
+    logs: LogsSection = LogsSection()
+
+
+def split_listen(text: str) -> tuple[str, int]:
+    """`HOST:PORT` or `[IPv6]:PORT`. ValueError says what is wrong."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 <= int(port) <= 65535:
+        raise ValueError("needs HOST:PORT, an IPv6 address in brackets")
+    if host.startswith("[") and host.endswith("]"):
+        host = str(ipaddress.IPv6Address(host[1:-1]))
+    elif ":" in host:
+        raise ValueError("needs HOST:PORT, an IPv6 address in brackets")
+    return host, int(port)
