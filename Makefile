@@ -1,0 +1,51 @@
+# storage-agent: everything a newcomer needs. `make demo` and `make test` set up what they use, Debian packages included.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# What the agent itself runs (qemu), what the tests check it with (nbd, nginx), and what builds the demo's guest.
+PACKAGES := python3-venv qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin nginx-light \
+            busybox-static cpio kmod mtools syslinux zstd xz-utils bzip2 systemd util-linux curl
+
+.PHONY: help demo test lint bench packages clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+demo: packages $(READY)  ## the main job, end to end, on this machine
+	$(BIN)/python -m tests.demo
+
+test: packages $(READY)  ## all tests
+	$(BIN)/pytest
+
+lint: $(READY)  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: packages $(READY)  ## the figures of docs/performance.md, as a table and as JSON
+	$(BIN)/python -m benchmarks
+
+packages:
+	@missing=""; for p in $(PACKAGES); do \
+	  dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then \
+	    echo "installing$$missing"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+	      apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	  else echo "missing Debian packages; install them and try again: sudo apt-get install$$missing" >&2; exit 1; fi; fi
+
+$(READY): pyproject.toml requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@
+
+clean:  ## remove what the targets above made in this folder
+	rm -rf $(VENV) build benchmarks/results *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
