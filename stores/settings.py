@@ -1,0 +1,83 @@
+"""What the operator decides about stores: the `[stores]` part of the configuration, already parsed.
+
+Times are seconds, sizes are bytes. An invalid value is a `ValueError` when the object is made, never later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+SOCKET_PATH_LIMIT = 107
+"""Longest path of a unix socket: sizeof(sockaddr_un.sun_path) on Linux less the closing NUL (unix(7))."""
+
+SOCKET_NAME_LENGTH = 24
+"""Room that the names of our own sockets need, slash included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UrlPolicy:
+    """Which URLs from commands may be contacted. Applied to every hop of a redirect."""
+
+    http: bool = False
+    """Whether plain http is allowed beside https."""
+
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Address ranges allowed although they are private, loopback or link-local. Public ones are always allowed."""
+
+    max_redirects: int = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """Settings of all stores."""
+
+    roots: tuple[Path, ...] = ()
+    """Directories below which pools and `file://` stores may live. Empty: none may."""
+
+    mount_root: Path = Path("/mnt")
+    """`NetworkFilesystem` pools are mounted by the host at `<mount_root>/<pool uuid>`."""
+
+    nfs_mounts: Mapping[str, Path] = field(default_factory=dict)
+    """Where the host has mounted which secondary storage: `nfs://host/export` -> directory."""
+
+    runtime_dir: Path = Path("/run/storage-agent")
+    """Where sockets of the bridge are made. Not created here."""
+
+    file_mode: int = 0o600
+    """Permissions of files that are written into directories."""
+
+    url_policy: UrlPolicy = UrlPolicy()
+    """For `http(s)` image stores."""
+
+    endpoint_policy: UrlPolicy = UrlPolicy()
+    """For S3 endpoints, which usually are private addresses."""
+
+    ca_file: Path | None = None
+    """PEM bundle used instead of the system's certificate authorities."""
+
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+    """How long a server may be silent in the middle of an answer."""
+
+    connections: int = 8
+    """Parallel connections for one transfer."""
+
+    attempts: int = 5
+    """How often a call is tried in all, when its failures are transient."""
+
+    def __post_init__(self) -> None:
+        directories = [*self.roots, self.mount_root, *self.nfs_mounts.values(), self.runtime_dir]
+        for directory in directories:
+            if not directory.is_absolute():
+                raise ValueError(f"{directory}: must be an absolute path")
+        if len(os.fsencode(self.runtime_dir)) + SOCKET_NAME_LENGTH > SOCKET_PATH_LIMIT:
+            raise ValueError(
+                f"runtime_dir {self.runtime_dir}: sockets below it would pass the {SOCKET_PATH_LIMIT} bytes that a unix"
+                " socket's path may have; choose a shorter directory"
+            )
+        if self.attempts < 1 or self.connections < 1:
+            raise ValueError("attempts and connections must be at least 1")
