@@ -1,0 +1,281 @@
+"""Commands and answers: one set of models, whatever dialect carried them here.
+
+Plain JSON is the models' own form: `{"id": "c-1", "command": "Copy", "source": {...}, "destination": {...}}`. Inside are
+CloudStack's transfer objects (`stores.to`), and where CloudStack's command has a field of the same meaning, that field has
+CloudStack's name (classes of `org.apache.cloudstack.storage.command`, `com.cloud.agent.api` and its `storage` package).
+Two kinds of field differ on purpose: a copy says `source` and `destination`, and a pool is a `PrimaryDataStoreTO`
+everywhere, where CloudStack also has its narrower `StorageFilerTO`.
+
+A command's own unknown fields are refused, so that a misspelt option cannot be lost; those of the transfer objects are
+ignored. Sizes are bytes, times seconds since the epoch. Every dump of a model shows secrets as `***`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from hypervisors.contract import HypervisorType
+from stores.secret import Secret
+from stores.to import DataStoreTO, DataTO, PrimaryDataStoreTO, VolumeObjectTO
+
+MAX_DEADLINE_S = 7 * 24 * 3600.0
+
+CommandId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+"""The client's name of a command. It becomes part of URLs and of temporary file names, hence the few characters."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+# --------------------------------------------------------------------------------------------------- commands
+
+
+class _Command(_Model):
+    """The envelope. A command sent again with the id of an earlier one gets the earlier one's answer."""
+
+    writes: ClassVar[bool] = True
+    """Whether an interrupted run may leave something that recovery has to look at."""
+
+    id: CommandId | None = None  # the dispatcher gives one to a command that has none
+    deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | None = None  # from acceptance; waiting counts
+    hypervisorType: HypervisorType | None = None  # the agent's own when absent
+
+
+class Copy(_Command):
+    """CopyCommand. The destination comes back with its path, sizes and format filled in."""
+
+    command: Literal["Copy"] = "Copy"
+    source: DataTO  # srcTO
+    destination: DataTO  # destTO
+    options: dict[str, Secret] = {}  # values may be CHAP secrets
+
+
+class CreateObject(_Command):
+    """CreateObjectCommand: an empty volume."""
+
+    command: Literal["CreateObject"] = "CreateObject"
+    data: DataTO
+
+
+class Delete(_Command):
+    """DeleteCommand. What is not there is deleted."""
+
+    command: Literal["Delete"] = "Delete"
+    data: DataTO
+
+
+class ResizeVolume(_Command):
+    """ResizeVolumeCommand: the volume as `data`, or as CloudStack sends it, `path` and `pool`."""
+
+    command: Literal["ResizeVolume"] = "ResizeVolume"
+    data: VolumeObjectTO | None = None
+    path: str | None = None
+    pool: PrimaryDataStoreTO | None = None
+    newSize: Annotated[int, Field(gt=0)]
+    shrinkOk: bool = False
+
+    @model_validator(mode="after")
+    def _names_one_volume(self) -> ResizeVolume:
+        by_path = self.path is not None and self.pool is not None
+        if (self.data is not None) == by_path or (self.data is not None and (self.path or self.pool)):
+            raise ValueError("name the volume either by data, or by path and pool")
+        return self
+
+    @property
+    def volume(self) -> VolumeObjectTO:
+        if self.data is not None:
+            return self.data
+        if self.pool is None:
+            raise ValueError("name the volume either by data, or by path and pool")
+        return VolumeObjectTO(path=self.path, dataStore=self.pool)
+
+
+class CreateStoragePool(_Command):
+    """CreateStoragePoolCommand."""
+
+    command: Literal["CreateStoragePool"] = "CreateStoragePool"
+    pool: PrimaryDataStoreTO
+
+
+class ModifyStoragePool(_Command):
+    """ModifyStoragePoolCommand: `add` connects this host to the pool, otherwise it is let go."""
+
+    command: Literal["ModifyStoragePool"] = "ModifyStoragePool"
+    add: bool = True
+    pool: PrimaryDataStoreTO
+
+
+class DeleteStoragePool(_Command):
+    """DeleteStoragePoolCommand."""
+
+    command: Literal["DeleteStoragePool"] = "DeleteStoragePool"
+    pool: PrimaryDataStoreTO
+
+
+class ComputeChecksum(_Command):
+    """ComputeChecksumCommand: of the stored object's bytes. The answer's `details` is the digest in hex."""
+
+    writes: ClassVar[bool] = False
+    command: Literal["ComputeChecksum"] = "ComputeChecksum"
+    store: DataStoreTO
+    templatePath: str
+    algorithm: str = "MD5"
+
+
+class GetStorageStats(_Command):
+    """GetStorageStatsCommand."""
+
+    writes: ClassVar[bool] = False
+    command: Literal["GetStorageStats"] = "GetStorageStats"
+    store: DataStoreTO
+
+
+class GetVolumeStats(_Command):
+    """GetVolumeStatsCommand."""
+
+    writes: ClassVar[bool] = False
+    command: Literal["GetVolumeStats"] = "GetVolumeStats"
+    pool: PrimaryDataStoreTO
+    volumeUuids: list[str]
+
+
+class ListDataStoreObjects(_Command):
+    """ListDataStoreObjectsCommand: one page of what lies under `path`."""
+
+    writes: ClassVar[bool] = False
+    command: Literal["ListDataStoreObjects"] = "ListDataStoreObjects"
+    store: DataStoreTO
+    path: str = ""
+    startIndex: Annotated[int, Field(ge=0)] = 0
+    pageSize: Annotated[int, Field(gt=0, le=10_000)] = 1000
+
+
+class Ping(_Command):
+    """Does nothing, through the whole path of a command."""
+
+    writes: ClassVar[bool] = False
+    command: Literal["Ping"] = "Ping"
+
+
+Command: TypeAlias = Annotated[
+    Copy
+    | CreateObject
+    | Delete
+    | ResizeVolume
+    | CreateStoragePool
+    | ModifyStoragePool
+    | DeleteStoragePool
+    | ComputeChecksum
+    | GetStorageStats
+    | GetVolumeStats
+    | ListDataStoreObjects
+    | Ping,
+    Field(discriminator="command"),
+]
+
+COMMAND: TypeAdapter[Command] = TypeAdapter(Command)
+"""Validates and describes any command: `COMMAND.validate_json(body)`, `COMMAND.json_schema()`."""
+
+
+# ---------------------------------------------------------------------------------------------------- answers
+
+
+class State(StrEnum):
+    """Where a command is. The last four are final."""
+
+    ACCEPTED = "accepted"  # journalled; waits for its locks or for its turn
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"  # by `cancel`; nothing of it is left
+    INTERRUPTED = "interrupted"  # the agent stopped or died; nothing of it is left
+
+    @property
+    def final(self) -> bool:
+        return self not in (State.ACCEPTED, State.RUNNING)
+
+
+class Failure(_Model):
+    """Why a command did not succeed. `kind` is stable; `retryable` says whether sending it again can help."""
+
+    kind: str
+    retryable: Literal["yes", "no", "operator"]
+    message: str
+    details: dict[str, object] = {}
+
+
+class ProgressReport(_Model):
+    """How far a running command is."""
+
+    phase: str
+    bytes: int = 0  # done in this phase
+    total: int | None = None  # expected in this phase
+    rate: float = 0.0  # bytes per second, averaged over this phase
+
+
+class VolumeStats(_Model):
+    """VolumeStatsEntry: both in bytes."""
+
+    physicalSize: int
+    virtualSize: int
+
+
+class PoolInfo(_Model):
+    """StoragePoolInfo, as far as an agent knows it."""
+
+    uuid: str
+    localPath: str | None = None
+    poolType: str
+    capacityBytes: int | None = None
+    availableBytes: int | None = None
+
+
+class Outcome(_Model):
+    """What a successful command gives back; which fields there are depends on the command."""
+
+    durability: Literal["stored"] | None = None  # of what was written: the store confirmed it
+    newData: DataTO | None = None  # Copy
+    data: DataTO | None = None  # CreateObject, ResizeVolume
+    newSize: int | None = None  # ResizeVolume
+    details: str | None = None  # ComputeChecksum: the digest
+    usedBytes: int | None = None  # GetStorageStats
+    capacityBytes: int | None = None  # GetStorageStats; absent where the store has no such number
+    poolInfo: PoolInfo | None = None  # ModifyStoragePool, CreateStoragePool
+    volumeStats: dict[str, VolumeStats] | None = None  # GetVolumeStats, by path
+    pathExists: bool | None = None  # ListDataStoreObjects, and the parallel lists of its page:
+    count: int | None = None  # of all there are
+    names: list[str] | None = None
+    paths: list[str] | None = None
+    isDirs: list[bool] | None = None
+    sizes: list[int] | None = None
+    lastModified: list[int] | None = None  # ms since the epoch
+
+
+class Answer(Outcome):
+    """The state of one command, and from `final` states on its answer, which then never changes."""
+
+    id: str
+    command: str
+    state: State
+    result: bool = False  # succeeded
+    error: Failure | None = None
+    accepted_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    progress: ProgressReport | None = None  # only while running
+
+    def wire(self) -> str:
+        """As JSON, absent fields left out."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
+class Event(_Model):
+    """One step of a command's progress, as subscribers see it. The last one has a final state."""
+
+    id: str
+    state: State
+    progress: ProgressReport | None = None

@@ -1,0 +1,150 @@
+"""What goes wrong in the agent itself, and the one table from an exception to what a client is told."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+from pydantic import ValidationError
+
+from agent.commands import Failure
+from hypervisors.contract import ImageRefused, OperationUnsupported
+from stores import errors
+from stores.errors import Retry, StorageError
+
+_log = structlog.get_logger(__name__)
+
+
+class AgentError(StorageError):
+    """Base of what the agent itself raises."""
+
+
+class InvalidCommand(AgentError):
+    """The command cannot be understood: details carry `problems`, each with its place."""
+
+
+class UnknownCommand(AgentError):
+    """No command of that id is known, or its record has been pruned."""
+
+
+class IdReused(AgentError):
+    """The id belongs to a command with other content. Nothing was run."""
+
+
+class Overloaded(AgentError):
+    """The queue is full. Nothing was accepted."""
+
+    retry = Retry.YES
+
+
+class Stopping(AgentError):
+    """The agent is on its way out and accepts nothing."""
+
+    retry = Retry.YES
+
+
+class DeadlineExceeded(AgentError):
+    """The command did not end within its deadline and was undone."""
+
+    retry = Retry.YES
+
+
+class Cancelled(AgentError):
+    """Somebody cancelled the command; it was undone."""
+
+    retry = Retry.YES
+
+
+class Interrupted(AgentError):
+    """The agent stopped or died before the command ended; it was undone."""
+
+    retry = Retry.YES
+
+
+class JournalUnusable(AgentError):
+    """The journal cannot be read or written, and without it nothing is run."""
+
+    retry = Retry.OPERATOR
+
+
+class JournalLocked(JournalUnusable):
+    """Another process uses the journal."""
+
+
+class Internal(AgentError):
+    """Not foreseen. The log has the traceback under `incident`."""
+
+    retry = Retry.OPERATOR
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a client is told, and the HTTP status that goes with it when it is the answer to a request."""
+
+    failure: Failure
+    http_status: int
+
+
+# The most specific class that fits decides.
+_HTTP_STATUS: dict[type[StorageError], int] = {
+    StorageError: 500,
+    InvalidCommand: 422,
+    UnknownCommand: 404,
+    IdReused: 409,
+    Overloaded: 503,
+    Stopping: 503,
+    DeadlineExceeded: 504,
+    Cancelled: 409,
+    Interrupted: 503,
+    JournalUnusable: 503,
+    Internal: 500,
+    errors.NotFound: 404,
+    errors.AlreadyExists: 409,
+    errors.AccessDenied: 502,
+    errors.Unavailable: 503,
+    errors.ObjectChanged: 409,
+    errors.IntegrityError: 502,
+    errors.NoSpace: 507,
+    errors.TooLarge: 413,
+    errors.InvalidReference: 400,
+    errors.PolicyRefused: 403,
+    errors.StoreUnsupported: 501,
+    errors.RequirementNotMet: 409,
+    errors.DeviceFault: 500,
+    ImageRefused: 422,
+    OperationUnsupported: 501,
+}
+
+
+def http_status(error: type[StorageError]) -> int:
+    return next(_HTTP_STATUS[cls] for cls in error.__mro__ if cls in _HTTP_STATUS)
+
+
+def invalid(error: ValidationError) -> InvalidCommand:
+    """What pydantic found, without the input it found it in."""
+    problems = [
+        {"at": ".".join(str(part) for part in found["loc"]), "problem": found["msg"]}
+        for found in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    first = problems[0]
+    place = f" at {first['at']}" if first["at"] else ""
+    return InvalidCommand(f"the command is not valid{place}: {first['problem']}", problems=problems)
+
+
+def _incident() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def tell(error: BaseException, *, incident: Callable[[], str] = _incident) -> Told:
+    """The one place where an exception becomes an answer. What nobody foresaw is logged with its traceback and told as
+    `Internal` with the incident's number, since its text may hold anything."""
+    if isinstance(error, ValidationError):
+        error = invalid(error)
+    if not isinstance(error, StorageError):
+        number = incident()
+        _log.error("unforeseen failure", incident=number, exc_info=error)
+        error = Internal(f"an unforeseen failure; the agent's log has it as incident {number}", incident=number)
+    failure = Failure(kind=error.kind, retryable=error.retry.value, message=error.message, details=error.details)
+    return Told(failure, http_status(type(error)))
