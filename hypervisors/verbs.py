@@ -1,0 +1,162 @@
+"""The storage verbs as plain values: what is asked, apart from who does it and when.
+
+One value serves the queue, the locks, the run, the explanation and the recovery after a crash alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from hypervisors.contract import HypervisorType
+from stores.contract import Progress, Silent
+from stores.errors import InvalidReference
+from stores.to import DataStoreTO, DataTO, PrimaryDataStoreTO, TemplateObjectTO, VolumeObjectTO
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Who asks. `token` is the command's id: it marks everything written, so that a dead command's leftovers are found."""
+
+    token: str
+    hypervisor: HypervisorType
+    progress: Progress = field(default_factory=Silent)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    source: DataTO
+    destination: DataTO
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """An empty volume."""
+
+    data: DataTO
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    data: DataTO
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    volume: VolumeObjectTO
+    new_size: int  # bytes, virtual
+    shrink_ok: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeChecksum:
+    store: DataStoreTO
+    path: str
+    algorithm: str = "md5"
+
+
+@dataclass(frozen=True, slots=True)
+class GetStorageStats:
+    store: DataStoreTO
+
+
+@dataclass(frozen=True, slots=True)
+class GetVolumeStats:
+    pool: PrimaryDataStoreTO
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePool:
+    pool: PrimaryDataStoreTO
+
+
+@dataclass(frozen=True, slots=True)
+class ModifyPool:
+    """The pool as the management server knows it now; checks it and reports its sizes."""
+
+    pool: PrimaryDataStoreTO
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePool:
+    """The agent lets go of the pool. Its data stays."""
+
+    pool: PrimaryDataStoreTO
+
+
+@dataclass(frozen=True, slots=True)
+class ListObjects:
+    store: DataStoreTO
+    path: str = ""
+    start_index: int = 0
+    page_size: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class AttachIso:
+    """What attaching needs of the store; so far only explained."""
+
+    iso: TemplateObjectTO
+
+
+Request: TypeAlias = (
+    Copy
+    | Create
+    | Delete
+    | Resize
+    | ComputeChecksum
+    | GetStorageStats
+    | GetVolumeStats
+    | CreatePool
+    | ModifyPool
+    | DeletePool
+    | ListObjects
+)
+
+
+def ref_of(data: DataTO) -> str:
+    """The name of the image inside its store: `path`, else what CloudStack would name it by."""
+    ref = data.path or data.uuid or data.name
+    if not ref:
+        raise InvalidReference(f"this {data.type} names no object: path, uuid or name is needed")
+    return ref.removeprefix("/")
+
+
+def touched(request: Request) -> tuple[str, ...]:
+    """Names of what the request changes or must find unchanged while it runs: its locks, in the one order of all.
+
+    Only pools are locked. Image stores are read at a pinned version, and a template that is copied in full is read through
+    an open file; neither needs to keep others out.
+    """
+    match request:
+        case Copy(source, destination):
+            keys = {_key(destination)}
+            if source.store.storeType == "primary" and (source.type != "template" or is_linked(source, destination)):
+                keys.add(_key(source))
+            return tuple(sorted(keys))
+        case Create(data) | Delete(data):
+            return (_key(data),)
+        case Resize(volume):
+            return (_key(volume),)
+        case CreatePool(pool) | ModifyPool(pool) | DeletePool(pool):
+            return (f"{pool.uuid}/",)
+        case _:
+            return ()
+
+
+def is_linked(source: DataTO, destination: DataTO) -> bool:
+    """Whether a copy only refers to its source: template to volume inside one pool that does not ask for full clones."""
+    here, there = source.store, destination.store
+    return (
+        here.storeType == "primary"
+        and there.storeType == "primary"
+        and here.uuid == there.uuid
+        and (source.type, destination.type) == ("template", "volume")
+        and not there.fullCloneFlag
+    )
+
+
+def _key(data: DataTO) -> str:
+    store = data.store
+    return f"{store.uuid if store.storeType == 'primary' else store.storeType}/{ref_of(data)}"
