@@ -19,14 +19,17 @@ SOCKET_NAME_LENGTH = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UrlPolicy:
+class UrlSettings:
     """Which URLs from commands may be contacted. Applied to every hop of a redirect."""
 
-    http: bool = False
+    allow_http: bool = False
     """Whether plain http is allowed beside https."""
 
-    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    allow_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     """Address ranges allowed although they are private, loopback or link-local. Public ones are always allowed."""
+
+    ports: tuple[int, ...] = (80, 443)
+    """Ports that a URL may name. Empty: any."""
 
     max_redirects: int = 5
 
@@ -50,24 +53,20 @@ class StoreSettings:
     file_mode: int = 0o600
     """Permissions of files that are written into directories."""
 
-    url_policy: UrlPolicy = UrlPolicy()
-    """For `http(s)` image stores."""
-
-    endpoint_policy: UrlPolicy = UrlPolicy()
-    """For S3 endpoints, which usually are private addresses."""
+    urls: UrlSettings = UrlSettings()
 
     ca_file: Path | None = None
-    """PEM bundle used instead of the system's certificate authorities."""
+    """PEM bundle of authorities to trust besides those of the system."""
 
     connect_timeout: float = 10.0
-    read_timeout: float = 60.0
+    read_timeout: float = 30.0
     """How long a server may be silent in the middle of an answer."""
 
-    connections: int = 8
+    connections: int = 4
     """Parallel connections for one transfer."""
 
     attempts: int = 5
-    """How often a call is tried in all, when its failures are transient."""
+    """How often a call is tried in all while its failures are transient; for a transfer, in a row without progress."""
 
     def __post_init__(self) -> None:
         directories = [*self.roots, self.mount_root, *self.nfs_mounts.values(), self.runtime_dir]
