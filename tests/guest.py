@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MiB = 1024 * 1024
+GiB = 1024 * MiB
 BOOT_WAIT_S = 180.0  # it takes 5 s on an idle machine
 MODULES = ("virtio_pci", "virtio_blk")
 

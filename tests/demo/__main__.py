@@ -1,0 +1,189 @@
+"""`make demo`: the main job from end to end, with a real S3 server, the real daemon and its command line.
+
+A bootable template goes into S3, becomes a volume by one command, is compared and booted; a hostile template is refused.
+Everything lives in a temporary directory below `build/`, which is removed at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.guest import GiB, MiB, boot, build_disk, fetch_kernel, run
+from tests.servers import S3Server, run_seaweed, running, wait_for
+
+BUILD = Path(__file__).parents[2] / "build"
+AGENT = Path(sys.executable).parent / "storage-agent"
+BUCKET = "templates"
+SIZE = 2 * GiB
+PAYLOAD = 768 * MiB
+HASHED_MIB = 32
+
+CONFIG = """
+[agent]
+state_dir = "{work}/state"
+runtime_dir = "{work}/run"
+
+[pools]
+roots = ["{work}/pools"]
+
+[api]
+socket = "{work}/run/api.sock"
+"""
+
+
+def say(text: str) -> None:
+    print(f"\n\033[1m== {text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
+
+
+def agent(work: Path, *arguments: str, expect: int = 0) -> None:
+    """Run the command line where the reader sees it; its exit code is part of what is shown."""
+    print("$ storage-agent", *arguments, flush=True)
+    code = subprocess.run([AGENT, *arguments], env=environment(work), check=False).returncode
+    if code != expect:
+        raise SystemExit(f"storage-agent {arguments[0]} ended with {code}, expected {expect}")
+
+
+def environment(work: Path) -> dict[str, str]:
+    return {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "TERM": "xterm-256color" if sys.stdout.isatty() else "dumb",
+        "STORAGE_AGENT_CONFIG": str(work / "agent.toml"),
+        "STORAGE_AGENT_SOCKET": str(work / "run" / "api.sock"),
+    }
+
+
+def copy_command(server: S3Server, key: str, *, size: int) -> dict[str, object]:
+    return {
+        "command": "Copy",
+        "deadline_s": 900,
+        "source": {
+            "type": "template",
+            "path": key,
+            "format": "QCOW2",
+            "hypervisorType": "KVM",
+            "imageDataStore": {
+                "storeType": "s3",
+                "endPoint": server.endpoint,
+                "bucketName": BUCKET,
+                "accessKey": server.access_key,
+                "secretKey": server.secret_key,
+            },
+        },
+        "destination": {
+            "type": "volume",
+            "uuid": "5f7b3c1e-demo",
+            "path": "5f7b3c1e-demo",
+            "format": "QCOW2",
+            "size": size,
+            "dataStore": {"storeType": "primary", "uuid": "demo-pool", "poolType": "Filesystem", "path": "POOL"},
+        },
+    }
+
+
+def write_command(work: Path, name: str, command: dict[str, object]) -> str:
+    """Commands hold credentials: the file is readable by its owner alone."""
+    path = work / name
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(command, indent=1).replace('"POOL"', json.dumps(str(work / "pools" / "demo"))))
+    return str(path)
+
+
+@contextmanager
+def daemon(work: Path) -> Iterator[None]:
+    (work / "agent.toml").write_text(CONFIG.format(work=work))
+    for name in ("state", "run"):
+        (work / name).mkdir(mode=0o700)
+    (work / "pools" / "demo").mkdir(parents=True)
+    log = work / "daemon.log"
+    argv = ["/usr/bin/env", "-i", *(f"{k}={v}" for k, v in environment(work).items()), str(AGENT), "run"]
+    with running(argv, log) as process:
+        wait_for(lambda: ready(work), process, log)
+        yield
+
+
+def ready(work: Path) -> bool:
+    asked = subprocess.run([AGENT, "status", "--json"], env=environment(work), capture_output=True, check=False)
+    return asked.returncode == 0
+
+
+def make_hostile(path: Path) -> None:
+    """A qcow2 whose backing file is a file of the host: who reads the disk would read /etc/passwd."""
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "/etc/passwd", "-F", "raw", path, "1G")
+
+
+def guest_bytes(disk: Path, count: int) -> str:
+    """Digest of the first bytes that a guest sees of this disk."""
+    head = disk.with_name("head.raw")
+    run("qemu-img", "dd", "-f", "qcow2", "-O", "raw", "bs=1M", f"count={count}", f"if={disk}", f"of={head}")
+    return hashlib.sha256(head.read_bytes()).hexdigest()
+
+
+def main() -> None:
+    BUILD.mkdir(exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="demo-", dir=BUILD))
+    try:
+        show(work)
+    finally:
+        shutil.rmtree(work)
+    print("\ndemo: ok")
+
+
+def show(work: Path) -> None:
+    say("a bootable template: Debian's kernel, busybox, and data beside them")
+    template, hostile = work / "template.qcow2", work / "hostile.qcow2"
+    build_disk(fetch_kernel(BUILD / "guest" / "kernel"), template, size=SIZE, payload=PAYLOAD, hashed_mib=HASHED_MIB)
+    make_hostile(hostile)
+    print(f"template.qcow2: {template.stat().st_size / MiB:.0f} MiB, {SIZE / GiB:.0f} GiB virtual")
+
+    (work / "s3").mkdir()
+    say("a real S3 server (SeaweedFS) on loopback, and the templates in it")
+    with run_seaweed(work / "s3") as server:
+        client = server.client()
+        client.create_bucket(Bucket=BUCKET)
+        client.upload_file(str(template), BUCKET, "template/tmpl/2/201/debian.qcow2")
+        client.upload_file(str(hostile), BUCKET, "template/tmpl/2/202/hostile.qcow2")
+        client.close()
+        say("the daemon")
+        with daemon(work):
+            agent(work, "status")
+            volumes(work, server, template)
+    left = sorted(p.name for p in (work / "pools" / "demo").iterdir() if p.name != ".storage-agent")
+    if left != ["5f7b3c1e-demo"]:
+        raise SystemExit(f"left in the pool: {left}")
+
+
+def volumes(work: Path, server: S3Server, template: Path) -> None:
+    good = write_command(work, "copy.json", copy_command(server, "template/tmpl/2/201/debian.qcow2", size=SIZE))
+    say("what would be done, and why (runs nothing)")
+    agent(work, "explain", good)
+    say("one command: the template in S3 becomes a volume")
+    agent(work, "submit", good)
+
+    volume = work / "pools" / "demo" / "5f7b3c1e-demo"
+    say("the content, compared by qemu-img, and the guest's own opinion")
+    print(run("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", template, volume).decode().strip())
+    guest = boot(volume)
+    print(f"booted: Linux {guest.kernel}, {guest.sectors * 512 / GiB:.0f} GiB disk, sha256 {guest.sha256[:16]}...")
+    if guest.sha256 != guest_bytes(template, HASHED_MIB) or guest.sectors * 512 != SIZE:
+        raise SystemExit("the guest read something else than the template holds")
+
+    say("a hostile template: a qcow2 whose backing file is the host's /etc/passwd")
+    command = copy_command(server, "template/tmpl/2/202/hostile.qcow2", size=SIZE)
+    destination = command["destination"]
+    assert isinstance(destination, dict)
+    destination["path"] = destination["uuid"] = "hostile"
+    agent(work, "submit", write_command(work, "hostile.json", command), expect=1)
+    agent(work, "commands", "ls")
+
+
+if __name__ == "__main__":
+    main()
