@@ -9,14 +9,14 @@ Units are bytes throughout. Offsets count from the first byte of the object.
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias
 
-from stores.errors import StoreUnsupported
+from stores.errors import StoreError, StoreUnsupported
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -88,6 +88,9 @@ class NbdExport:
     socket: Path
     export: str
     info: ObjectInfo
+    failure: Callable[[], StoreError | None] = field(default=lambda: None, repr=False, compare=False)
+    """Why the first read of this export that failed did, if one did. A tool only says "Input/output error": whoever ran
+    it over this export raises this instead."""
     kind: ClassVar[Kind] = Kind.NBD_EXPORT
 
 
