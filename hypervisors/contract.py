@@ -8,13 +8,16 @@ way to do keep their default here, which refuses with `OperationUnsupported`.
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from stores.contract import Kind, PendingWrite, Presentation, Progress
 from stores.errors import StorageError
 from stores.to import ImageFormat, ProvisioningType
+from stores.transfer.digests import Checksum
 
 
 class HypervisorType(StrEnum):
@@ -35,10 +38,19 @@ class ImageRefused(HandlerError):
     """The image gate says no: details carry `rule`, and what was found."""
 
 
+class SizeRefused(HandlerError):
+    """The size asked for would cut data off: details carry `asked` and `least` in bytes."""
+
+
+class ImageInUse(HandlerError):
+    """Other images are built on this one: details carry `children`."""
+
+
 class Operation(StrEnum):
     """What an acceptance is asked for. The rows of the table in docs/hypervisors.md."""
 
     COPY_TEMPLATE = "copy template to primary"
+    CLONE_TEMPLATE = "clone template to volume"
     ATTACH_ISO = "attach ISO"
     COPY_VOLUME = "copy volume to primary"
 
@@ -47,7 +59,9 @@ class Operation(StrEnum):
 class ImageSpec:
     """An image as the commands and our records know it, never as its own bytes claim.
 
-    `format` None: the command does not say, and the gate decides from the bytes. `compression`: gzip, bzip2, xz, zstd.
+    Of a source, `format` None means that the command does not say; `accepts` and `explain` see that, `copy` never does: by
+    then the gate has decided from the bytes. Of a target, `virtual_size` is the least it shall have, None the source's.
+    `compression`: gzip, bzip2, xz, zstd.
     """
 
     format: ImageFormat | None
@@ -82,6 +96,10 @@ class Written:
     digests: dict[str, str] = field(default_factory=dict)  # algorithm -> hex, of the source object's bytes
 
 
+Scratch: TypeAlias = Callable[[], AbstractAsyncContextManager[PendingWrite]]
+"""Opens a temporary file in the target's store, gone when the context ends, for what cannot be read in one pass."""
+
+
 class HypervisorHandler(abc.ABC):
     """One hypervisor. Stateless apart from its connections; every method may be cancelled and then leaves nothing behind
     that the surrounding `PendingWrite` does not remove."""
@@ -98,13 +116,27 @@ class HypervisorHandler(abc.ABC):
     def fills(self, operation: Operation, target: ImageSpec) -> Accepts:
         """What the handler can write the target through."""
 
+    async def estimate(self, source: Source, target: ImageSpec) -> int | None:
+        """The most bytes that `copy` will need in the target's store, as far as that is known beforehand."""
+        return None
+
     @abc.abstractmethod
     async def copy(
-        self, source: Source, target: PendingWrite, spec: ImageSpec, *, checksum: str | None, progress: Progress
+        self,
+        source: Source,
+        target: PendingWrite,
+        spec: ImageSpec,
+        *,
+        scratch: Scratch,
+        checksum: Checksum | None,
+        progress: Progress,
     ) -> Written:
-        """Write the source's content into `target` in `spec.format`. Untrusted sources pass the gate first.
-        `checksum` (`{ALG}hex` or bare MD5) is of the source object's bytes; a mismatch is `ChecksumMismatch`.
-        The caller commits."""
+        """Write the source's content into `target` in `spec.format`, without its backing chain and, if `spec.virtual_size`
+        is larger, grown to that. `checksum` is of the source object's bytes; a mismatch is `ChecksumMismatch`.
+
+        The caller has let the head of an untrusted source pass the gate; a source that can only be read in order, or that
+        is compressed, is inspected again by the handler once it is whole and before a tool opens it. The caller commits.
+        """
 
     async def create(
         self, target: PendingWrite, spec: ImageSpec, provisioning: ProvisioningType, *, backing: Source | None = None
@@ -113,7 +145,7 @@ class HypervisorHandler(abc.ABC):
         raise self._unsupported("create")
 
     async def resize(self, source: Source, new_size: int, *, shrink: bool) -> Written:
-        """Change the virtual size in place. Shrinking only when told."""
+        """Change the virtual size in place. `SizeRefused` for shrinking, unless told."""
         raise self._unsupported("resize")
 
     async def measure(self, source: Source) -> Written:

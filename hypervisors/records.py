@@ -1,0 +1,167 @@
+"""What we know of the images in a pool: one small JSON object beside each, written before the image is published.
+
+A record is the only source of an image's format and of its parents: a guest can write into an image, not into its record.
+Layout inside the pool, all below `.storage-agent/`:
+
+    images/<ref>.json           the record
+    children/<parent>/<child>   an empty marker for each linked clone; both are refs, percent-encoded
+    scratch/<token>             temporary files of a running command
+
+Records are durable when `save` returns. Whoever saves or removes one holds the locks of the image and of its parent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+from urllib.parse import quote, unquote
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hypervisors.narrowing import as_pending_stream, as_reader
+from stores.contract import DataStore, Kind, ObjectInfo
+from stores.errors import IntegrityError, NotFound
+from stores.to import ImageFormat
+from stores.transfer.digests import Checksum
+
+HIDDEN = ".storage-agent"
+"""First path component of everything that is ours in a pool and no image."""
+
+_LIMIT = 1 << 20  # bytes; a record has some hundred
+
+
+class Origin(BaseModel):
+    """Which object of which store an image was made from, and what its bytes were."""
+
+    model_config = ConfigDict(frozen=True)
+
+    store: str
+    ref: str
+    version: str | None = None
+    digests: dict[str, str] = {}  # algorithm -> hex
+
+
+class Parent(BaseModel):
+    """The image of the same pool that a linked clone is built on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ref: str
+    format: ImageFormat
+
+
+class Record(BaseModel):
+    """One image. Sizes are bytes; `created` is seconds since the epoch; `token` is the command that made it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layout: Literal[1] = 1
+    format: ImageFormat
+    virtual_size: int
+    token: str
+    created: float
+    origin: Origin | None = None
+    backing: Parent | None = None
+
+
+def record_ref(ref: str) -> str:
+    return f"{HIDDEN}/images/{ref}.json"
+
+
+def scratch_ref(token: str) -> str:
+    return f"{HIDDEN}/scratch/{token}"
+
+
+def same_origin(record: Record, store: str, info: ObjectInfo, checksum: Checksum | None) -> bool:
+    """Whether the image was made from just these bytes: same checksum, or same version of the same object."""
+    origin = record.origin
+    if origin is None:
+        return False
+    if checksum is not None and checksum.algorithm in origin.digests:
+        return origin.digests[checksum.algorithm] == checksum.hex
+    return info.version is not None and (origin.store, origin.ref, origin.version) == (store, info.ref, info.version)
+
+
+class Records:
+    """The records of one pool."""
+
+    def __init__(self, store: DataStore) -> None:
+        self._store = store
+
+    async def load(self, ref: str) -> Record | None:
+        """None if we never recorded that image. `IntegrityError` if the record is damaged: its image is then not touched,
+        since nothing else tells its format."""
+        name = record_ref(ref)
+        try:
+            info = await self._store.stat(name)
+        except NotFound:
+            return None
+        size = info.size or 0
+        if size > _LIMIT:
+            raise IntegrityError(f"record {name} has {size} bytes; it is not ours", store=self._store.id, ref=name)
+        async with self._store.present(info, Kind.RANGE_READER) as presentation:
+            text = await as_reader(presentation).read(0, size)
+        try:
+            return Record.model_validate_json(text)
+        except ValidationError as error:
+            raise IntegrityError(
+                f"the record of {ref} is damaged ({error.error_count()} faults); restore {name} or remove it, and the image"
+                " counts as one without a record",
+                store=self._store.id,
+                ref=ref,
+            ) from None
+
+    async def save(self, ref: str, record: Record) -> None:
+        """Marker first, then the record: a child that is recorded is always seen from its parent."""
+        if record.backing is not None:
+            await self._put(_marker(record.backing.ref, ref), b"", record.token)
+        await self._put(record_ref(ref), record.model_dump_json(indent=1).encode(), record.token)
+
+    async def remove(self, ref: str, backing: Parent | None) -> None:
+        """Idempotent. In the order in which a crash leaves at most a marker without a child, which `children` sees through."""
+        await self._store.delete(record_ref(ref))
+        if backing is not None:
+            await self._store.delete(_marker(backing.ref, ref))
+
+    async def discard(self, ref: str, backing: Parent | None, token: str) -> None:
+        """Remove what a dead `save` left half written."""
+        await self._store.discard(record_ref(ref), token=token)
+        await self._store.discard(scratch_ref(token), token=token)
+        if backing is not None:
+            await self._store.discard(_marker(backing.ref, ref), token=token)
+
+    async def children(self, ref: str) -> Sequence[str]:
+        """Refs of the images that are built on this one, in order."""
+        found = [
+            unquote(info.ref.rpartition("/")[2]) async for info in self._store.list(_markers(ref)) if not info.is_dir
+        ]
+        return [child for child in found if await self._is_child(child, ref)]
+
+    async def chain(self, record: Record) -> Sequence[tuple[Parent, Record | None]]:
+        """The parents, nearest first. `IntegrityError` if they run in a circle."""
+        seen: list[tuple[Parent, Record | None]] = []
+        parent = record.backing
+        while parent is not None:
+            if any(parent.ref == earlier.ref for earlier, _ in seen):
+                raise IntegrityError(f"the recorded parents of {parent.ref} run in a circle", ref=parent.ref)
+            above = await self.load(parent.ref)
+            seen.append((parent, above))
+            parent = above.backing if above is not None else None
+        return seen
+
+    async def _is_child(self, child: str, parent: str) -> bool:
+        record = await self.load(child)
+        return record is not None and record.backing is not None and record.backing.ref == parent
+
+    async def _put(self, ref: str, content: bytes, token: str) -> None:
+        async with self._store.write(ref, Kind.BYTE_STREAM, token=token, size=len(content), replace=True) as pending:
+            await as_pending_stream(pending).write(memoryview(content))
+            await pending.commit()
+
+
+def _markers(parent: str) -> str:
+    return f"{HIDDEN}/children/{quote(parent, safe='')}"
+
+
+def _marker(parent: str, child: str) -> str:
+    return f"{_markers(parent)}/{quote(child, safe='')}"
