@@ -21,9 +21,9 @@ from typing import NoReturn, TypeAlias
 from urllib.parse import urljoin
 
 from stores.errors import InvalidReference, PolicyRefused
+from stores.settings import UrlSettings
 
 Address: TypeAlias = IPv4Address | IPv6Address
-Network: TypeAlias = IPv4Network | IPv6Network
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -44,22 +44,6 @@ _GLOBAL_UNICAST6 = IPv6Network("2000::/3")
 _REFUSED6 = tuple(IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
 # 6to4 relay anycast (RFC 7526), and the one metadata service with a public address: Azure's WireServer.
 _REFUSED4 = tuple(IPv4Network(text) for text in ("192.88.99.0/24", "168.63.129.16/32"))
-
-
-@dataclass(frozen=True, slots=True)
-class UrlPolicy:
-    """What the configuration allows beyond the default, which is https to public addresses.
-
-    `allowed_networks` are reachable even if private; `ports` None means any port. `external_fetch` allows a URL to be
-    handed to a tool such as qemu, which resolves names and follows redirects by itself, unseen by this policy: for
-    servers that are trusted not to redirect into the private network.
-    """
-
-    http: bool = False
-    ports: frozenset[int] | None = None
-    allowed_networks: tuple[Network, ...] = ()
-    max_redirects: int = 5
-    external_fetch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +79,7 @@ class ParsedUrl:
         return "?" in self.target
 
 
-def check_url(url: str, policy: UrlPolicy) -> ParsedUrl:
+def check_url(url: str, policy: UrlSettings) -> ParsedUrl:
     """The parts of `url`, if every parser reads it alike and the policy allows its scheme and port.
 
     `InvalidReference` when it is malformed or ambiguous, `PolicyRefused` when the policy forbids it. Neither repeats the
@@ -111,7 +95,7 @@ def check_url(url: str, policy: UrlPolicy) -> ParsedUrl:
     scheme = match["scheme"].lower()
     if scheme not in _DEFAULT_PORTS:
         raise PolicyRefused(f"URL scheme {scheme!r} is refused: only https, and http where enabled", scheme=scheme)
-    if scheme == "http" and not policy.http:
+    if scheme == "http" and not policy.allow_http:
         raise PolicyRefused("plain http is refused: use https, or enable http in the URL policy", scheme=scheme)
     if "@" in match["authority"]:
         _invalid("it carries user information (user:password@)")
@@ -119,7 +103,7 @@ def check_url(url: str, policy: UrlPolicy) -> ParsedUrl:
     if authority is None:
         _invalid("its host is malformed")
     port = _DEFAULT_PORTS[scheme] if authority["port"] is None else _check_port(authority["port"])
-    if policy.ports is not None and port not in policy.ports:
+    if policy.ports and port not in policy.ports:
         raise PolicyRefused(f"URL port {port} is refused: allowed are {sorted(policy.ports)}", port=port)
     target = match["target"]
     return ParsedUrl(
@@ -127,7 +111,7 @@ def check_url(url: str, policy: UrlPolicy) -> ParsedUrl:
     )
 
 
-def follow(current: ParsedUrl, location: str, policy: UrlPolicy) -> ParsedUrl:
+def follow(current: ParsedUrl, location: str, policy: UrlSettings) -> ParsedUrl:
     """Where a redirect from `current` leads, checked like the first URL; from https never back to http."""
     if not _VISIBLE_ASCII.fullmatch(location):
         _invalid(
@@ -139,10 +123,10 @@ def follow(current: ParsedUrl, location: str, policy: UrlPolicy) -> ParsedUrl:
     return following
 
 
-def check_address(address: str, policy: UrlPolicy) -> Address:
+def check_address(address: str, policy: UrlSettings) -> Address:
     """`address` (text, as a resolver gives it) as an address that may be connected to; `PolicyRefused` otherwise.
 
-    Refused unless in `policy.allowed_networks`: loopback, link-local (with the metadata service), private and shared
+    Refused unless in `policy.allow_networks`: loopback, link-local (with the metadata service), private and shared
     ranges, multicast, reserved, unspecified, documentation, and IPv6 forms that embed an IPv4 address. An IPv4-mapped or
     scoped address is refused always: it would be compared as IPv6 and connected to as something else.
     """
@@ -152,7 +136,7 @@ def check_address(address: str, policy: UrlPolicy) -> Address:
         raise InvalidReference(f"{address!r} is not an IP address") from None
     if isinstance(parsed, IPv6Address) and (parsed.ipv4_mapped is not None or parsed.scope_id is not None):
         raise PolicyRefused(f"address {parsed} is refused: IPv4-mapped or scoped", address=str(parsed))
-    if any(parsed in network for network in policy.allowed_networks) or _is_public(parsed):
+    if any(parsed in network for network in policy.allow_networks) or _is_public(parsed):
         return parsed
     raise PolicyRefused(
         f"address {parsed} is refused: it is not public, and no network allowed by the URL policy has it",
