@@ -62,6 +62,12 @@ class Unavailable(StoreError):
     retry = Retry.YES
 
 
+class TlsFailed(StoreError):
+    """No TLS session with the server: its certificate is not trusted or names another host, or there is no TLS there."""
+
+    retry = Retry.OPERATOR
+
+
 class ObjectChanged(StoreError):
     """The object's version is no longer the one this transfer began with."""
 
