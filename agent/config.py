@@ -168,19 +168,19 @@ class TlsSection(Section):
 
 
 class ApiSection(Section):
-    """The HTTP API. A listener that systemd passes (names `unix` and `tcp`) takes the place of the address given here."""
+    """The HTTP API. Listeners that systemd passes take the place of the addresses given here."""
 
-    unix_socket: AbsolutePath = Field(
+    socket: AbsolutePath = Field(
         Path("/run/storage-agent/api.sock"),
         description="Local API and CLI. Callers are known by their peer credentials.",
     )
-    unix_group: str | None = Field(
+    group: str | None = Field(
         None,
         description="Group that owns the socket. Its members may command, and so may root and the agent's own user.",
         examples=["storage-agent"],
     )
-    unix_mode: str = Field("0660", pattern=r"^0[0-7]{3}$", description="Permissions of the socket, in octal.")
-    unix_users: dict[str, Role] = Field(
+    mode: str = Field("0660", pattern=r"^0[0-7]{3}$", description="Permissions of the socket, in octal.")
+    users: dict[str, Role] = Field(
         {},
         description="Roles of further local users, by name or number.",
         examples=[{"prometheus": "view", "1500": "operate"}],

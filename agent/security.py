@@ -109,7 +109,7 @@ def _uid(name: str) -> int:
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
-        raise SecuritySetup(f"api.unix_users: there is no user {name!r} on this host", user=name) from None
+        raise SecuritySetup(f"api.users: there is no user {name!r} on this host", user=name) from None
 
 
 def _gid(name: str) -> int:
@@ -118,7 +118,7 @@ def _gid(name: str) -> int:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        raise SecuritySetup(f"api.unix_group: there is no group {name!r} on this host", group=name) from None
+        raise SecuritySetup(f"api.group: there is no group {name!r} on this host", group=name) from None
 
 
 def open_unix_listener(path: Path, *, mode: int, group: int | None) -> socket.socket:
