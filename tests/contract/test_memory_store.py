@@ -1,0 +1,47 @@
+"""The store contract over memory, and over each wrapper around memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from stores.backends.memory import MemoryStore, SparseBytes
+from stores.contract import GiB
+from tests.contract.store_contract import StoreContract
+
+
+class OverMemory(StoreContract):
+    """Hooks into a `MemoryStore`'s objects."""
+
+    sparse_size = 64 * GiB + 17
+    memory: MemoryStore
+
+    @pytest.fixture(autouse=True)
+    def fresh_memory(self) -> None:
+        self.memory = MemoryStore("contract")
+
+    async def put_directly(self, ref: str, data: bytes) -> None:
+        await self.put_sparse_directly(ref, len(data), {0: data})
+
+    async def put_sparse_directly(self, ref: str, size: int, pieces: dict[int, bytes]) -> None:
+        sparse = SparseBytes(size)
+        for offset, piece in pieces.items():
+            sparse.write_at(offset, memoryview(piece))
+        self.memory.publish(ref, sparse, replace=True)
+
+    async def read_directly(self, ref: str) -> bytes | None:
+        if ref not in self.memory._objects:
+            return None
+        found = self.memory._objects[ref].content
+        data = bytearray(found.size)
+        found.read_into(0, memoryview(data))
+        return bytes(data)
+
+    async def everything_left(self) -> set[str]:
+        assert not self.memory._pending
+        return set(self.memory._objects)
+
+
+class TestMemoryStore(OverMemory):
+    @pytest.fixture
+    def store(self) -> MemoryStore:
+        return self.memory
