@@ -12,8 +12,9 @@ ignored. Sizes are bytes, times seconds since the epoch. Every dump of a model s
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
@@ -179,6 +180,29 @@ Command: TypeAlias = Annotated[
 
 COMMAND: TypeAdapter[Command] = TypeAdapter(Command)
 """Validates and describes any command: `COMMAND.validate_json(body)`, `COMMAND.json_schema()`."""
+
+
+def canonical(command: Command) -> bytes:
+    """What the command asks for, secrets in clear, in a form that is equal for equal commands: to be digested, never kept.
+
+    The envelope is not part of it: a client may well send a command again with the time that it has left.
+    """
+    content = _revealed(command)
+    for name in ("id", "deadline_s"):
+        content.pop(name, None)
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _revealed(value: Any) -> Any:
+    if isinstance(value, Secret):
+        return value.reveal()
+    if isinstance(value, BaseModel):
+        return {name: _revealed(part) for name, part in value if part is not None}
+    if isinstance(value, dict):
+        return {key: _revealed(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_revealed(part) for part in value]
+    return value
 
 
 # ---------------------------------------------------------------------------------------------------- answers

@@ -1,11 +1,87 @@
-"""From an accepted command to its recorded outcome: journal, locks, turns, deadlines, cancellation, progress."""
+"""From an accepted command to its recorded outcome: journal, locks, turns, deadlines, cancellation, progress.
+
+A command is one task of one task group:
+
+    journal it -> wait for its locks -> wait for its turn -> run it -> journal how it ended -> tell
+
+Locks come before turns, so that a command that waits for an object takes no turn from one that could run. Whoever holds a
+turn has all its locks, so nothing can wait in a circle. Until the outcome is in the journal nobody is told of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
 
-from agent.commands import Answer, Command, Event, State
+import structlog
+
+from agent.commands import Answer, Command, Event, Failure, Outcome, State, canonical
+from agent.failures import (
+    Cancelled,
+    DeadlineExceeded,
+    IdReused,
+    Interrupted,
+    JournalUnusable,
+    Overloaded,
+    Stopping,
+    UnknownCommand,
+    tell,
+)
+from agent.journal import Entry, Journal
+from agent.locks import Claim, Locks
+from agent.progress import Tracker
+from stores.contract import Progress
+
+_log = structlog.get_logger(__name__)
+
+EVENT_INTERVAL_S = 0.2
+"""Pace of progress events. Subscribers look this often; nobody is woken by the work itself."""
+RECORD_RETRY_S = 1.0
+"""Pause between attempts to record an outcome in a journal that fails."""
+
+
+class Executor(Protocol):
+    """Who does what commands ask for (`agent.execution`)."""
+
+    def claims(self, command: Command) -> Sequence[Claim]:
+        """The objects that the command touches."""
+        ...
+
+    async def execute(self, command: Command, token: str, progress: Progress) -> Outcome:
+        """Do it, durably. Raises if it could not be done; cancelled or failed, it leaves nothing behind."""
+        ...
+
+
+class Observer(Protocol):
+    """Who counts what happens (metrics). Never blocks, never raises."""
+
+    def accepted(self, command: str) -> None: ...
+
+    def finished(self, answer: Answer) -> None: ...
+
+    def advanced(self, count: int) -> None: ...
+
+
+class Unobserved:
+    """For callers who do not count."""
+
+    def accepted(self, command: str) -> None: ...
+
+    def finished(self, answer: Answer) -> None: ...
+
+    def advanced(self, count: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    concurrency: int = 8  # commands that run at once
+    queue: int = 10_000  # commands accepted and not ended
+    default_deadline_s: float = 4 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +96,95 @@ class DispatcherStatus:
     concurrency: int
 
 
+class _Stop(Enum):
+    """Why a command is stopped from outside."""
+
+    CANCEL = auto()
+    INTERRUPT = auto()
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """A command that has not ended."""
+
+    id: str
+    command: Command
+    fingerprint: bytes
+    deadline_s: float
+    deadline: float  # on the loop's clock
+    accepted_at: float
+    tracker: Tracker
+    accepted: asyncio.Future[Entry | None]  # an entry: the id was known already
+    ended: asyncio.Future[Answer]
+    task: asyncio.Task[None] | None = None
+    state: State = State.ACCEPTED
+    started_at: float | None = None
+    stop: _Stop | None = None
+    stoppable: bool = False  # neither being accepted nor already being recorded
+
+    def request_stop(self, reason: _Stop) -> None:
+        if self.stop is None:
+            self.stop = reason
+            if self.stoppable and self.task is not None:
+                self.task.cancel()
+
+    def answer(self) -> Answer:
+        running = self.state is State.RUNNING
+        return Answer(
+            id=self.id,
+            command=self.command.command,
+            state=self.state,
+            accepted_at=self.accepted_at,
+            started_at=self.started_at,
+            progress=self.tracker.report() if running else None,
+        )
+
+
 class Dispatcher:
-    """Runs commands."""
+    """See the module. An asynchronous context manager: commands run inside of it, and leaving it stops them."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        executor: Executor,
+        limits: Limits = Limits(),
+        *,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+        event_interval_s: float = EVENT_INTERVAL_S,
+        record_retry_s: float = RECORD_RETRY_S,
+    ) -> None:
+        """`clock` is the wall clock, for the times in answers; deadlines use the loop's."""
+        self._journal = journal
+        self._executor = executor
+        self._limits = limits
+        self._observer = observer or Unobserved()
+        self._clock = clock
+        self._new_id = new_id
+        self._event_interval_s = event_interval_s
+        self._record_retry_s = record_retry_s
+        self._jobs: dict[str, _Job] = {}
+        self._locks = Locks()
+        self._turns = asyncio.Semaphore(limits.concurrency)
+        self._group = asyncio.TaskGroup()
+        self._accepting = False
+        self._give_up = False  # recording has been tried long enough
+
+    async def __aenter__(self) -> Dispatcher:
+        await self._group.__aenter__()
+        self._accepting = True
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        try:
+            await self.drain(0)
+        except BaseException as error:
+            await self._group.__aexit__(type(error), error, error.__traceback__)
+            raise
+        await self._group.__aexit__(None, None, None)
+
+    # ------------------------------------------------------------------------------------------ for the transports
 
     async def submit(self, command: Command) -> Answer:
         """Journal the command, put it in the queue, and say so. Durable when this returns.
@@ -30,34 +193,279 @@ class Dispatcher:
         content differs, `Overloaded` if the queue is full, `Stopping` while the agent stops, `JournalUnusable` if it
         could not be journalled. Cancelling this call does not cancel the command.
         """
-        raise NotImplementedError
+        command_id = command.id or self._new_id()
+        fingerprint = self._journal.fingerprint(canonical(command))
+        job = self._jobs.get(command_id)
+        if job is None:
+            refusal = self._refusal()
+            if refusal is not None:
+                entry = await self._journal.find(command_id) if command.id else None
+                if entry is None:
+                    raise refusal
+                return _replay(entry, fingerprint)
+            job = self._start(command, command_id, fingerprint)
+        known = await asyncio.shield(job.accepted)
+        if known is not None:
+            return _replay(known, fingerprint)
+        if job.fingerprint != fingerprint:
+            raise _reused(command_id)
+        return job.ended.result() if job.ended.done() else job.answer()
 
     async def get(self, command_id: str) -> Answer:
         """The command's present answer. `UnknownCommand` if there is none, or no longer."""
-        raise NotImplementedError
+        found = await self._find(command_id)
+        return found.answer() if isinstance(found, _Job) else found
 
     async def wait(self, command_id: str, seconds: float) -> Answer:
         """The final answer, or after that many seconds the present one. `UnknownCommand`."""
-        raise NotImplementedError
+        found = await self._find(command_id)
+        if isinstance(found, Answer):
+            return found
+        await asyncio.wait([found.ended], timeout=seconds)
+        return found.ended.result() if found.ended.done() else found.answer()
 
     async def cancel(self, command_id: str) -> Answer:
         """Stop the command wherever it is and wait until nothing of it is left. One that already ended stays as it ended.
         `UnknownCommand`."""
-        raise NotImplementedError
+        job = self._jobs.get(command_id)
+        if job is not None:
+            job.request_stop(_Stop.CANCEL)
+        found = await self._find(command_id)
+        return await asyncio.shield(found.ended) if isinstance(found, _Job) else found
 
-    def events(self, command_id: str) -> AsyncIterator[Event]:
+    async def events(self, command_id: str) -> AsyncIterator[Event]:
         """Progress until the command ends; the last event has the final state. A slow consumer misses steps, never the
         last one. `UnknownCommand` on the first step."""
-        raise NotImplementedError
+        found = await self._find(command_id)
+        if isinstance(found, _Job):
+            last: Event | None = None
+            while not found.ended.done():
+                answer = found.answer()
+                event = Event(id=answer.id, state=answer.state, progress=answer.progress)
+                if event != last:
+                    yield event
+                    last = event
+                await asyncio.wait([found.ended], timeout=self._event_interval_s)
+            found = found.ended.result()
+        yield Event(id=found.id, state=found.state)
 
     async def list(self, *, state: State | None = None, limit: int = 100) -> list[Answer]:
         """The newest commands first, at most `limit`."""
-        raise NotImplementedError
+        live = [job.answer() for job in self._jobs.values() if job.accepted.done() and state in (None, job.state)]
+        live.sort(key=lambda answer: answer.accepted_at, reverse=True)
+        ended: Sequence[Entry] = ()
+        if len(live) < limit and (state is None or state.final):
+            ended = await self._journal.newest(limit - len(live), state)
+        seen = {answer.id for answer in live}
+        return live[:limit] + [entry.told() for entry in ended if entry.id not in seen]
 
     def status(self) -> DispatcherStatus:
-        raise NotImplementedError
+        running = sum(job.state is State.RUNNING for job in self._jobs.values())
+        return DispatcherStatus(
+            accepting=self._accepting,
+            journal_usable=self._journal.usable,
+            accepted=len(self._jobs) - running,
+            running=running,
+            queue_limit=self._limits.queue,
+            concurrency=self._limits.concurrency,
+        )
 
     async def drain(self, seconds: float) -> None:
         """Stop accepting; what waits is answered `interrupted`; what runs gets that many seconds, then is interrupted
-        too. Every outcome is recorded when this returns."""
-        raise NotImplementedError
+        too. Every outcome is recorded when this returns, unless the journal fails: then the next start accounts for it."""
+        self._accepting = False
+        for job in list(self._jobs.values()):
+            if job.state is State.ACCEPTED:
+                job.request_stop(_Stop.INTERRUPT)
+        await self._all_ended(seconds)
+        for job in list(self._jobs.values()):
+            job.request_stop(_Stop.INTERRUPT)
+        self._give_up = True
+        await self._all_ended(None)
+
+    async def _all_ended(self, seconds: float | None) -> None:
+        tasks = [job.task for job in self._jobs.values() if job.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+
+    # --------------------------------------------------------------------------------------------------- inside
+
+    def _refusal(self) -> Stopping | Overloaded | None:
+        if not self._accepting:
+            return Stopping("the agent is stopping and accepts no commands; send it again when it is back")
+        if len(self._jobs) >= self._limits.queue:
+            return Overloaded(
+                f"{len(self._jobs)} commands wait or run, and the limit is {self._limits.queue}; send it again later",
+                limit=self._limits.queue,
+            )
+        return None
+
+    def _start(self, command: Command, command_id: str, fingerprint: bytes) -> _Job:
+        loop = asyncio.get_running_loop()
+        deadline_s = command.deadline_s or self._limits.default_deadline_s
+        job = _Job(
+            id=command_id,
+            command=command,
+            fingerprint=fingerprint,
+            deadline_s=deadline_s,
+            deadline=loop.time() + deadline_s,
+            accepted_at=self._clock(),
+            tracker=Tracker(loop.time, count=self._observer.advanced),
+            accepted=loop.create_future(),
+            ended=loop.create_future(),
+        )
+        self._jobs[command_id] = job
+        job.task = self._group.create_task(self._live(job), name=f"command {command_id}")
+        return job
+
+    async def _find(self, command_id: str) -> _Job | Answer:
+        job = self._jobs.get(command_id)
+        if job is not None:
+            known = await asyncio.shield(job.accepted)
+            return job if known is None else known.told()
+        entry = await self._journal.find(command_id)
+        if entry is None:
+            raise UnknownCommand(
+                f"no command {command_id} is known here; finished ones are forgotten after the configured time",
+                id=command_id,
+            )
+        return entry.told()
+
+    async def _live(self, job: _Job) -> None:
+        """A command's whole life. Ends without an exception, whatever the command does."""
+        structlog.contextvars.bind_contextvars(command_id=job.id, command=job.command.command)
+        try:
+            if await self._accept(job):
+                answer = await self._perform(job)
+                await self._record(job, answer)
+        finally:
+            del self._jobs[job.id]
+            job.accepted.cancel()  # both are done, unless the dispatcher itself is torn down
+            job.ended.cancel()
+
+    async def _accept(self, job: _Job) -> bool:
+        entry = Entry(
+            id=job.id,
+            command=job.command.command,
+            request=job.command.model_dump_json(by_alias=True, exclude_none=True),
+            fingerprint=job.fingerprint,
+            accepted_at=job.accepted_at,
+        )
+        try:
+            known = await self._journal.accept(entry)
+        except JournalUnusable as error:
+            _log.critical("a command was refused because the journal failed", error=error.message)
+            job.accepted.set_exception(error)
+            job.accepted.exception()  # whoever submitted may have gone
+            return False
+        job.accepted.set_result(known)
+        if known is not None:
+            return False
+        self._observer.accepted(job.command.command)
+        return True
+
+    async def _perform(self, job: _Job) -> Answer:
+        """Run it and make its final answer of whatever happens."""
+        job.stoppable = True
+        scope = asyncio.timeout_at(job.deadline)
+        try:
+            if job.stop is not None:  # while it was being accepted
+                raise asyncio.CancelledError
+            async with scope, self._locks.hold(self._executor.claims(job.command)), self._turns:
+                outcome = await self._run(job)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if job.stop is None or task is None:
+                raise
+            task.uncancel()
+            return self._stopped(job, job.stop)
+        except Exception as error:  # noqa: BLE001  becomes the command's answer
+            late = isinstance(error, TimeoutError) and scope.expired()
+            return self._failed(job, State.FAILED, tell(self._late(job) if late else error).failure)
+        finally:
+            job.stoppable = False
+        return self._final(job, State.SUCCEEDED, **dict(outcome))
+
+    async def _run(self, job: _Job) -> Outcome:
+        job.started_at = self._clock()
+        if job.command.writes:
+            await self._journal.begin(job.id, job.started_at)
+        job.state = State.RUNNING
+        return await self._executor.execute(job.command, job.id, job.tracker)
+
+    async def _record(self, job: _Job, answer: Answer) -> None:
+        """Journal the outcome before anybody is told. A journal that fails is asked again until it works: an outcome that
+        is not on disk has not happened."""
+        hindered: asyncio.CancelledError | None = None
+        while True:
+            recorded = self._journal.finish(answer)
+            hindered = await _ended(recorded) or hindered
+            error = recorded.exception()
+            if error is None:
+                break
+            _log.critical("an outcome cannot be recorded", state=answer.state.value, error=str(error))
+            if self._give_up:
+                job.ended.set_exception(error)
+                job.ended.exception()  # there may be nobody to see it
+                return
+            await asyncio.sleep(self._record_retry_s)
+        job.ended.set_result(answer)
+        self._observer.finished(answer)
+        _log.info("command ended", state=answer.state.value, error=answer.error and answer.error.kind)
+        if hindered is not None and job.stop is None:
+            raise hindered
+
+    def _stopped(self, job: _Job, reason: _Stop) -> Answer:
+        if reason is _Stop.CANCEL:
+            error: Cancelled | Interrupted = Cancelled(f"command {job.id} was cancelled; nothing of it is left")
+            return self._failed(job, State.CANCELLED, tell(error).failure)
+        began = "it was undone" if job.started_at is not None else "it had not begun"
+        error = Interrupted(f"the agent stopped before command {job.id} ended; {began}; send it again")
+        return self._failed(job, State.INTERRUPTED, tell(error).failure)
+
+    def _late(self, job: _Job) -> DeadlineExceeded:
+        doing = "ran" if job.started_at is not None else "waited"
+        return DeadlineExceeded(
+            f"command {job.id} still {doing} after {job.deadline_s:g} s and was undone; allow it more time",
+            deadline_s=job.deadline_s,
+        )
+
+    def _failed(self, job: _Job, state: State, error: Failure) -> Answer:
+        return self._final(job, state, error=error)
+
+    def _final(self, job: _Job, state: State, **fields: object) -> Answer:
+        return Answer.model_validate(
+            {
+                **fields,
+                "id": job.id,
+                "command": job.command.command,
+                "state": state,
+                "result": state is State.SUCCEEDED,
+                "accepted_at": job.accepted_at,
+                "started_at": job.started_at,
+                "finished_at": self._clock(),
+            }
+        )
+
+
+async def _ended(future: asyncio.Future[None]) -> asyncio.CancelledError | None:
+    """Wait until it is done, come what may; a cancellation that came meanwhile is handed back."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled
+
+
+def _replay(entry: Entry, fingerprint: bytes) -> Answer:
+    if entry.fingerprint != fingerprint:
+        raise _reused(entry.id)
+    return entry.told()
+
+
+def _reused(command_id: str) -> IdReused:
+    return IdReused(
+        f"command id {command_id} was used before for a command with other content; use a new id", id=command_id
+    )

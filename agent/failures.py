@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
@@ -137,6 +138,19 @@ def _incident() -> str:
     return uuid.uuid4().hex[:12]
 
 
+def _plain(details: Any) -> Any:
+    """Only what JSON has; anything else as its text. Errors carry paths, enumerations and sets."""
+    if isinstance(details, dict):
+        return {str(key): _plain(value) for key, value in details.items()}
+    if isinstance(details, set | frozenset):
+        return sorted(str(value) for value in details)
+    if isinstance(details, list | tuple):
+        return [_plain(value) for value in details]
+    if details is None or type(details) in (bool, int, float, str):
+        return details
+    return str(details)
+
+
 def tell(error: BaseException, *, incident: Callable[[], str] = _incident) -> Told:
     """The one place where an exception becomes an answer. What nobody foresaw is logged with its traceback and told as
     `Internal` with the incident's number, since its text may hold anything."""
@@ -146,5 +160,7 @@ def tell(error: BaseException, *, incident: Callable[[], str] = _incident) -> To
         number = incident()
         _log.error("unforeseen failure", incident=number, exc_info=error)
         error = Internal(f"an unforeseen failure; the agent's log has it as incident {number}", incident=number)
-    failure = Failure(kind=error.kind, retryable=error.retry.value, message=error.message, details=error.details)
+    failure = Failure(
+        kind=error.kind, retryable=error.retry.value, message=error.message, details=_plain(error.details)
+    )
     return Told(failure, http_status(type(error)))
