@@ -32,7 +32,8 @@ from agent.failures import (
     UnknownCommand,
     tell,
 )
-from agent.journal import Entry, Journal
+from agent.journal import Journal
+from agent.journal_file import Entry
 from agent.locks import Claim, Locks
 from agent.progress import Tracker
 from stores.contract import Progress
@@ -109,7 +110,7 @@ class _Job:
 
     id: str
     command: Command
-    fingerprint: bytes
+    fingerprint: str
     deadline_s: float
     deadline: float  # on the loop's clock
     accepted_at: float
@@ -300,7 +301,7 @@ class Dispatcher:
             )
         return None
 
-    def _start(self, command: Command, command_id: str, fingerprint: bytes) -> _Job:
+    def _start(self, command: Command, command_id: str, fingerprint: str) -> _Job:
         loop = asyncio.get_running_loop()
         deadline_s = command.deadline_s or self._limits.default_deadline_s
         job = _Job(
@@ -459,7 +460,7 @@ async def _ended(future: asyncio.Future[None]) -> asyncio.CancelledError | None:
     return cancelled
 
 
-def _replay(entry: Entry, fingerprint: bytes) -> Answer:
+def _replay(entry: Entry, fingerprint: str) -> Answer:
     if entry.fingerprint != fingerprint:
         raise _reused(entry.id)
     return entry.told()
