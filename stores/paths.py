@@ -51,6 +51,11 @@ def check_ref(ref: str) -> tuple[str, ...]:
     return tuple(ref.split("/"))
 
 
+def is_ref(ref: str) -> bool:
+    """Whether `check_ref` accepts it."""
+    return _problem(ref) is None
+
+
 def _problem(ref: str) -> str | None:
     if not ref:
         return "is empty"
