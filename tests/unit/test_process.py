@@ -11,6 +11,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,13 +41,21 @@ def runner() -> ToolRunner:
     return ToolRunner(grace_s=0.3)
 
 
+def children() -> str:
+    """The numbers of all processes that this one started and that have not ended."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # the thread has just ended
+            found.append((task / "children").read_text())
+    return "".join(found)
+
+
 @pytest.fixture(autouse=True)
-def nothing_left() -> object:
-    """No child and no descriptor more than before."""
-    descriptors = sorted(os.listdir("/proc/self/fd"))
+def nothing_left() -> Iterator[None]:
+    """Not a child, not a descriptor more than before."""
+    before = children(), sorted(os.listdir("/proc/self/fd"))
     yield
-    assert "".join(children.read_text() for children in Path("/proc/self/task").glob("*/children")) == ""
-    assert sorted(os.listdir("/proc/self/fd")) == descriptors
+    assert (children(), sorted(os.listdir("/proc/self/fd"))) == before
 
 
 async def pid_in(file: Path) -> int:
