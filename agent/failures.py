@@ -64,6 +64,12 @@ class Interrupted(AgentError):
     retry = Retry.YES
 
 
+class NotUndone(AgentError):
+    """The agent died in the middle of the command, and what that left could not be removed."""
+
+    retry = Retry.OPERATOR
+
+
 class JournalUnusable(AgentError):
     """The journal cannot be read or written, and without it nothing is run."""
 
@@ -99,6 +105,7 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     DeadlineExceeded: 504,
     Cancelled: 409,
     Interrupted: 503,
+    NotUndone: 500,
     JournalUnusable: 503,
     Internal: 500,
     errors.NotFound: 404,
