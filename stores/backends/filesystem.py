@@ -29,6 +29,7 @@ from stores.contract import (
 )
 from stores.errors import NotFound
 from stores.paths import check_prefix, check_ref, in_listing
+from stores.streams import presented
 from stores.transfer.engine import TransferEngine
 from stores.uninterrupted import uninterrupted
 
@@ -75,7 +76,11 @@ class FilesystemStore(DataStore):
         try:
             await self._engine.run(opened.open)
             reader = _Reader(opened, self._engine)
-            yield reader if kind is Kind.RANGE_READER else self._engine.stream(reader)
+            if kind is Kind.RANGE_READER:
+                yield reader
+            else:
+                async with presented(self._engine.stream(reader)) as stream:
+                    yield stream
         finally:
             opened.close()
 
