@@ -1,7 +1,7 @@
 """Logs: structlog in front, the standard library's loggers routed through the same pipeline, secrets taken out last.
 
-Every record of work on a command carries its id, since it is bound as a context variable, which tasks and
-`asyncio.to_thread` inherit. Redaction is the last step before rendering, so that a library's message, an exception's text and
+Every record of work on a command carries its id: the dispatcher binds it as a context variable, which tasks and
+`asyncio.to_thread` inherit, and libraries' records take it up as well. Redaction is the last step before rendering, so that a library's message, an exception's text and
 our own fields all pass it. It is a safety net: code keeps secrets out of logs by holding them as `Secret`.
 """
 
@@ -11,7 +11,6 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any, TextIO
 
 import structlog
@@ -122,8 +121,3 @@ def _common() -> list[Processor]:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-
-
-def command_context(command_id: str) -> AbstractContextManager[None]:
-    """Everything logged inside carries `command=<id>`."""
-    return structlog.contextvars.bound_contextvars(command=command_id)

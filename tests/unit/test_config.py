@@ -152,7 +152,7 @@ def test_the_default_file_may_be_missing_a_named_one_may_not(tmp_path: Path) -> 
 def test_the_configuration_does_not_change_once_loaded(tmp_path: Path) -> None:
     config = load(written(tmp_path, ""), {}).config
     with pytest.raises(ValueError, match="frozen"):
-        config.agent.concurrency = 3
+        config.agent.concurrency = 3  # type: ignore[misc]
 
 
 # ----------------------------------------------------------------------------------------------------- problems
