@@ -33,6 +33,10 @@ class UrlSettings:
 
     max_redirects: int = 5
 
+    external_fetch: bool = False
+    """Whether a URL may be handed to a tool such as qemu, which resolves names and follows redirects by itself, unseen by
+    this policy: only where every server that is allowed is trusted not to redirect into the private network."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:

@@ -104,7 +104,7 @@ class S3Store(DataStore):
         if prefix:
             # The object of that very name is the first of all whose keys begin so.
             page, _ = await self._page(prefix, None, limit=1)
-            found += page
+            found += [info for info in page if info.ref == prefix]
         for info in sorted(found, key=lambda info: info.ref):
             if _is_ref(info.ref) and in_listing(info.ref, prefix):
                 yield info
