@@ -18,7 +18,7 @@ from yarl import URL
 
 from stores.backends.connecting import Resolve
 from stores.contract import ObjectInfo
-from stores.errors import PolicyRefused, StorageError, StoreError, TlsFailed, Unavailable
+from stores.errors import NotFound, PolicyRefused, StorageError, StoreError, TlsFailed, Unavailable
 from stores.settings import UrlSettings
 from stores.transfer.answers import status_error
 from stores.transfer.target import USER_AGENT
@@ -69,7 +69,10 @@ class Prober:
             location = hop.headers.get("Location")
             if location is None:
                 raise Unavailable(f"{ref} on {url.host}: redirected to nowhere", ref=ref, status=hop.status)
-            url = follow(url, location, self._policy)
+            following = follow(url, location, self._policy)
+            if following.target == f"{url.target}/":  # how web servers answer for a folder
+                raise NotFound(f"{ref} on {url.host} is a folder", ref=ref)
+            url = following
         raise PolicyRefused(
             f"{ref}: more than {self._policy.max_redirects} redirects, the last one to {url.origin}",
             ref=ref,
