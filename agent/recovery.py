@@ -75,8 +75,8 @@ async def recover(
 async def _account(entry: Entry, undoer: Undoer, clock: Callable[[], float], limit_s: float) -> tuple[str, Answer]:
     if entry.state is State.ACCEPTED:
         error: AgentError = Interrupted(
-            f"the agent died before command {entry.id} did anything; its secrets are not in the journal, so it cannot be run from"
-            " there: send it again"
+            f"the agent died before command {entry.id} did anything; its secrets are not in the journal, so it cannot"
+            " be run from there: send it again"
         )
         return "never_begun", _failed(entry, error, clock)
     try:
