@@ -49,10 +49,10 @@ class StoreSettings:
     """`NetworkFilesystem` pools are mounted by the host at `<mount_root>/<pool uuid>`."""
 
     nfs_mounts: Mapping[str, Path] = field(default_factory=dict)
-    """Where the host has mounted which secondary storage: `nfs://host/export` -> directory."""
+    """Where the host has mounted which secondary storage: `nfs://host/export` -> mount point."""
 
     runtime_dir: Path = Path("/run/storage-agent")
-    """Where sockets of the bridge are made. Not created here."""
+    """Sockets of the bridge are made in its folder `nbd`."""
 
     file_mode: int = 0o600
     """Permissions of files that are written into directories."""
