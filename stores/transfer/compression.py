@@ -15,7 +15,7 @@ import lzma
 import sys
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Protocol, TypeAlias
 
 from stores.contract import KiB, MiB
 from stores.errors import IntegrityError, TooLarge
@@ -24,9 +24,6 @@ if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 PIECE = 1 * MiB
 """The most that one call of a decoder puts out."""
@@ -44,10 +41,8 @@ RATIO_FREE = 64 * MiB
 """Output that is never held against the ratio: an image that begins with a long run of zeroes is no bomb."""
 
 
-class Run(Protocol):
-    """How a blocking call gets into a thread: `TransferEngine.run`."""
-
-    def __call__(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]: ...
+Run: TypeAlias = Callable[[Callable[[], bytes]], Awaitable[bytes]]
+"""How a blocking call gets into a thread: `TransferEngine.run`."""
 
 
 class _Decoder(Protocol):
