@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
-
 from hypervisors.context import Pool
 from hypervisors.records import Record
 from stores.contract import ObjectInfo, PendingWrite
-
-T = TypeVar("T")
+from stores.uninterrupted import uninterrupted
 
 
 async def publish(pool: Pool, ref: str, pending: PendingWrite, record: Record) -> ObjectInfo:
@@ -32,29 +27,12 @@ async def publish(pool: Pool, ref: str, pending: PendingWrite, record: Record) -
         published.append(await pending.commit())
 
     try:
-        await to_the_end(save())
-        await to_the_end(commit())
+        await uninterrupted(save())
+        await uninterrupted(commit())
     except BaseException:
         if published:
-            await to_the_end(pool.store.delete(ref))
+            await uninterrupted(pool.store.delete(ref))
         if recorded:
-            await to_the_end(pool.records.remove(ref, record.parent))
+            await uninterrupted(pool.records.remove(ref, record.parent))
         raise
     return published[0]
-
-
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end even when cancelled, and only then be cancelled. For short steps that must not stop half way."""
-    task = asyncio.ensure_future(work)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            cancelled = True
-        except Exception:  # noqa: BLE001 - raised below, from the task itself
-            break
-    if cancelled:
-        task.exception()  # seen: the cancellation is what the caller is told
-        raise asyncio.CancelledError
-    return task.result()

@@ -9,13 +9,14 @@ from hypervisors.context import Context, Pool, require_room
 from hypervisors.contract import HypervisorHandler, ImageInUse, ImageSpec, Operation, OperationUnsupported, Written
 from hypervisors.copying import answer, make_record, present
 from hypervisors.narrowing import as_reader, as_stream
-from hypervisors.publishing import publish, to_the_end
+from hypervisors.publishing import publish
 from hypervisors.sources import vouched_for, with_parents
 from hypervisors.verbs import Call, ComputeChecksum, Create, Delete, GetVolumeStats, Resize, named, ref_of
 from stores.contract import Kind
 from stores.errors import AlreadyExists, InvalidReference, NotFound
 from stores.to import DataTO, ProvisioningType, VolumeObjectTO
 from stores.transfer.digests import Digester
+from stores.uninterrupted import uninterrupted
 
 _MEASURED_AT_ONCE = 4
 """Processes that one GetVolumeStats runs side by side."""
@@ -62,7 +63,7 @@ async def delete(ctx: Context, request: Delete) -> None:
             ref=ref,
             children=list(children),
         )
-    await to_the_end(remove(pool, ref))
+    await uninterrupted(remove(pool, ref))
 
 
 async def remove(pool: Pool, ref: str) -> None:
@@ -88,7 +89,7 @@ async def _remember_size(ctx: Context, call: Call, pool: Pool, ref: str, written
     if record is None:
         record = make_record(ctx, call, written, origin=None, backing=None)
     record = record.model_copy(update={"virtual_size": written.virtual_size})
-    await to_the_end(pool.records.save(ref, record, token=call.token, replace=True))
+    await uninterrupted(pool.records.save(ref, record, token=call.token, replace=True))
 
 
 async def volume_stats(ctx: Context, call: Call, request: GetVolumeStats) -> dict[str, VolumeStats]:

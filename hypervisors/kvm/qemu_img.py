@@ -83,7 +83,7 @@ class QemuImg:
         try:
             await self._run(["qemu-img", "check", "-q", json_filename(node)])
         except ToolFailed as error:
-            if error.details.get("exit_status") == _LEAKS_ONLY:
+            if error.details.get("exit_code") == _LEAKS_ONLY:
                 return
             raise IntegrityError(
                 f"the image's metadata is inconsistent, qemu-img check says: {_text(error)}; nothing was published"
