@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import sqlite3
 import stat
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from agent.commands import COMMAND, Answer, Failure, State, canonical
 from agent.failures import JournalLocked, JournalUnusable
 from agent.journal import Journal, Retention
 from agent.journal_file import Entry
+from tests.doubles.full_disk import largest_file
 
 
 def entry(command_id: str, at: float = 1.0, fingerprint: str = "f") -> Entry:
@@ -37,17 +36,6 @@ def ended(command_id: str, state: State = State.SUCCEEDED, at: float = 2.0) -> A
 async def finish_many(journal: Journal, numbers: Iterable[int], at: float) -> None:
     await asyncio.gather(*(journal.accept(entry(f"c{n}")) for n in numbers))
     await asyncio.gather(*(journal.finish(ended(f"c{n}", at=at)) for n in numbers))
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond `size`: what a full disk looks like to SQLite."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 async def test_what_was_written_is_there_after_opening_again(tmp_path: Path) -> None:
