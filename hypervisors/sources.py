@@ -100,6 +100,9 @@ async def opened(
     accepted = handler.accepts(operation, examined.spec, target).kinds
     reader, follower = examined.reader, None
     if reader is not None:
+        if checksum is not None:
+            # What a tool fetches by itself would have to be fetched once more for the checksum.
+            accepted = tuple(kind for kind in accepted if kind is not Kind.HTTP_URL)
         if checksum is not None and _read_by_a_tool(store, info, accepted):
             reader = follower = DigestingReader(reader, checksum.algorithm, ctx.engine)
         store = InspectedStore(store, reader)

@@ -20,7 +20,7 @@ from hypervisors.contract import (
 )
 from hypervisors.images.formats import DRIVERS
 from hypervisors.images.gate import GateLimits, inspect
-from hypervisors.kvm.nodes import known_format, source_node
+from hypervisors.kvm.nodes import known_format, own_node, source_node
 from hypervisors.kvm.qemu_img import QemuImg, direct_io_works
 from hypervisors.landing import land
 from hypervisors.local_file import open_file
@@ -32,6 +32,11 @@ from stores.transfer.engine import TransferEngine
 
 _VOLUME_FORMATS = (ImageFormat.QCOW2, ImageFormat.RAW)
 _TARGET_FORMATS = (*_VOLUME_FORMATS, ImageFormat.ISO)
+
+_NAMING_OTHERS = (ImageFormat.QCOW2, ImageFormat.VMDK)
+"""Formats whose metadata can name other files, which qemu would open."""
+
+_OPENED_BY_QEMU = (Kind.LOCAL_PATH, Kind.RBD_IMAGE, Kind.NFS_FILE, Kind.ISCSI_LUN)
 
 
 class KvmHandler(HypervisorHandler):
@@ -67,17 +72,15 @@ class KvmHandler(HypervisorHandler):
                 (Kind.LOCAL_PATH, Kind.RANGE_READER, Kind.BYTE_STREAM),
                 "source and target have the same format: the bytes go straight into place",
             )
+        if source.format in _NAMING_OTHERS:
+            return Accepts(
+                (*_OPENED_BY_QEMU, Kind.NBD_EXPORT, Kind.BYTE_STREAM),
+                f"qemu-img converts and reads at random; no URL, since a {source.format} image can name files of this host"
+                " and a server could show qemu another image than it showed the gate",
+            )
         return Accepts(
-            (
-                Kind.LOCAL_PATH,
-                Kind.RBD_IMAGE,
-                Kind.NFS_FILE,
-                Kind.ISCSI_LUN,
-                Kind.NBD_EXPORT,
-                Kind.BYTE_STREAM,
-            ),
-            "qemu-img converts and reads at random; not from a URL, since qemu would follow redirects that the URL policy"
-            " never saw and read other bytes than the gate did; what comes only in order goes through a scratch file",
+            (*_OPENED_BY_QEMU, Kind.HTTP_URL, Kind.NBD_EXPORT, Kind.BYTE_STREAM),
+            "qemu-img converts and reads at random; what comes only in order goes through a scratch file",
         )
 
     def fills(self, operation: Operation, target: ImageSpec) -> Accepts:
@@ -157,8 +160,7 @@ class KvmHandler(HypervisorHandler):
         return await self._written(path, _format(spec), {})
 
     async def resize(self, source: Source, new_size: int, *, shrink: bool) -> Written:
-        node = source_node(source)
-        present = (await self._qemu_img.sizes(node)).virtual
+        present = (await self._qemu_img.sizes(own_node(source))).virtual
         if new_size < present and not shrink:
             raise SizeRefused(
                 f"the image has {present} bytes and {new_size} were asked for: shrinking cuts data off and needs shrinkOk",
@@ -166,11 +168,11 @@ class KvmHandler(HypervisorHandler):
                 least=present,
             )
         if new_size != present:
-            await self._qemu_img.resize(node, new_size, shrink=new_size < present)
+            await self._qemu_img.resize(source_node(source), new_size, shrink=new_size < present)
         return await self.measure(source)
 
     async def measure(self, source: Source) -> Written:
-        sizes = await self._qemu_img.sizes(source_node(source), running=True)
+        sizes = await self._qemu_img.sizes(own_node(source), running=True)
         return Written(known_format(source), sizes.virtual, sizes.physical)
 
     # --------------------------------------------------------------------------------------------------- steps
@@ -200,7 +202,7 @@ class KvmHandler(HypervisorHandler):
         """Grown if it shall be larger, and checked."""
         progress.phase("check")
         image_format = _format(spec)
-        node = _own_node(path, image_format)
+        node = _finished_node(path, image_format)
         if spec.virtual_size is not None and spec.virtual_size > (await self._qemu_img.sizes(node)).virtual:
             await self._qemu_img.resize(node, spec.virtual_size, shrink=False)
         if image_format is ImageFormat.QCOW2:
@@ -208,7 +210,7 @@ class KvmHandler(HypervisorHandler):
         return await self._written(path, image_format, digests)
 
     async def _written(self, path: Path, image_format: ImageFormat, digests: dict[str, str]) -> Written:
-        sizes = await self._qemu_img.sizes(_own_node(path, image_format))
+        sizes = await self._qemu_img.sizes(_finished_node(path, image_format))
         return Written(image_format, sizes.virtual, sizes.physical, digests)
 
 
@@ -218,10 +220,9 @@ def _format(spec: ImageSpec) -> ImageFormat:
     return spec.format
 
 
-def _own_node(path: Path, image_format: ImageFormat) -> dict[str, object]:
-    """An image under its temporary name. Its own metadata is all that is asked for, so a parent is not opened."""
-    info = ObjectInfo(path.name, None)
-    return source_node(Source(LocalPath(path, info), ImageSpec(image_format)))
+def _finished_node(path: Path, image_format: ImageFormat) -> dict[str, object]:
+    """An image under its temporary name."""
+    return own_node(Source(LocalPath(path, ObjectInfo(path.name, None)), ImageSpec(image_format)))
 
 
 def _as_file(source: Source, path: Path) -> Source:
