@@ -149,7 +149,7 @@ class Resolver:
         if uri.scheme == "file":
             if uri.netloc not in ("", "localhost") or uri.query or uri.fragment:
                 raise InvalidReference("a file:// URI names a directory of this host and nothing else")
-            path = unquote(uri.path, errors="surrogateescape").rstrip("/")
+            path = unquote(uri.path).rstrip("/")
             if not path.isprintable():
                 raise InvalidReference("the directory of a file:// URI has characters that are not printable")
             return self._directory(Path(path), f"file:{path}", allowed=self._settings.roots, writable=False)
