@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -71,13 +70,6 @@ def may_be_stale(status: int) -> bool:
     return status in (400, 401, 403) or 300 <= status < 400
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What of the wanted range an answer brings: `length` bytes from its start."""
-
-    length: int
-
-
 def check_version(answer: Answer, info: ObjectInfo, what: str) -> None:
     """`ObjectChanged` when the answer's ETag is another than the one the transfer is pinned to."""
     etag, version = answer.headers.get("etag"), info.version
@@ -87,8 +79,8 @@ def check_version(answer: Answer, info: ObjectInfo, what: str) -> None:
         raise ObjectChanged(f"{what} changed during the transfer: its ETag is {etag}, it was {version}")
 
 
-def check_range(answer: Answer, offset: int, length: int, info: ObjectInfo, what: str) -> Content:
-    """What a 206, or a 200 that has exactly the wanted bytes, brings of `length` bytes from `offset`.
+def check_range(answer: Answer, offset: int, length: int, info: ObjectInfo, what: str) -> int:
+    """How many bytes from `offset`, of `length` wanted, a 206 brings, or a 200 that happens to have exactly those.
 
     A server may send less than was asked for; the rest is another request. `IntegrityError` when the answer contradicts the
     request or itself, `ObjectChanged` when it is of another version, `StoreUnsupported` when the server ignores ranges.
@@ -96,7 +88,7 @@ def check_range(answer: Answer, offset: int, length: int, info: ObjectInfo, what
     check_version(answer, info, what)
     if answer.status == 200:
         if offset == 0 and answer.length == length:
-            return Content(length)
+            return length
         if info.size is not None and answer.length is not None and answer.length != info.size:
             raise ObjectChanged(f"{what} has {answer.length} bytes, it had {info.size}")
         raise StoreUnsupported(
@@ -117,4 +109,4 @@ def check_range(answer: Answer, offset: int, length: int, info: ObjectInfo, what
         raise IntegrityError(
             f"the server announced bytes {first}-{last} of {what} with Content-Length {answer.headers.get('content-length')}"
         )
-    return Content(last - first + 1)
+    return last - first + 1

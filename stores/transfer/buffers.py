@@ -17,7 +17,7 @@ class BufferPool:
     """At most `memory // PIECE` buffers of `PIECE` bytes, made when first needed, dropped when the last one comes back.
 
     They are anonymous mappings: aligned to pages as direct I/O wants them, and outside the allocator's arenas, so that
-    giving them back shrinks the process. For the event loop's thread only.
+    giving them back shrinks the process. For the event loop's thread, but for `pressed`.
     """
 
     def __init__(self, memory: int) -> None:
@@ -30,6 +30,10 @@ class BufferPool:
     def taken(self) -> int:
         """Buffers that are out."""
         return self._share.taken
+
+    def pressed(self, owner: Hashable) -> bool:
+        """Whether `owner` should give back a buffer soon, for others to go on. From any thread."""
+        return self._share.pressed(owner)
 
     async def acquire(self, owner: Hashable) -> memoryview:
         """A buffer with any content. Waits for one within the budget; an owner with none is served before it gets a second."""

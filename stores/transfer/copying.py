@@ -1,79 +1,117 @@
-"""One object into one file: several workers, each of which reads a piece, writes it in place and waits its turn to hash it."""
+"""One object into one file: several workers, each of which reads a piece, writes it in place and hashes it in its turn, all in
+one thread and while the piece is still in the processor's cache."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable
-from contextlib import aclosing
+import threading
+from collections import deque
+from collections.abc import Hashable, Iterator
+from contextlib import aclosing, contextmanager
 from functools import partial
 
 from stores.contract import Progress, RangeReader
 from stores.transfer.buffers import BufferPool
 from stores.transfer.digests import Digester
-from stores.transfer.pieces import Piece, Turns, pieces, zero_views
+from stores.transfer.pieces import Piece, Turns, windows, zero_views
 from stores.transfer.placed import PlacedFile
-from stores.transfer.threads import SharedThreads, Threads
+from stores.transfer.threads import Threads
 
 
 class Copy:
-    """Moves all of `source` into `file`. What it does not write reads as zeroes."""
+    """Moves all of `source` into `file`, in `width` threads of its own. What it does not write reads as zeroes.
+
+    The threads are its own because they wait for one another when they hash: in a pool shared with others, the one that all
+    wait for might not get a thread. The buffers, of which each needs one, bound the threads of all transfers together.
+    """
 
     def __init__(
         self,
         source: RangeReader,
         file: PlacedFile,
         *,
-        owner: Hashable,
+        width: int,
         buffers: BufferPool,
-        disk: SharedThreads,
-        hashing: Threads,
         digester: Digester | None,
         progress: Progress,
     ) -> None:
         self._source = source
         self._file = file
-        self._owner = owner
+        self._width = width
+        self._owner: Hashable = object()
         self._buffers = buffers
-        self._disk = disk
-        self._hashing = hashing
         self._digester = digester
         self._progress = progress
+        self._loop = asyncio.get_running_loop()
         self._turns = Turns()
-        self._planning = asyncio.Lock()
+        self._todo: deque[Piece] = deque()
+        self._taking = threading.Lock()
 
-    async def run(self, width: int) -> None:
-        """With `width` workers. The first failure ends them all and is raised."""
-        async with aclosing(pieces(self._source)) as plan:
-            try:
-                async with asyncio.TaskGroup() as workers:
-                    for _ in range(width):
-                        workers.create_task(self._work(plan))
-            except BaseExceptionGroup as failures:
-                first = failures.exceptions[0]
-                raise first from first.__cause__
+    async def run(self) -> None:
+        """The first failure ends all workers and is raised."""
+        with _threads("transfer", self._width) as threads:
+            async with aclosing(windows(self._source)) as plan:
+                async for window in plan:
+                    self._todo.extend(window)
+                    try:
+                        async with asyncio.TaskGroup() as workers:
+                            for _ in range(min(self._width, len(window))):
+                                workers.create_task(self._work(threads))
+                    except BaseExceptionGroup as failures:
+                        first = failures.exceptions[0]
+                        raise first from first.__cause__
 
-    async def _work(self, plan: AsyncIterator[Piece]) -> None:
-        while True:
+    async def _work(self, threads: Threads) -> None:
+        while self._todo:
             # The buffer comes before the piece: the lowest piece in flight then always has one, and those that wait for
             # it to be hashed cannot keep it from arriving.
             buffer = await self._buffers.acquire(self._owner)
+            piece = _Current()
             try:
-                async with self._planning:
-                    piece = await anext(plan, None)
-                if piece is None:
-                    return
-                if not piece.zero:
-                    view = buffer[: piece.length]
-                    await self._source.read_into(piece.offset, view)
-                    await self._disk.run(self._owner, partial(self._file.write, piece.offset, view))
-                if self._digester is not None:
-                    await self._hash(self._digester, piece, buffer)
+                await self._source.read_each(partial(self._take, piece, buffer), partial(self._put, piece), threads)
+            except BaseException:
+                self._turns.stop()
+                raise
             finally:
                 self._buffers.release(self._owner, buffer)
-            self._progress.advance(piece.length)
 
-    async def _hash(self, digester: Digester, piece: Piece, buffer: memoryview) -> None:
-        await self._turns.wait(piece.index)
-        for view in zero_views(piece.length) if piece.zero else [buffer[: piece.length]]:
-            await self._hashing.run(partial(digester.update, view))
-        self._turns.done()
+    def _take(self, current: _Current, buffer: memoryview) -> tuple[int, memoryview] | None:
+        """The next piece to read, in a thread. None when there is none, or when others need the buffer more."""
+        while not self._buffers.pressed(self._owner):
+            with self._taking:
+                if not self._todo:
+                    return None
+                piece = self._todo.popleft()
+            if not piece.zero:
+                current.piece = piece
+                return piece.offset, buffer[: piece.length]
+            self._finish(piece, zero_views(piece.length))
+        return None
+
+    def _put(self, current: _Current, offset: int, view: memoryview) -> None:
+        """In a thread."""
+        self._file.write(offset, view)
+        assert current.piece is not None
+        self._finish(current.piece, iter([view]))
+
+    def _finish(self, piece: Piece, views: Iterator[memoryview]) -> None:
+        if self._digester is not None:
+            with self._turns.turn(piece.index):
+                for view in views:
+                    self._digester.update(view)
+        self._loop.call_soon_threadsafe(self._progress.advance, piece.length)
+
+
+class _Current:
+    """The piece that a worker is at."""
+
+    piece: Piece | None = None
+
+
+@contextmanager
+def _threads(name: str, count: int) -> Iterator[Threads]:
+    threads = Threads(name, count)
+    try:
+        yield threads
+    finally:
+        threads.close()

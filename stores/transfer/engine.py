@@ -31,8 +31,8 @@ from stores.transfer.threads import SharedThreads, Threads
 P = ParamSpec("P")
 T = TypeVar("T")
 
-WIDTH = 6
-"""Pieces of one transfer in flight: four keep a fast server busy, two more are being written or hashed meanwhile."""
+WIDTH = 5
+"""Pieces of one transfer in flight: four keep a fast server busy while one more is written or hashed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +77,18 @@ class TransferEngine:
         """
         size = known_size(source)
         digester = Digester(digests)
-        owner = object()
         file = PlacedFile(destination)
         try:
-            await self._disk.run(owner, partial(file.open, size))
+            await self._disk.of(file).run(partial(file.open, size))
             copy = Copy(
                 source,
                 file,
-                owner=owner,
+                width=WIDTH,
                 buffers=self.buffers,
-                disk=self._disk,
-                hashing=self._hashing,
                 digester=digester if digests else None,
                 progress=progress or Silent(),
             )
-            await copy.run(WIDTH)
+            await copy.run()
         finally:
             file.close()
         return Fetched(size, digester.hexdigests())
@@ -112,10 +109,10 @@ class TransferEngine:
         progress = progress or Silent()
         digester = Digester(digests)
         position = 0
-        owner = object()
         file = PlacedFile(destination)
+        disk = self._disk.of(file)
         try:
-            await self._disk.run(owner, file.open)
+            await disk.run(file.open)
             async for piece in source:
                 if limit is not None and position + len(piece) > limit:
                     raise TooLarge(
@@ -123,12 +120,12 @@ class TransferEngine:
                         limit=limit,
                         seen=position + len(piece),
                     )
-                await self._disk.run(owner, partial(file.write, position, piece))
+                await disk.run(partial(file.write, position, piece))
                 if digests:
                     await self._hashing.run(partial(digester.update, piece))
                 position += len(piece)
                 progress.advance(len(piece))
-            await self._disk.run(owner, partial(file.resize, position))
+            await disk.run(partial(file.resize, position))
         finally:
             file.close()
         return Fetched(position, digester.hexdigests())

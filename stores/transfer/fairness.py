@@ -22,7 +22,7 @@ class FairShare:
     """`limit` permits for any number of owners, first come first served among those who may take (`may_take`).
 
     No owner waits for a second permit while it is the only way to give back its first: whoever holds one can finish with it.
-    For the event loop's thread only.
+    For the event loop's thread, but for `pressed`.
     """
 
     def __init__(self, limit: int) -> None:
@@ -31,6 +31,12 @@ class FairShare:
         self._limit = limit
         self._held: Counter[Hashable] = Counter()
         self._waiting: deque[tuple[Hashable, asyncio.Future[None]]] = deque()
+        self._quota: int | None = None
+
+    def pressed(self, owner: Hashable) -> bool:
+        """Whether others wait while `owner` holds more than an equal share: it should give one back soon. From any thread."""
+        quota = self._quota
+        return quota is not None and self._held[owner] > quota
 
     @property
     def taken(self) -> int:
@@ -78,3 +84,4 @@ class FairShare:
             else:
                 still.append((owner, turn))
         self._waiting = still
+        self._quota = max(1, self._limit // owners) if still else None

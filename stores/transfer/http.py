@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from stores.contract import ByteStream, KiB, ObjectInfo, RangeReader
+from stores.contract import BlockingCalls, ByteStream, KiB, ObjectInfo, RangeReader
 from stores.errors import IntegrityError, PolicyRefused, StorageError, Unavailable
 from stores.transfer.answers import check_range, check_version, may_be_stale, retry_after_s, status_error, strong_etag
 from stores.transfer.engine import TransferEngine
@@ -28,14 +28,47 @@ PROGRESS = 64 * KiB
 
 
 @dataclass(slots=True)
-class _Received:
-    """How one exchange went. `failure` ends it before its end; `fresh_target` and `wait_s` say what could help."""
+class _Outcome:
+    """How the use of one connection ended. `failure` is what kept it from going on; `fresh_target` and `wait_s` say what
+    could help, `stale` that a kept connection turned out closed, by which nothing is lost, `done` that all was read."""
 
-    filled: int = 0
+    moved: int = 0
     failure: StorageError | None = None
     fresh_target: bool = False
     wait_s: float = 0.0
+    stale: bool = False
+    done: bool = False
     reusable: bool = False
+
+
+class _Wanted:
+    """What is still to be read, over as many connections as it takes: see `RangeReader.read_each`."""
+
+    def __init__(
+        self, take: Callable[[], tuple[int, memoryview] | None], put: Callable[[int, memoryview], None]
+    ) -> None:
+        self._take = take
+        self._put = put
+        self._present: tuple[int, memoryview] | None = None
+        self._filled = 0
+
+    def rest(self) -> tuple[int, memoryview] | None:
+        """Offset and buffer of what comes next; None at the end."""
+        if self._present is None:
+            self._present, self._filled = self._take(), 0
+        if self._present is None:
+            return None
+        offset, buffer = self._present
+        return offset + self._filled, buffer[self._filled :]
+
+    def received(self, count: int) -> None:
+        """So many more bytes are in the buffer of `rest`."""
+        assert self._present is not None
+        offset, buffer = self._present
+        self._filled += count
+        if self._filled == len(buffer):
+            self._put(offset, buffer)
+            self._present = None
 
 
 class _Source:
@@ -84,9 +117,9 @@ class _Source:
             target, connect_timeout_s=patience.connect_timeout_s, read_timeout_s=patience.read_timeout_s
         )
 
-    def refused(self, connection: Connection, answer: Answer, what: str) -> _Received:
+    def refused(self, connection: Connection, answer: Answer, what: str) -> _Outcome:
         """An answer without content."""
-        return _Received(
+        return _Outcome(
             failure=status_error(answer, what),
             fresh_target=may_be_stale(answer.status),
             wait_s=retry_after_s(answer, datetime.now(UTC)),
@@ -121,80 +154,99 @@ class HttpRangeReader(RangeReader):
         self.info = info
         self._source = _Source(engine, info, target, patience, sleep, spread)
         self._connections = asyncio.Semaphore(patience.connections)
+        self._threads = engine.network.of(self)
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
-        if self.info.size is not None and offset + len(buffer) > self.info.size:
-            raise IntegrityError(
-                f"{self.info.ref} has {self.info.size} bytes, asked for {offset}-{offset + len(buffer) - 1}"
-            )
-        filled = failures = 0
+        once = iter([(offset, buffer)] if len(buffer) else [])
+        await self.read_each(lambda: next(once, None), lambda offset, buffer: None, self._threads)
+
+    async def read_each(
+        self,
+        take: Callable[[], tuple[int, memoryview] | None],
+        put: Callable[[int, memoryview], None],
+        threads: BlockingCalls,
+    ) -> None:
+        wanted = _Wanted(take, put)
+        failures = 0
         refreshed: HttpTarget | None = None
-        while filled < len(buffer):
+        while True:
             target = await self._source.target(instead_of=refreshed)
-            outcome = await self._get(target, offset + filled, buffer[filled:])
-            filled += outcome.filled
+            outcome = await self._use_connection(target, wanted, threads)
+            if outcome.moved >= PROGRESS:
+                failures, refreshed = 0, None
+            if outcome.stale:
+                continue
             if outcome.failure is None:
+                if outcome.done:
+                    return
                 continue
             if outcome.fresh_target and refreshed is None:
                 refreshed = target
                 continue
-            failures = 1 if outcome.filled >= PROGRESS else failures + 1
+            failures += 1
             if not isinstance(outcome.failure, Unavailable) or failures >= self._source.patience.attempts:
                 raise outcome.failure
             await self._source.pause(failures, outcome.wait_s)
 
-    async def _get(self, target: HttpTarget, offset: int, buffer: memoryview) -> _Received:
-        """One GET over one connection; a kept connection that turns out closed is replaced without counting as a failure."""
-        request = self._source.request(target, Range=f"bytes={offset}-{offset + len(buffer) - 1}")
-        while True:
-            async with self._connections:
-                try:
-                    connection = await self._source.connect(target)
-                except Unavailable as error:
-                    return _Received(failure=error, fresh_target=True)
-                outcome = _Received()
-                try:
-                    outcome = await self._source.engine.network.run(
-                        self,
-                        partial(self._exchange, connection, target, request, offset, buffer),
-                        abort=connection.abort,
-                    )
-                except _StaleConnection:
-                    continue
-                finally:
-                    if outcome.reusable:
-                        self._source.engine.connections.give(target, connection)
-                    else:
-                        connection.close()
-                return outcome
+    async def _use_connection(self, target: HttpTarget, wanted: _Wanted, threads: BlockingCalls) -> _Outcome:
+        async with self._connections:
+            try:
+                connection = await self._source.connect(target)
+            except Unavailable as error:
+                return _Outcome(failure=error, fresh_target=True)
+            outcome = _Outcome()
+            try:
+                outcome = await threads.run(partial(self._exchange, connection, target, wanted), abort=connection.abort)
+            finally:
+                if outcome.reusable:
+                    self._source.engine.connections.give(target, connection)
+                else:
+                    connection.close()
+            return outcome
 
-    def _exchange(
-        self, connection: Connection, target: HttpTarget, request: bytes, offset: int, buffer: memoryview
-    ) -> _Received:
-        """Runs in a thread of the engine's network pool."""
+    def _exchange(self, connection: Connection, target: HttpTarget, wanted: _Wanted) -> _Outcome:
+        """Runs in a thread: request after request over one connection, for as long as both last."""
         what = self._source.what(target)
+        moved = 0
+        while (rest := wanted.rest()) is not None:
+            offset, buffer = rest
+            refused = self._begin(connection, target, what, offset, len(buffer))
+            if isinstance(refused, _Outcome):
+                refused.moved = moved
+                return refused
+            answer, length = refused
+            count = connection.receive(buffer[:length])
+            moved += count
+            if count < length:
+                why = connection.trouble or "the server closed the connection"
+                error = Unavailable(f"reading {what} broke off after {offset + count} bytes: {why}")
+                wanted.received(count)
+                return _Outcome(moved, error)
+            wanted.received(count)
+            if not answer.keep_alive:
+                return _Outcome(moved)
+            connection.reused = True
+        return _Outcome(moved, done=True, reusable=True)
+
+    def _begin(
+        self, connection: Connection, target: HttpTarget, what: str, offset: int, length: int
+    ) -> tuple[Answer, int] | _Outcome:
+        """One request, up to the body of its answer: the answer and how much it brings; or why it brings nothing."""
+        size = self.info.size
+        if size is not None and offset + length > size:
+            error = IntegrityError(f"{what} has {size} bytes, asked for {offset}-{offset + length - 1}")
+            return _Outcome(failure=error)
         try:
-            answer = connection.exchange(request)
+            answer = connection.exchange(self._source.request(target, Range=f"bytes={offset}-{offset + length - 1}"))
             if answer.status not in (200, 206):
                 return self._source.refused(connection, answer, what)
-            wanted = check_range(answer, offset, len(buffer), self.info, what)
+            return answer, check_range(answer, offset, length, self.info, what)
         except ConnectionFailed as error:
-            if connection.reused:
-                raise _StaleConnection from error
-            return _Received(failure=Unavailable(f"reading {what} failed: {error}"))
+            return _Outcome(failure=Unavailable(f"reading {what} failed: {error}"), stale=connection.reused)
         except ssl.SSLCertVerificationError as error:
-            return _Received(failure=_untrusted(error, target))
+            return _Outcome(failure=_untrusted(error, target))
         except StorageError as error:
-            return _Received(failure=error)
-        filled = connection.receive(buffer[: wanted.length])
-        if filled < wanted.length:
-            why = connection.trouble or "the server closed the connection"
-            return _Received(filled, Unavailable(f"reading {what} broke off after {offset + filled} bytes: {why}"))
-        return _Received(filled, reusable=answer.keep_alive)
-
-
-class _StaleConnection(Exception):
-    """A kept connection was closed by the server between two requests: nothing was lost."""
+            return _Outcome(failure=error)
 
 
 class HttpByteStream(ByteStream):
@@ -255,7 +307,7 @@ class _Download:
     """One GET of a whole object."""
 
     def __init__(self, source: _Source, target: HttpTarget, owner: object) -> None:
-        self.refused = _Received()
+        self.refused = _Outcome()
         self._source = source
         self._target = target
         self._owner = owner
@@ -268,13 +320,13 @@ class _Download:
         except Unavailable:
             self.refused.fresh_target = True
             raise
-        network = self._source.engine.network
+        threads = self._source.engine.network.of(self._owner)
         try:
-            body = await network.run(self._owner, partial(self._open, connection), abort=connection.abort)
+            body = await threads.run(partial(self._open, connection), abort=connection.abort)
             passed = 0
             while not body.complete:
                 wanted = buffer[: min(len(buffer), skip - passed)] if passed < skip else buffer
-                count = await network.run(self._owner, partial(self._fill, body, wanted), abort=connection.abort)
+                count = await threads.run(partial(self._fill, body, wanted), abort=connection.abort)
                 passed += count
                 if passed > skip and count:
                     yield buffer[:count]

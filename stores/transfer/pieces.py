@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import mmap
+import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from stores.contract import Extent, RangeReader
 from stores.errors import IntegrityError
 from stores.transfer.buffers import PIECE
 
-WINDOW = 512 * PIECE
-"""How far ahead the source is asked for its extents: a list of bounded length, however large and scattered the object."""
+WINDOW = 4096 * PIECE
+"""How far ahead the source is asked for its extents: lists of bounded length, however large and scattered the object."""
 
 ZEROES = memoryview(mmap.mmap(-1, PIECE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)).toreadonly()
 """A piece of zeroes that nobody writes; its pages are the kernel's one zero page and take no memory."""
@@ -50,15 +51,16 @@ def cells(offset: int, length: int, extents: Sequence[Extent]) -> Iterator[tuple
         yield hole, end - hole, True
 
 
-async def pieces(source: RangeReader) -> AsyncGenerator[Piece, None]:
-    """All of `source`, in order. `IntegrityError` when its size is unknown."""
+async def windows(source: RangeReader) -> AsyncGenerator[list[Piece], None]:
+    """All pieces of `source`, in order, `WINDOW` bytes at a time. `IntegrityError` when its size is unknown."""
     size = known_size(source)
     index = 0
     for start in range(0, size, WINDOW):
         length = min(WINDOW, size - start)
-        for offset, count, zero in cells(start, length, await source.extents(start, length)):
-            yield Piece(index, offset, count, zero)
-            index += 1
+        found = cells(start, length, await source.extents(start, length))
+        window = [Piece(number, *cell) for number, cell in enumerate(found, index)]
+        index += len(window)
+        yield window
 
 
 def known_size(source: RangeReader) -> int:
@@ -74,22 +76,32 @@ def zero_views(length: int) -> Iterator[memoryview]:
         yield ZEROES[: min(PIECE, length - start)]
 
 
+class Stopped(Exception):
+    """Another part of the same transfer failed; that failure is what its caller sees."""
+
+
 class Turns:
-    """Lets tasks that finish in any order go on in the order of their numbers, from 0."""
+    """Lets threads that finish their pieces in any order go on in the order of the pieces' numbers, from 0."""
 
     def __init__(self) -> None:
         self._next = 0
-        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._stopped = False
+        self._changed = threading.Condition()
 
-    async def wait(self, number: int) -> None:
-        """Returns when all smaller numbers are done."""
-        if number != self._next:
-            self._waiting[number] = asyncio.get_running_loop().create_future()
-            await self._waiting[number]
+    @contextmanager
+    def turn(self, number: int) -> Iterator[None]:
+        """Waits until the turns of all smaller numbers are over. `Stopped` when they never will be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._next == number)
+            if self._stopped:
+                raise Stopped
+        yield
+        with self._changed:
+            self._next += 1
+            self._changed.notify_all()
 
-    def done(self) -> None:
-        """The number whose turn it is has been dealt with."""
-        self._next += 1
-        turn = self._waiting.pop(self._next, None)
-        if turn is not None and not turn.done():
-            turn.set_result(None)
+    def stop(self) -> None:
+        """Ends all waiting: a piece will not arrive."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from stores.contract import ByteStream, RangeReader
 from stores.transfer.buffers import BufferPool
-from stores.transfer.pieces import Piece, pieces, zero_views
+from stores.transfer.pieces import Piece, windows, zero_views
 
 
 class ReadAhead(ByteStream):
@@ -30,7 +30,7 @@ class ReadAhead(ByteStream):
     async def pieces(self) -> AsyncGenerator[memoryview, None]:
         ahead: deque[tuple[Piece, asyncio.Task[memoryview] | None]] = deque()
         try:
-            async with aclosing(pieces(self._reader)) as plan:
+            async with aclosing(_each(self._reader)) as plan:
                 more = True
                 while more or ahead:
                     while more and len(ahead) < self._width:
@@ -68,3 +68,9 @@ class ReadAhead(ByteStream):
             self._buffers.release(self, buffer)
             raise
         return buffer
+
+
+async def _each(reader: RangeReader) -> AsyncGenerator[Piece, None]:
+    async for window in windows(reader):
+        for piece in window:
+            yield piece

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from stores.contract import BlockingCalls
 from stores.transfer.fairness import FairShare
 
 T = TypeVar("T")
@@ -61,14 +62,25 @@ class SharedThreads:
         self._threads = Threads(name, limit)
         self._share = FairShare(limit)
 
-    async def run(self, owner: Hashable, call: Callable[[], T], *, abort: Callable[[], None] | None = None) -> T:
-        """As `Threads.run`, after waiting for a thread that `owner` may have."""
-        await self._share.acquire(owner)
-        try:
-            return await self._threads.run(call, abort=abort)
-        finally:
-            self._share.release(owner)
+    def of(self, owner: Hashable) -> BlockingCalls:
+        """These threads for the calls of `owner`."""
+        return _Owned(self._threads, self._share, owner)
 
     def close(self) -> None:
         """Ends the threads; waits for what still runs."""
         self._threads.close()
+
+
+class _Owned:
+    def __init__(self, threads: Threads, share: FairShare, owner: Hashable) -> None:
+        self._threads = threads
+        self._share = share
+        self._owner = owner
+
+    async def run(self, call: Callable[[], T], *, abort: Callable[[], None] | None = None) -> T:
+        """As `Threads.run`, after waiting for a thread that the owner may have."""
+        await self._share.acquire(self._owner)
+        try:
+            return await self._threads.run(call, abort=abort)
+        finally:
+            self._share.release(self._owner)
