@@ -85,8 +85,8 @@ async def inspect(reader: RangeReader, *, declared: ImageFormat | None, limits: 
 def inspect_head(head: bytes, *, total_size: int | None, declared: ImageFormat | None, limits: GateLimits) -> Verdict:
     """Judge an image by its beginning, so that a hostile one is refused while the rest is still to come.
 
-    `head` holds at least `HEAD` bytes, or the whole image where it is smaller; more is welcome (3 MiB hold all that decides
-    of most VHDX files). ValueError for less. `total_size` is the image's size in bytes, expanded, where it is known.
+    `head` holds at least `HEAD` bytes, or the whole image where it is smaller; more is welcome (4 MiB hold all that decides
+    of a VHDX by qemu). ValueError for less. `total_size` is the image's size in bytes, expanded, where it is known.
 
     Raises `ImageRefused`. **A verdict that is `provisional` is not yet permission to open the image**: a fixed VHD, the
     footer of a streamed VMDK, a raw image that ends in somebody's footer show themselves only at the end. Whoever gets one

@@ -31,19 +31,17 @@ def check(layout: Layout, pieces: Iterable[bytes]) -> None:
     except Exception as error:
         # It parses hostile bytes, and not everything that happens to it then is an error of its own.
         raise refuse("second-opinion", f"the format inspector fails on the image ({type(error).__name__})") from error
-    names = {inspector.NAME for inspector in found}
+    by_name = {inspector.NAME: inspector for inspector in found}
+    names = set(by_name)
     if not _agrees(layout, names):
         raise refuse(
             "second-opinion",
             f"the image is {layout.format} to us and {', '.join(sorted(names))} to the format inspector",
             found=sorted(names),
         )
-    if layout.provisional:
-        return
-    name = _NAMES.get(layout.format)
-    for inspector in found:
-        if inspector.NAME == name:
-            _check_one(inspector, layout)
+    inspector = by_name.get(_NAMES.get(layout.format, ""))
+    if inspector is not None and not layout.provisional:
+        _check_one(inspector, layout)
 
 
 def _inspected(pieces: Iterable[bytes]) -> Sequence[Any]:
