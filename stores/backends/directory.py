@@ -24,6 +24,8 @@ _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def info_of(ref: str, status: os.stat_result) -> ObjectInfo:
+    """The version is inode, size and time of the last change of content. Before Linux 6.13 that time moves in ticks of some
+    milliseconds: a second change of the same size within one tick is not told apart there."""
     version = f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
     return ObjectInfo(ref, status.st_size, version=version, modified=status.st_mtime)
 

@@ -500,6 +500,7 @@ async def test_holes_are_told_and_data_is_where_it_is(store: FilesystemStore, po
 
 async def test_change_while_it_is_read_is_noticed(store: FilesystemStore, pool: Path) -> None:
     (pool / "volume").write_bytes(content(1 * MiB))
+    os.utime(pool / "volume", (1_000_000_000, 1_000_000_000))
     async with store.present(await store.stat("volume"), Kind.RANGE_READER) as reader:
         assert isinstance(reader, RangeReader)
         assert await reader.read(0, 10) == content(1 * MiB)[:10]
