@@ -69,7 +69,7 @@ def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso)
             source, unmet = _reading(ctx, request.iso, handler.accepts(operation, spec, spec))
         else:
             operation = operation_of(request)
-            spec = _declared(request.source)
+            spec = _declared(ctx, request.source)
             wanted = target_spec(handler, spec.format, request.destination)
             how = _how(handler, operation, spec, wanted)
             target, unwritable = _writing(ctx, request.destination, handler.fills(operation, wanted))
@@ -97,9 +97,10 @@ def compression_of(name: str) -> str | None:
     return next((found for suffix, found in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
 
 
-def _declared(data: DataTO) -> ImageSpec:
+def _declared(ctx: Context, data: DataTO) -> ImageSpec:
     compression = compression_of(ref_of(data)) if data.store.storeType != "primary" else None
-    return ImageSpec(data.format, compression=compression)
+    sequential = Kind.RANGE_READER not in ctx.resolver.store(data.store).offers()
+    return ImageSpec(data.format, compression=compression, sequential=sequential)
 
 
 def _how(handler: HypervisorHandler, operation: Operation, source: ImageSpec, target: ImageSpec) -> How:

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from stores.contract import DataStore, Extent, Kind, MiB, ObjectInfo, Presentation, RangeReader
 from stores.errors import TooLarge
+from stores.wrappers.base import WrapperStore
 
 KEPT_LIMIT = 32 * MiB
 """More than any admissible image makes the gate read. Bytes."""
@@ -60,24 +61,17 @@ def lay_over(buffer: memoryview, offset: int, pieces: Sequence[tuple[int, bytes]
             buffer[first - offset : last - offset] = content[first - start : last - start]
 
 
-class InspectedStore(DataStore):
+class InspectedStore(WrapperStore):
     """`inner`, with one object of it read through `reader` wherever ranges of it are asked for, the bridge included."""
 
     def __init__(self, inner: DataStore, reader: RangeReader) -> None:
-        self.id = inner.id
-        self._inner = inner
+        super().__init__(inner)
         self._reader = reader
-
-    def offers(self, info: ObjectInfo | None = None) -> frozenset[Kind]:
-        return self._inner.offers(info)
-
-    async def stat(self, ref: str) -> ObjectInfo:
-        return await self._inner.stat(ref)
 
     def present(self, info: ObjectInfo, kind: Kind) -> AbstractAsyncContextManager[Presentation]:
         if kind is Kind.RANGE_READER and info == self._reader.info:
             return self._already_open()
-        return self._inner.present(info, kind)
+        return self.inner.present(info, kind)
 
     @asynccontextmanager
     async def _already_open(self) -> AsyncIterator[Presentation]:

@@ -155,7 +155,7 @@ async def _examined_in_order(
     if compression is not None:
         return _expanded_head(bytes(head), whole, compression, declared, limits)
     total = len(head) if whole else info.size
-    return _spec(inspect_head(bytes(head), total_size=total, declared=declared, limits=limits), None)
+    return _spec(inspect_head(bytes(head), total_size=total, declared=declared, limits=limits), None, sequential=True)
 
 
 def _expanded_head(
@@ -176,5 +176,5 @@ def _expanded_head(
     return _spec(inspect_head(bytes(head), total_size=total, declared=declared, limits=limits), compression)
 
 
-def _spec(verdict: Verdict, compression: str | None) -> ImageSpec:
-    return ImageSpec(verdict.format, verdict.virtual_size, compression)
+def _spec(verdict: Verdict, compression: str | None, *, sequential: bool = False) -> ImageSpec:
+    return ImageSpec(verdict.format, verdict.virtual_size, compression, sequential)

@@ -72,16 +72,18 @@ class KvmHandler(HypervisorHandler):
                 (Kind.LOCAL_PATH, Kind.RANGE_READER, Kind.BYTE_STREAM),
                 "source and target have the same format: the bytes go straight into place",
             )
+        if source.sequential:
+            return Accepts(
+                (*_OPENED_BY_QEMU, Kind.BYTE_STREAM),
+                "qemu-img converts and reads at random, which this store cannot: a scratch file in the pool comes in between",
+            )
         if source.format in _NAMING_OTHERS:
             return Accepts(
-                (*_OPENED_BY_QEMU, Kind.NBD_EXPORT, Kind.BYTE_STREAM),
+                (*_OPENED_BY_QEMU, Kind.NBD_EXPORT),
                 f"qemu-img converts and reads at random; no URL, since a {source.format} image can name files of this host"
                 " and a server could show qemu another image than it showed the gate",
             )
-        return Accepts(
-            (*_OPENED_BY_QEMU, Kind.HTTP_URL, Kind.NBD_EXPORT, Kind.BYTE_STREAM),
-            "qemu-img converts and reads at random; what comes only in order goes through a scratch file",
-        )
+        return Accepts((*_OPENED_BY_QEMU, Kind.HTTP_URL, Kind.NBD_EXPORT), "qemu-img converts and reads at random")
 
     def fills(self, operation: Operation, target: ImageSpec) -> Accepts:
         if target.format not in _TARGET_FORMATS:
