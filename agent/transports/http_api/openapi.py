@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -19,9 +19,9 @@ _REF = "#/components/schemas/{model}"
 _FAILURE = TypeAdapter(Failure)
 
 
-def document(routes: Iterable[Route], version: str) -> str:
+@functools.cache
+def document(routes: tuple[Route, ...], version: str) -> str:
     """The whole description as JSON."""
-    routes = tuple(routes)
     schemas, components = _schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:

@@ -36,7 +36,7 @@ class Api:
     status: Callable[[], AgentStatus]
     metrics: Metrics
     request_timeout_s: float
-    heartbeat_s: float = events.HEARTBEAT_S
+    heartbeat_s: float
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the transport stops: whatever waits or streams ends."""
 
@@ -50,7 +50,7 @@ class Parameter:
     description: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Route:
     method: str
     path: str
@@ -71,7 +71,8 @@ async def submit(api: Api, request: web.Request) -> web.Response:
     command = await _body(api, request, COMMAND)
     answer = await api.commands.submit(command)
     if wait_s and not answer.state.final:
-        answer = await _unless_closing(api, api.commands.wait(answer.id, wait_s)) or answer
+        ended = await _unless_closing(api, api.commands.wait(answer.id, wait_s))
+        answer = ended or await api.commands.get(answer.id)
     status = 202
     if answer.state.final and wait_s:
         status = 200 if answer.error is None else status_of(answer.error)
@@ -129,7 +130,8 @@ async def metrics(api: Api, request: web.Request) -> web.Response:
 
 
 async def describe(api: Api, request: web.Request) -> web.Response:
-    return _json(openapi.document(ROUTES, api.status().version))
+    # Half a second of work the first time: in a thread, so that nothing else waits for it.
+    return _json(await asyncio.to_thread(openapi.document, ROUTES, api.status().version))
 
 
 # ---------------------------------------------------------------------------------------------------- the table

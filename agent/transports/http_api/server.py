@@ -20,6 +20,7 @@ from agent.metrics import Metrics
 from agent.security import Role, SecuritySetup, UnixPolicy, open_unix_listener, server_tls
 from agent.transports.contract import AgentStatus, CommandService
 from agent.transports.http_api.edge import AccessRules, guard
+from agent.transports.http_api.events import HEARTBEAT_S
 from agent.transports.http_api.routes import ROUTES, Api
 from agent.version import VERSION
 
@@ -27,6 +28,7 @@ _log = structlog.get_logger(__name__)
 
 _HANDSHAKE_S = 10.0
 _END_S = 5.0  # for the last answers, once everything that waits was told to end
+_LINGER_S = 1.0  # for the rest of a body that was refused
 _MAX_HEADER = 4096
 
 
@@ -59,6 +61,7 @@ class HttpApi:
             handler_cancellation=True,  # whoever goes away stops waiting; commands go on
             keepalive_timeout=settings.request_timeout_s,  # also bounds the time for a request's headers
             shutdown_timeout=_END_S,
+            lingering_time=_LINGER_S,
             auto_decompress=False,
             max_line_size=_MAX_HEADER,
             max_field_size=_MAX_HEADER,
@@ -130,6 +133,7 @@ def http_api(
     *,
     started_at: float,
     passed: Sequence[socket.socket] = (),
+    heartbeat_s: float = HEARTBEAT_S,
 ) -> HttpApi:
     """The API over these commands, as configured. `started_at` in seconds since the epoch."""
 
@@ -150,7 +154,7 @@ def http_api(
 
     metrics.build.info({"version": VERSION})
     metrics.queue_from(lambda: commands.status().accepted, lambda: commands.status().running)
-    api = Api(commands, explain, status, metrics, config.api.request_timeout_s)
+    api = Api(commands, explain, status, metrics, config.api.request_timeout_s, heartbeat_s)
     return HttpApi(api, config.api, passed=passed)
 
 
