@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import quote
 
@@ -13,7 +14,7 @@ import aiohttp
 from stores.backends.connecting import Resolve, system_resolve, trusting_context
 from stores.backends.http_probe import Found, Prober
 from stores.contract import DataStore, HttpUrl, Kind, ObjectInfo, Presentation
-from stores.errors import InvalidReference, ObjectChanged
+from stores.errors import InvalidReference, ObjectChanged, Unavailable
 from stores.paths import check_ref
 from stores.settings import StoreSettings
 from stores.transfer.engine import TransferEngine
@@ -34,9 +35,15 @@ class HttpStore(DataStore):
     """
 
     def __init__(
-        self, base_url: str, settings: StoreSettings, engine: TransferEngine, *, resolve: Resolve = system_resolve
+        self,
+        base_url: str,
+        settings: StoreSettings,
+        engine: TransferEngine,
+        *,
+        resolve: Resolve = system_resolve,
+        spread: Callable[[], float] = random.random,
     ) -> None:
-        """`InvalidReference` or `PolicyRefused` for a URL that may not be used."""
+        """`spread` gives random numbers in [0, 1) for the waits between attempts. `InvalidReference` or `PolicyRefused` for a URL that may not be used."""
         base = check_url(base_url, settings.urls)
         if base.has_query:
             raise InvalidReference(f"the base URL on {base.origin} has a query (?): an object's path cannot follow it")
@@ -45,6 +52,13 @@ class HttpStore(DataStore):
         self._settings = settings
         self._engine = engine
         self._resolve = resolve
+        self._spread = spread
+        self._patience = HttpPatience(
+            connections=settings.connections,
+            connect_timeout_s=settings.connect_timeout,
+            read_timeout_s=settings.read_timeout,
+            attempts=settings.attempts,
+        )
         self._opening = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
         self._tls: ssl.SSLContext | None = None
@@ -72,21 +86,14 @@ class HttpStore(DataStore):
             url = self._url(info.ref) if found.url.has_query else found.url
             yield HttpUrl(url.url, info)
             return
-        settings = self._settings
-        patience = HttpPatience(
-            connections=settings.connections,
-            connect_timeout_s=settings.connect_timeout,
-            read_timeout_s=settings.read_timeout,
-            attempts=settings.attempts,
-        )
 
         async def target() -> HttpTarget:
             return await self._target(info)
 
         if not info.ranges:
-            yield HttpByteStream(self._engine, info, target, patience=patience)
+            yield HttpByteStream(self._engine, info, target, patience=self._patience)
             return
-        reader = HttpRangeReader(self._engine, info, target, patience=patience)
+        reader = HttpRangeReader(self._engine, info, target, patience=self._patience)
         yield reader if kind is Kind.RANGE_READER else self._engine.stream(reader)
 
     async def aclose(self) -> None:
@@ -96,11 +103,23 @@ class HttpStore(DataStore):
                 await session.close()
 
     async def _target(self, info: ObjectInfo) -> HttpTarget:
-        found = await self._find_again(info)
+        found = await self._find_patiently(info)
         # If-Match, which a strong ETag allows, is the reader's; a date at least notices most changes.
         unchanged = {} if found.last_modified is None else {"If-Unmodified-Since": found.last_modified}
         tls = self._tls if found.url.scheme == "https" else None
         return HttpTarget(found.url.host, found.url.port, found.address, tls, found.url.target, unchanged)
+
+    async def _find_patiently(self, info: ObjectInfo) -> Found:
+        """For a transfer that has begun, and may outlive many a moment in which its server does not answer."""
+        failures = 0
+        while True:
+            try:
+                return await self._find_again(info)
+            except Unavailable:
+                failures += 1
+                if failures >= self._patience.attempts:
+                    raise
+            await asyncio.sleep(self._patience.wait_s(failures, self._spread()))
 
     async def _find_again(self, info: ObjectInfo) -> Found:
         found = await self._find(info.ref)

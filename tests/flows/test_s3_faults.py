@@ -19,7 +19,7 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from stores.backends.connecting import trusting_context
+from stores.backends.connecting import Resolve, system_resolve, trusting_context
 from stores.backends.s3 import S3Store
 from stores.backends.s3_upload import SMALLEST_PART, S3Upload, marker_key
 from stores.contract import ByteStream, Kind, MiB, ObjectInfo, PendingStream, RangeReader
@@ -66,6 +66,7 @@ async def opened(
     *,
     settings: StoreSettings = QUICK,
     presign_s: int = 900,
+    resolve: Resolve = system_resolve,
     **fields: Any,
 ) -> AsyncIterator[S3Store]:
     to = S3TO(
@@ -77,7 +78,7 @@ async def opened(
             **fields,
         }
     )
-    store = S3Store(to, settings, engine, presign_s=presign_s)
+    store = S3Store(to, settings, engine, presign_s=presign_s, resolve=resolve)
     try:
         yield store
     finally:
@@ -291,14 +292,22 @@ async def test_changed_object_is_noticed_in_mid_transfer(
 async def test_expired_url_is_signed_again(seaweed: S3Server, bucket: str, engine: TransferEngine) -> None:
     data = content(100_000)
     seaweed.client().put_object(Bucket=bucket, Key="object", Body=data)
+    signed = 0
+
+    async def resolve(host: str, port: int) -> tuple[str, ...]:
+        nonlocal signed
+        signed += 1
+        return ("127.0.0.1",)
+
     async with (
-        opened(engine, seaweed, bucket, presign_s=1) as store,
+        opened(engine, seaweed, bucket, presign_s=1, resolve=resolve) as store,
         store.present(await store.stat("object"), Kind.RANGE_READER) as reader,
     ):
         assert isinstance(reader, RangeReader)
         assert await reader.read(0, 50_000) == data[:50_000]
         await asyncio.sleep(2.2)
         assert await reader.read(50_000, 50_000) == data[50_000:]
+        assert signed == 2
 
 
 async def test_targets_take_turns_over_the_addresses(seaweed: S3Server, bucket: str, engine: TransferEngine) -> None:
@@ -310,17 +319,9 @@ async def test_targets_take_turns_over_the_addresses(seaweed: S3Server, bucket: 
         asked.append((host, port))
         return "127.0.0.2", "127.0.0.1"
 
-    to = S3TO(
-        endPoint=f"http://localhost:{seaweed.port}",
-        accessKey=seaweed.access_key,
-        secretKey=Secret(seaweed.secret_key),
-        bucketName=bucket,
-    )
-    store = S3Store(to, QUICK, engine, resolve=resolve)
-    try:
+    endpoint = f"http://localhost:{seaweed.port}"
+    async with opened(engine, seaweed, bucket, resolve=resolve, endPoint=endpoint) as store:
         assert await read_all(store, await store.stat("object")) == b"alive"
-    finally:
-        await store.aclose()
     assert set(asked) == {("localhost", seaweed.port)}
     assert len(asked) == 2
 
