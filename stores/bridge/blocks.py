@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
+from typing import Self
 
 from stores.contract import KiB, MiB, RangeReader
 from stores.errors import StoreError
@@ -59,8 +60,9 @@ class BlockCache:
         self._spare: list[bytearray] = []  # buffers of RUN bytes: reuse saves clearing and faulting them in
         self._room = asyncio.Event()
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Self:
         await self._loads.__aenter__()
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -88,6 +90,7 @@ class BlockCache:
 
     def begin(self, offset: int, stop: int, *, sequential: bool, ahead: bool) -> None:
         """Start to load that range as far as memory allows without waiting. `ahead`: nobody asked for it yet."""
+        stop = min(stop, self._size)
         while offset < stop:
             run = self._runs.get(offset // PAGE)
             if run is None:

@@ -35,7 +35,7 @@ _IN_FLIGHT = 64
 _STATUS_SPAN = 128 * MiB
 """Block status is told of at most so much at once: bounds the extents in memory, and costs a client little."""
 _ZEROES = memoryview(bytes(PAGE))
-_ALLOWED_FLAGS: dict[int, int] = {Command.READ: 0, Command.BLOCK_STATUS: CommandFlag.REQ_ONE}
+_ALLOWED_FLAGS: dict[int, int] = {Command.READ: 0, Command.BLOCK_STATUS: int(CommandFlag.REQ_ONE)}
 
 
 @dataclass(slots=True)

@@ -168,7 +168,7 @@ class Negotiation:
         return piece
 
     def _client_flags(self, flags: int) -> None:
-        known = _HandshakeFlag.FIXED_NEWSTYLE | _HandshakeFlag.NO_ZEROES
+        known = int(_HandshakeFlag.FIXED_NEWSTYLE | _HandshakeFlag.NO_ZEROES)  # ~ of an IntFlag drops unknown bits
         if flags & ~known:
             raise ProtocolError(f"unknown client flags {flags:#x}")
         self._no_zeroes = bool(flags & _HandshakeFlag.NO_ZEROES)

@@ -16,7 +16,7 @@ _PROVEN = 256 * KiB
 @dataclass(slots=True)
 class _Stream:
     position: int  # the furthest byte that was asked for
-    total: int  # bytes asked for in sequence
+    credit: int  # bytes asked for, less those that were jumped over
     ahead: int  # everything before this was advised already
 
 
@@ -32,8 +32,8 @@ class Advice:
 class ReadAhead:
     """Recognises sequential readers among the requests for one export, of whichever connection.
 
-    Advice for a stream never goes further ahead than the stream has already come, nor than `window` bytes: what turns out
-    to be needless is at most as much as what was needed.
+    A stream is believed as far as it has proven itself: advice goes at most as many bytes ahead as were asked for, less
+    what was jumped over, and at most `window`. So what turns out to be needless is never more than what was needed.
     """
 
     def __init__(self, size: int, window: int) -> None:
@@ -46,14 +46,14 @@ class ReadAhead:
         end = offset + length
         stream = self._stream_at(offset)
         if stream is None:
-            self._streams = [*self._streams[-_STREAMS + 1 :], _Stream(position=end, total=length, ahead=end)]
+            self._streams = [*self._streams[-_STREAMS + 1 :], _Stream(position=end, credit=length, ahead=end)]
             return Advice(False, end, end)
-        stream.total += min(length, max(0, end - stream.position))
+        stream.credit = max(0, stream.credit - max(0, offset - stream.position)) + length
         stream.position = max(stream.position, end)
-        if stream.total < _PROVEN:
+        if stream.credit < _PROVEN:
             return Advice(False, end, end)
         start = max(stream.ahead, stream.position)
-        stop = min(stream.position + min(self._window, stream.total), self._size)
+        stop = min(stream.position + min(self._window, stream.credit), self._size)
         stream.ahead = max(stream.ahead, stop)
         return Advice(True, start, max(start, stop))
 
