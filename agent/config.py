@@ -152,12 +152,6 @@ class ImagesSection(Section):
     max_virtual_size: ByteSize = Field(
         ByteSize(16 * 1024 * GiB), gt=0, description="Largest disk that an image may declare."
     )
-    max_object_size: ByteSize = Field(
-        ByteSize(16 * 1024 * GiB), gt=0, description="Largest object that is fetched, expanded size included."
-    )
-    max_expansion_ratio: PositiveInt = Field(
-        200, description="Most bytes that one compressed byte may expand to (gzip, bzip2, xz, zstd)."
-    )
 
 
 class TlsSection(Section):

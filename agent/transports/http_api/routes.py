@@ -36,7 +36,7 @@ class Api:
     status: Callable[[], AgentStatus]
     metrics: Metrics
     request_timeout_s: float
-    heartbeat_s: float
+    heartbeat_s: float = events.HEARTBEAT_S
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the transport stops: whatever waits or streams ends."""
 
