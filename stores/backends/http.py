@@ -43,7 +43,10 @@ class HttpStore(DataStore):
         resolve: Resolve = system_resolve,
         spread: Callable[[], float] = random.random,
     ) -> None:
-        """`spread` gives random numbers in [0, 1) for the waits between attempts. `InvalidReference` or `PolicyRefused` for a URL that may not be used."""
+        """`spread` gives random numbers in [0, 1) for the waits between attempts.
+
+        `InvalidReference` or `PolicyRefused` for a URL that may not be used.
+        """
         base = check_url(base_url, settings.urls)
         if base.has_query:
             raise InvalidReference(f"the base URL on {base.origin} has a query (?): an object's path cannot follow it")

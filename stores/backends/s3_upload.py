@@ -6,7 +6,8 @@ the ETag must be the MD5 of the content, or the MD5 of the parts' MD5s. Where ne
 
 A multipart upload that nobody completes or aborts keeps its parts, invisible and paid for. S3 stores no owner's mark with
 an upload, so its id is kept in a small object below `.storage-agent/uploads/` for as long as it runs: that is what
-`discard` finds after a crash.
+`discard` finds after a crash. Where the very answer that begins an upload is lost, an empty one stays that nobody can be
+shown to own; the bucket's lifecycle rule `AbortIncompleteMultipartUpload` is for those.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import structlog
 from awscrt import checksums
@@ -30,8 +31,7 @@ from stores.contract import GiB, Kind, MiB, ObjectInfo
 from stores.errors import AlreadyExists, IntegrityError, NotFound, StoreError, TooLarge, Unavailable
 from stores.paths import RECORDS
 from stores.transfer.engine import TransferEngine
-
-T = TypeVar("T")
+from stores.uninterrupted import uninterrupted
 
 # Amazon S3's limits for multipart uploads ("Amazon S3 multipart upload limits").
 MAX_PARTS = 10_000
@@ -69,22 +69,6 @@ def marker_key(ref: str, token: str) -> str:
 def crc64(value: int) -> str:
     """A CRC-64/NVME as S3 writes it: base64 of eight bytes, big-endian."""
     return base64.b64encode(value.to_bytes(8, "big")).decode()
-
-
-async def uninterrupted(work: Awaitable[T]) -> T:
-    """`work` to its end, also when the caller is cancelled meanwhile; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is None:
-        return task.result()
-    if task.exception() is not None:
-        _log.warning("failed while being cancelled", error=str(task.exception()))
-    raise cancelled
 
 
 @dataclass(frozen=True, slots=True)

@@ -342,6 +342,23 @@ async def test_multipart_content_arrives_and_leaves_no_note(
     assert left(seaweed, bucket) == ({"dir/object"}, [])
 
 
+async def test_parts_are_sent_again_when_answers_are_lost(
+    seaweed: S3Server, bucket: str, engine: TransferEngine
+) -> None:
+    data = content(2 * SMALLEST_PART + 17)
+    async with FaultProxy(seaweed.port) as proxy:
+        endpoint = f"http://127.0.0.1:{proxy.port}"
+        async with opened(engine, seaweed, bucket, endPoint=endpoint, maxErrorRetry=4) as store:
+            async with sending(store, "object", size=len(data)) as pending:
+                await pending.write(memoryview(data)[: SMALLEST_PART + 1])
+                proxy.cut_after, proxy.cut_times = 40, 3
+                await pending.write(memoryview(data)[SMALLEST_PART + 1 :])
+                info = await pending.commit()
+            assert proxy.cut_times == 0
+            assert sha(await read_all(store, info)) == sha(data)
+    assert left(seaweed, bucket) == ({"object"}, [])
+
+
 async def test_always_multipart_is_obeyed(seaweed: S3Server, bucket: str, engine: TransferEngine) -> None:
     async with opened(engine, seaweed, bucket, maxSingleUploadSizeInBytes=0) as store:
         info = await send(store, "object", b"small")
@@ -542,6 +559,31 @@ async def test_lost_answer_to_a_put_is_not_mistaken_for_another_writer(
     async with opened(engine, server, "bucket", maxErrorRetry=1) as store:
         assert (await send(store, "object", b"content")).size == 7
     assert lies.objects == {"object": b"content"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "host", "path"),
+    [
+        ({"pathStyle": False}, "bucket.s3.example", "/object"),
+        ({}, "s3.example", "/bucket/object"),
+        ({"endPoint": "base"}, "s3.example", "/base/path/bucket/object"),
+    ],
+)
+async def test_addressing_of_the_bytes(
+    pretender: tuple[Pretender, S3Server], engine: TransferEngine, fields: dict[str, Any], host: str, path: str
+) -> None:
+    lies, server = pretender
+    port = server.port
+    lies.objects[path.removeprefix("/bucket/")], lies.etags[path.removeprefix("/bucket/")] = b"content", '"e"'
+
+    async def resolve(asked: str, at: int) -> tuple[str, ...]:
+        assert (asked, at) == (host, port)
+        return ("127.0.0.1",)
+
+    base = "/base/path" if "endPoint" in fields else ""
+    given = {**fields, "endPoint": f"http://s3.example:{port}{base}"}
+    async with opened(engine, server, "bucket", resolve=resolve, **given) as store:
+        assert await read_all(store, ObjectInfo("object", 7, '"e"')) == b"content"
 
 
 async def test_storm_of_errors_is_weathered_or_reported(
