@@ -21,7 +21,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from agent.commands import Answer
+from agent.version import VERSION
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,8 +32,7 @@ LAG_INTERVAL_S = 0.5
 
 
 class Metrics:
-    """One registry with everything in it; nothing of prometheus_client's global registry is used. Also the dispatcher's
-    `Observer`."""
+    """One registry with everything in it; nothing of prometheus_client's global registry is used."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -41,6 +40,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.build = Info("storage_agent_build", "Version of the agent.", registry=self.registry)
+        self.build.info({"version": VERSION})
         self.commands_accepted = Counter(
             "storage_agent_commands_accepted",
             "Commands journalled, by command name.",
@@ -100,22 +100,6 @@ class Metrics:
         """Read the two gauges from their source whenever somebody scrapes."""
         self.commands_waiting.set_function(waiting)
         self.commands_running.set_function(running)
-
-    def accepted(self, command: str) -> None:
-        """A command was journalled."""
-        self.commands_accepted.labels(command).inc()
-
-    def finished(self, answer: Answer) -> None:
-        """A command's outcome was recorded."""
-        kind = answer.error.kind if answer.error else ""
-        self.commands_finished.labels(answer.command, answer.state.value, kind).inc()
-        if answer.finished_at is not None:
-            # The wall clock may have been set back meanwhile.
-            self.command_seconds.labels(answer.command).observe(max(0.0, answer.finished_at - answer.accepted_at))
-
-    def advanced(self, count: int) -> None:
-        """So many bytes more were worked through. Called from any thread, once a buffer."""
-        self.bytes_done.inc(count)
 
     def render(self) -> bytes:
         """The Prometheus text format, of type `CONTENT_TYPE`."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.commands import Answer, Failure, State
 from agent.metrics import LAG_INTERVAL_S, Metrics
 
 AGENT = Path(__file__).parents[2] / "agent"
@@ -19,14 +18,10 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
-def ended(state: State, error: Failure | None = None) -> Answer:
-    return Answer(id="c-1", command="Copy", state=state, error=error, accepted_at=10.0, finished_at=12.5)
-
-
 def test_what_prometheus_reads() -> None:
     metrics = Metrics()
     metrics.queue_from(lambda: 4, lambda: 2)
-    metrics.accepted("Copy")
+    metrics.commands_accepted.labels("Copy").inc()
     metrics.http_requests.labels("/v1/commands/{id}", "GET", "200").inc()
     families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
     own = {name: family for name, family in families.items() if name.startswith("storage_agent_")}
@@ -46,27 +41,9 @@ def test_metrics_are_defined_in_one_module_only() -> None:
     assert elsewhere == []
 
 
-def test_outcomes_are_counted_by_kind_of_error() -> None:
-    metrics = Metrics()
-    metrics.finished(ended(State.SUCCEEDED))
-    metrics.finished(ended(State.FAILED, Failure(kind="NoSpace", retryable="operator", message="full")))
-    metrics.advanced(1000)
-    name = "storage_agent_commands_finished_total"
-    assert value(metrics, name, command="Copy", state="succeeded", kind="") == 1
-    assert value(metrics, name, command="Copy", state="failed", kind="NoSpace") == 1
-    assert value(metrics, "storage_agent_command_seconds_sum", command="Copy") == 5
-    assert value(metrics, "storage_agent_progress_bytes_total") == 1000
-
-
-def test_a_clock_that_was_set_back_gives_no_negative_time() -> None:
-    metrics = Metrics()
-    metrics.finished(Answer(id="c", command="Ping", state=State.SUCCEEDED, accepted_at=10, finished_at=5))
-    assert value(metrics, "storage_agent_command_seconds_sum", command="Ping") == 0
-
-
 def test_two_agents_in_one_process_do_not_share_numbers() -> None:
     one, other = Metrics(), Metrics()
-    one.accepted("Copy")
+    one.commands_accepted.labels("Copy").inc()
     assert value(other, "storage_agent_commands_accepted_total", command="Copy") is None
 
 
