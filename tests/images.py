@@ -1,4 +1,4 @@
-"""Disk images for tests: real ones, made by qemu's own tools, and hostile ones, made from those by changing single fields.
+"""Disk images for tests, made by qemu's own tools, and ways to change single fields of them (`hostile_images` does).
 
 Sizes and offsets are bytes. Everything is reproducible: content depends on the seed alone.
 """
@@ -10,15 +10,14 @@ import json
 import random
 import struct
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from awscrt.checksums import crc32c
 
 from hypervisors.images.formats import DRIVERS, file_node, image_node, json_filename
-from stores.contract import GiB, KiB, MiB
+from stores.contract import KiB, MiB, ObjectInfo, RangeReader
+from stores.errors import IntegrityError
 from stores.to import ImageFormat
 
 SECTOR = 512
@@ -148,6 +147,21 @@ def patch(path: Path, offset: int, data: bytes) -> Path:
     return path
 
 
+class BytesReader(RangeReader):
+    """An object in memory, with a list of what was read of it."""
+
+    def __init__(self, data: bytes, *, ref: str = "image") -> None:
+        self.info = ObjectInfo(ref=ref, size=len(data))
+        self.reads: list[tuple[int, int]] = []
+        self._data = data
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        self.reads.append((offset, len(buffer)))
+        if offset + len(buffer) > len(self._data):
+            raise IntegrityError("the object ends early")
+        buffer[:] = self._data[offset : offset + len(buffer)]
+
+
 def field(path: Path, offset: int, length: int) -> bytes:
     """Read bytes; a negative offset counts from the end."""
     with path.open("rb") as file:
@@ -237,121 +251,3 @@ def add_vmdk_footer(path: Path) -> Path:
         file.write(bytes(-path.stat().st_size % SECTOR))
         file.write(struct.pack("<QII496x", 1, 0, 3) + header + bytes(SECTOR))
     return patch(path, 56, b"\xff" * 8)
-
-
-# ---------------------------------------------------------------------------------------------- hostile images
-
-
-@dataclass(frozen=True, slots=True)
-class Hostile:
-    """An image that the gate must refuse: how to make it, what it pretends to be, and by which rule it is refused."""
-
-    format: ImageFormat
-    rule: str
-    make: Callable[[Path], Path]
-
-
-def _qcow2(*patches: tuple[int, bytes], options: str = "") -> Callable[[Path], Path]:
-    def make(path: Path) -> Path:
-        make_qcow2(path, 4 * MiB, options=options)
-        for offset, data in patches:
-            patch(path, offset, data)
-        return path
-
-    return make
-
-
-def u32(value: int) -> bytes:
-    return value.to_bytes(4, "big")
-
-
-def u64(value: int) -> bytes:
-    return value.to_bytes(8, "big")
-
-
-def qcow2_extension(kind: int, data: bytes) -> bytes:
-    """A header extension of version 3."""
-    return u32(kind) + u32(len(data)) + data + bytes(-len(data) % 8)
-
-
-def _backing_file(path: Path) -> Path:
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", str(path), "4M"], check=True
-    )
-    return path
-
-
-def _data_file(path: Path) -> Path:
-    other = path.with_name(path.name + ".data")
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={other},data_file_raw=on"]
-    subprocess.run([*command, str(path), "4M"], check=True)
-    other.unlink()
-    return path
-
-
-def _encrypted(path: Path) -> Path:
-    command = ["qemu-img", "create", "-q", "--object", "secret,id=s,data=secret", "-f", "qcow2"]
-    subprocess.run(
-        [*command, "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", str(path), "4M"], check=True
-    )
-    return path
-
-
-def _vmdk(
-    old: str = "", new: str = "", *, subformat: str = "monolithicSparse", patches: Sequence[tuple[int, bytes]] = ()
-) -> Callable[[Path], Path]:
-    def make(path: Path) -> Path:
-        make_image(path, ImageFormat.VMDK, 4 * MiB, options=f"subformat={subformat}")
-        if old:
-            set_vmdk_descriptor(path, old, new)
-        for offset, data in patches:
-            patch(path, offset, data)
-        return path
-
-    return make
-
-
-def _vmdk_footer(*patches: tuple[int, bytes]) -> Callable[[Path], Path]:
-    def make(path: Path) -> Path:
-        add_vmdk_footer(_vmdk(subformat="streamOptimized")(path))
-        for offset, data in patches:
-            patch(path, offset, data)
-        return path
-
-    return make
-
-
-def _flat_vmdk(path: Path) -> Path:
-    path.write_text(
-        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n"
-        'createType="monolithicFlat"\n\n# Extent description\nRW 8192 FLAT "/etc/passwd" 0\n\n'
-        '# The Disk Data Base\n#DDB\nddb.virtualHWVersion = "4"\nddb.geometry.cylinders = "8"\n'
-        'ddb.geometry.heads = "16"\nddb.geometry.sectors = "63"\nddb.adapterType = "ide"\n'
-    )
-    return path
-
-
-def _vhd(change: Callable[[Path], object], *, options: str = "force_size=on") -> Callable[[Path], Path]:
-    def make(path: Path) -> Path:
-        change(make_image(path, ImageFormat.VHD, 4 * MiB, options=options))
-        return path
-
-    return make
-
-
-def _vhdx(change: Callable[[Path], object]) -> Callable[[Path], Path]:
-    def make(path: Path) -> Path:
-        change(make_image(path, ImageFormat.VHDX, 4 * MiB))
-        return path
-
-    return make
-
-
-def _polyglot(*signs: tuple[int, bytes]) -> Callable[[Path], Path]:
-    def make(path: Path) -> Path:
-        make_raw(path, 1 * MiB)
-        for offset, data in signs:
-            patch(path, offset, data)
-        return path
-
-    return make
