@@ -50,6 +50,7 @@ class Parts:
         agent = self.config.agent
         limits = Limits(agent.concurrency, agent.queue_limit, agent.default_deadline_s)
         dispatcher = Dispatcher(self.journal, self.execution, limits, observer=_Counting(self.metrics))
+        self.metrics.build.info({"version": VERSION})
         self.metrics.queue_from(lambda: dispatcher.status().accepted, lambda: dispatcher.status().running)
         return dispatcher
 
