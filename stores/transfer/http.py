@@ -224,7 +224,7 @@ class HttpRangeReader(RangeReader):
                 return _Outcome(moved, error)
             wanted.received(count)
             if not answer.keep_alive:
-                return _Outcome(moved)
+                return _Outcome(moved, done=wanted.rest() is None)
             connection.reused = True
         return _Outcome(moved, done=True, reusable=True)
 

@@ -72,8 +72,8 @@ class ScriptedServer:
                 step = self.script.popleft() if self.script else self.always or self.honest
                 await step(request, writer)
                 await writer.drain()
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the client went away, which is its right
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client went away, which is its right, or this server is being closed
         finally:
             writer.close()
             self._tasks.discard(task)
