@@ -10,7 +10,8 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -155,6 +156,20 @@ class OpenedFile:
             expect_version(self.info, info_of(self.info.ref, os.fstat(self._descriptor)))
         if buffer:
             raise IntegrityError(f"{self.info.ref} ended early, at byte {offset}", ref=self.info.ref, seen=offset)
+
+    def read_each(
+        self,
+        take: Callable[[], tuple[int, memoryview] | None],
+        put: Callable[[int, memoryview], None],
+        stopped: threading.Event,
+    ) -> None:
+        """`read_into` for whatever `take` wants, until it wants no more or `stopped` is set."""
+        while not stopped.is_set():
+            wanted = take()
+            if wanted is None:
+                return
+            self.read_into(*wanted)
+            put(*wanted)
 
     def extents(self, offset: int, length: int) -> list[Extent]:
         """Holes as the file system reports them (lseek(2), SEEK_DATA and SEEK_HOLE)."""

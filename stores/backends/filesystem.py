@@ -9,14 +9,17 @@ trusted users can write into the directory. The other presentations hold the fil
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from stores.backends.directory import Directory, OpenedFile
 from stores.backends.draft import Draft
 from stores.contract import (
+    BlockingCalls,
     DataStore,
     Extent,
     Kind,
@@ -140,6 +143,15 @@ class _Reader(RangeReader):
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         await self._engine.run(self._opened.read_into, offset, buffer)
+
+    async def read_each(
+        self,
+        take: Callable[[], tuple[int, memoryview] | None],
+        put: Callable[[int, memoryview], None],
+        threads: BlockingCalls,
+    ) -> None:
+        stopped = threading.Event()
+        await threads.run(partial(self._opened.read_each, take, put, stopped), abort=stopped.set)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         return await self._engine.run(self._opened.extents, offset, length)

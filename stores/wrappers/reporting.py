@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import ClassVar, Protocol, cast
 
 from stores.contract import (
+    BlockingCalls,
     ByteStream,
     DataStore,
     Extent,
@@ -38,7 +39,7 @@ class Direction(StrEnum):
 
 
 class StoreObserver(Protocol):
-    """Never blocks, never raises."""
+    """Called in the event loop. Never blocks, never raises."""
 
     def call(self, store: str, operation: str, outcome: str, seconds: float) -> None:
         """One call ended: `OK`, `CANCELLED`, `FAILED`, or the `kind` of its error."""
@@ -139,6 +140,21 @@ class _Reader(RangeReader):
         with self._report.measured("read"):
             await self._inner.read_into(offset, buffer)
         self._report.moved(Direction.READ, len(buffer))
+
+    async def read_each(
+        self,
+        take: Callable[[], tuple[int, memoryview] | None],
+        put: Callable[[int, memoryview], None],
+        threads: BlockingCalls,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+
+        def put_and_report(offset: int, buffer: memoryview) -> None:
+            put(offset, buffer)
+            loop.call_soon_threadsafe(self._report.moved, Direction.READ, len(buffer))
+
+        with self._report.measured("read"):
+            await self._inner.read_each(take, put_and_report, threads)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         return await self._inner.extents(offset, length)

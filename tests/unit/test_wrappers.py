@@ -24,6 +24,7 @@ from stores.errors import (
 )
 from stores.transfer.digests import Checksum
 from stores.transfer.engine import TransferEngine
+from stores.transfer.threads import Threads
 from stores.wrappers.base import WrapperStore
 from stores.wrappers.reporting import Direction, ReportingStore
 from stores.wrappers.retrying import RetryingStore, delay, may_succeed_later
@@ -289,6 +290,21 @@ async def test_calls_and_bytes_are_counted() -> None:
         ("discard", "ok"): 1,
         ("delete", "ok"): 1,
     }
+
+
+async def test_bulk_reading_is_counted_piece_by_piece() -> None:
+    counting = Counting()
+    memory = MemoryStore()
+    info = await put(memory, "object", content(1000))
+    wanted = iter([(0, memoryview(bytearray(400))), (400, memoryview(bytearray(600)))])
+    threads = Threads("test", 1)
+    async with ReportingStore(memory, counting).present(info, Kind.RANGE_READER) as reader:
+        assert isinstance(reader, RangeReader)
+        await reader.read_each(lambda: next(wanted, None), lambda offset, buffer: None, threads)
+        await asyncio.sleep(0)
+    threads.close()
+    assert counting.bytes == {Direction.READ: 1000}
+    assert counting.calls == {("present", "ok"): 1, ("read", "ok"): 1}
 
 
 async def test_failures_are_counted_by_their_kind() -> None:
