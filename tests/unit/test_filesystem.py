@@ -416,6 +416,37 @@ def test_file_system_without_the_flag_gets_a_link(pool: Path, monkeypatch: pytes
         os.close(folder)
 
 
+@pytest.mark.parametrize("replace", [False, True])
+async def test_content_is_on_the_disk_before_its_name_and_the_name_before_success(
+    store: FilesystemStore, pool: Path, monkeypatch: pytest.MonkeyPatch, replace: bool
+) -> None:
+    (pool / "a").mkdir()
+    seen: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        named = (pool / "a" / "b" / "volume").exists()
+        seen.append(f"{'named' if named else 'unnamed'} {path.suffix or path.relative_to(pool)}")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    async with sending(store, "a/b/volume", replace=replace) as pending:
+        await pending.write(memoryview(b"content"))
+        await pending.commit()
+    assert seen == ["unnamed .partial", "named a/b", "named a", "named ."]
+
+
+async def test_crash_between_link_and_unlink_leaves_a_whole_object(store: FilesystemStore, pool: Path) -> None:
+    async with sending(store, "volume") as pending:
+        await pending.write(memoryview(b"content"))
+        temporary = next(path for path in pool.iterdir())
+        os.link(temporary, pool / "volume")
+        await store.discard("volume", token=TOKEN)
+    assert files(pool) == {"volume"}
+    assert (pool / "volume").read_bytes() == b"content"
+
+
 async def test_folders_that_others_use_meanwhile_stay(store: FilesystemStore, pool: Path) -> None:
     async with sending(store, "a/b/one") as pending:
         await pending.write(memoryview(b"x"))
@@ -464,6 +495,27 @@ async def test_killed_writer_is_cleaned_up_by_its_token_alone(store: FilesystemS
         await pending.write(memoryview(b"whole"))
         await pending.commit()
     assert files(pool) == {"dir/volume"}
+
+
+async def test_writers_that_clean_up_do_not_pull_the_folder_away_from_others(
+    tmp_path: Path, engine: TransferEngine
+) -> None:
+    async def writer(store: FilesystemStore, number: int, keep: bool) -> None:
+        async with sending(store, f"x/y/z/{number}", token=str(number)) as pending:
+            if keep:
+                await pending.commit()
+
+    with mounted_tmpfs(tmp_path / "pool") as pool:  # where syncing costs nothing
+        store = FilesystemStore(pool, engine, id="pool:1", allowed=[pool])
+        for _ in range(20):
+            async with asyncio.TaskGroup() as group:
+                for number in range(12):
+                    group.create_task(writer(store, number, keep=number == 11))
+            assert files(pool) == {"x/y/z/11"}
+            await store.delete("x/y/z/11")
+            (pool / "x/y/z").rmdir()
+            (pool / "x/y").rmdir()
+            (pool / "x").rmdir()
 
 
 async def test_second_writer_of_one_command_is_refused(store: FilesystemStore, pool: Path) -> None:
