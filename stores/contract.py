@@ -129,6 +129,7 @@ class RangeReader(abc.ABC):
 
     kind: ClassVar[Kind] = Kind.RANGE_READER
     info: ObjectInfo
+    parallel: int = 4  # how many reads are worth having under way at once; more of them wait for one another
 
     @abc.abstractmethod
     async def read_into(self, offset: int, buffer: memoryview) -> None:

@@ -1,17 +1,16 @@
 """The process-wide mover of bytes: ranges or a stream into a file, digests beside it, within one memory budget.
 
-    RangeReader --read_into--> buffer --pwrite, in place--> file
-                                 '-----in order-----------> digests
+    RangeReader --> buffer --in place--> file
+                          '--in order--> digests
 
-The event loop decides, threads move: network threads fill buffers, disk threads write them, digest threads read them.
+The event loop decides, threads move: each receives a piece, writes it and hashes it (`stores.transfer.pump`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,18 +20,16 @@ from stores.contract import ByteStream, MiB, Progress, RangeReader, Silent
 from stores.errors import TooLarge
 from stores.transfer.buffers import BufferPool
 from stores.transfer.connections import Connections
-from stores.transfer.copying import Copy
 from stores.transfer.digests import Digester
 from stores.transfer.pieces import known_size
 from stores.transfer.placed import PlacedFile
+from stores.transfer.pump import WIDTH_LIMIT, Pump
 from stores.transfer.readahead import ReadAhead
 from stores.transfer.threads import SharedThreads, Threads
+from stores.uninterrupted import uninterrupted
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-WIDTH = 5
-"""Pieces of one transfer in flight: four keep a fast server busy while one more is written or hashed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +54,7 @@ class TransferEngine:
         self.connections = Connections()
         self.network = SharedThreads("transfer-network", threads)
         self._disk = SharedThreads("transfer-disk", 16)
-        self._calls = Threads("storage-call", 16)
-        self._hashing = Threads("transfer-digest", os.cpu_count() or 1)
+        self._calls = Threads("storage-call", 64)  # many, since a hung mount keeps those that touch it
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A short blocking call in a named thread, apart from the threads that move bytes.
@@ -77,20 +73,8 @@ class TransferEngine:
         """
         size = known_size(source)
         digester = Digester(digests)
-        file = PlacedFile(destination)
-        try:
-            await self._disk.of(file).run(partial(file.open, size))
-            copy = Copy(
-                source,
-                file,
-                width=WIDTH,
-                buffers=self.buffers,
-                digester=digester if digests else None,
-                progress=progress or Silent(),
-            )
-            await copy.run()
-        finally:
-            file.close()
+        async with self._opened(destination, size) as file:
+            await self._pump(source, file, digester if digests else None, progress)
         return Fetched(size, digester.hexdigests())
 
     async def store_stream(
@@ -104,50 +88,62 @@ class TransferEngine:
     ) -> Fetched:
         """A sequential source into `destination`, which is made or emptied. Blocks of zeroes take no room.
 
-        `TooLarge` before a byte past `limit` is written; otherwise as `fetch`.
+        `TooLarge` before a byte past `limit` is written; otherwise as `fetch`. Closing `source` is its caller's.
         """
         progress = progress or Silent()
         digester = Digester(digests)
         position = 0
-        file = PlacedFile(destination)
-        disk = self._disk.of(file)
-        try:
-            await disk.run(file.open)
+
+        def put(piece: memoryview) -> None:
+            file.write(position, piece)
+            digester.update(piece)
+
+        async with self._opened(destination, 0) as file:
+            disk = self._disk.of(file)
             async for piece in source:
-                if limit is not None and position + len(piece) > limit:
+                seen = position + len(piece)
+                if limit is not None and seen > limit:
                     raise TooLarge(
                         f"the content for {destination} is larger than the limit of {limit} bytes",
                         limit=limit,
-                        seen=position + len(piece),
+                        seen=seen,
                     )
-                await disk.run(partial(file.write, position, piece))
-                if digests:
-                    await self._hashing.run(partial(digester.update, piece))
-                position += len(piece)
+                await disk.run(partial(put, piece))
+                position = seen
                 progress.advance(len(piece))
             await disk.run(partial(file.resize, position))
-        finally:
-            file.close()
         return Fetched(position, digester.hexdigests())
 
     async def digest(
         self, source: RangeReader, names: Sequence[str], progress: Progress | None = None
     ) -> dict[str, str]:
         """Digests of all of `source`, read in parallel, computed in order."""
-        progress = progress or Silent()
         digester = Digester(names)
-        async with aclosing(ReadAhead(self.buffers, source, width=WIDTH).pieces()) as stream:
-            async for piece in stream:
-                await self._hashing.run(partial(digester.update, piece))
-                progress.advance(len(piece))
+        await self._pump(source, None, digester, progress)
         return digester.hexdigests()
 
     def stream(self, reader: RangeReader) -> ByteStream:
         """The object in order, read ahead in parallel."""
-        return ReadAhead(self.buffers, reader, width=WIDTH)
+        return ReadAhead(self.buffers, reader, width=min(reader.parallel, WIDTH_LIMIT))
 
     async def aclose(self) -> None:
         """Gives back threads, connections and buffers; waits for calls that still run. Idempotent."""
-        for threads in (self.network, self._disk, self._hashing, self._calls):
+        for threads in (self.network, self._disk, self._calls):
             await asyncio.to_thread(threads.close)
         self.connections.close()
+
+    async def _pump(
+        self, source: RangeReader, file: PlacedFile | None, digester: Digester | None, progress: Progress | None
+    ) -> None:
+        pump = Pump(source, file=file, digester=digester, buffers=self.buffers, progress=progress or Silent())
+        await pump.run()
+
+    @asynccontextmanager
+    async def _opened(self, path: Path, size: int) -> AsyncIterator[PlacedFile]:
+        file = PlacedFile(path)
+        disk = self._disk.of(file)
+        try:
+            await disk.run(partial(file.open, size))
+            yield file
+        finally:
+            await uninterrupted(disk.run(file.close))  # closing a file on a network file system may wait for its server

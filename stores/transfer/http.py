@@ -153,6 +153,7 @@ class HttpRangeReader(RangeReader):
         """`sleep` and `spread` (random numbers in [0, 1)) are arguments for tests."""
         self.info = info
         self._source = _Source(engine, info, target, patience, sleep, spread)
+        self.parallel = patience.connections
         self._connections = asyncio.Semaphore(patience.connections)
         self._threads = engine.network.of(self)
 
@@ -166,19 +167,22 @@ class HttpRangeReader(RangeReader):
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
     ) -> None:
-        wanted = _Wanted(take, put)
+        # The place among the connections is kept over breaks and pauses: what was taken can always be finished, also while
+        # others wait for just that.
+        async with self._connections:
+            await self._read(_Wanted(take, put), threads)
+
+    async def _read(self, wanted: _Wanted, threads: BlockingCalls) -> None:
         failures = 0
         refreshed: HttpTarget | None = None
         while True:
             target = await self._source.target(instead_of=refreshed)
             outcome = await self._use_connection(target, wanted, threads)
+            if outcome.done:
+                return
             if outcome.moved >= PROGRESS:
                 failures, refreshed = 0, None
-            if outcome.stale:
-                continue
-            if outcome.failure is None:
-                if outcome.done:
-                    return
+            if outcome.stale or outcome.failure is None:
                 continue
             if outcome.fresh_target and refreshed is None:
                 refreshed = target
@@ -189,20 +193,19 @@ class HttpRangeReader(RangeReader):
             await self._source.pause(failures, outcome.wait_s)
 
     async def _use_connection(self, target: HttpTarget, wanted: _Wanted, threads: BlockingCalls) -> _Outcome:
-        async with self._connections:
-            try:
-                connection = await self._source.connect(target)
-            except Unavailable as error:
-                return _Outcome(failure=error, fresh_target=True)
-            outcome = _Outcome()
-            try:
-                outcome = await threads.run(partial(self._exchange, connection, target, wanted), abort=connection.abort)
-            finally:
-                if outcome.reusable:
-                    self._source.engine.connections.give(target, connection)
-                else:
-                    connection.close()
-            return outcome
+        try:
+            connection = await self._source.connect(target)
+        except Unavailable as error:
+            return _Outcome(failure=error, fresh_target=True)
+        outcome = _Outcome()
+        try:
+            outcome = await threads.run(partial(self._exchange, connection, target, wanted), abort=connection.abort)
+        finally:
+            if outcome.reusable:
+                self._source.engine.connections.give(target, connection)
+            else:
+                connection.close()
+        return outcome
 
     def _exchange(self, connection: Connection, target: HttpTarget, wanted: _Wanted) -> _Outcome:
         """Runs in a thread: request after request over one connection, for as long as both last."""

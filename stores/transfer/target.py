@@ -50,7 +50,7 @@ class HttpTarget:
 class HttpPatience:
     """Limits of one reader. Times in seconds."""
 
-    connections: int = 8
+    connections: int = 4
     """Connections in use at once."""
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 30.0

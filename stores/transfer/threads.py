@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from stores.contract import BlockingCalls
 from stores.transfer.fairness import FairShare
 
 T = TypeVar("T")
@@ -62,16 +61,18 @@ class SharedThreads:
         self._threads = Threads(name, limit)
         self._share = FairShare(limit)
 
-    def of(self, owner: Hashable) -> BlockingCalls:
+    def of(self, owner: Hashable) -> OwnedThreads:
         """These threads for the calls of `owner`."""
-        return _Owned(self._threads, self._share, owner)
+        return OwnedThreads(self._threads, self._share, owner)
 
     def close(self) -> None:
         """Ends the threads; waits for what still runs."""
         self._threads.close()
 
 
-class _Owned:
+class OwnedThreads:
+    """`SharedThreads` for the calls of one owner."""
+
     def __init__(self, threads: Threads, share: FairShare, owner: Hashable) -> None:
         self._threads = threads
         self._share = share

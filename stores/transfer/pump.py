@@ -1,5 +1,5 @@
-"""One object into one file: several workers, each of which reads a piece, writes it in place and hashes it in its turn, all in
-one thread and while the piece is still in the processor's cache."""
+"""All of one object, past a file and digests: several workers, each of which reads a piece, writes it in place and hashes it in
+its turn, all in one thread and while the piece is still in the processor's cache."""
 
 from __future__ import annotations
 
@@ -17,31 +17,34 @@ from stores.transfer.pieces import Piece, Turns, windows, zero_views
 from stores.transfer.placed import PlacedFile
 from stores.transfer.threads import Threads
 
+WIDTH_LIMIT = 12
+"""Most pieces of one transfer in flight, whatever its source would bear: half of the default budget."""
 
-class Copy:
-    """Moves all of `source` into `file`, in `width` threads of its own. What it does not write reads as zeroes.
 
-    The threads are its own because they wait for one another when they hash: in a pool shared with others, the one that all
-    wait for might not get a thread. The buffers, of which each needs one, bound the threads of all transfers together.
+class Pump:
+    """Reads all of `source` in parallel, in threads of its own.
+
+    They are its own because they wait for one another when they hash: in a pool shared with others, the one that all wait
+    for might not get a thread. The buffers, of which each needs one, bound the threads of all transfers together.
     """
 
     def __init__(
         self,
         source: RangeReader,
-        file: PlacedFile,
         *,
-        width: int,
-        buffers: BufferPool,
+        file: PlacedFile | None,
         digester: Digester | None,
+        buffers: BufferPool,
         progress: Progress,
     ) -> None:
+        """Data goes to `file`, where there is one, in any order; everything goes to `digester` in order, holes as zeroes."""
         self._source = source
         self._file = file
-        self._width = width
-        self._owner: Hashable = object()
-        self._buffers = buffers
         self._digester = digester
+        self._buffers = buffers
         self._progress = progress
+        self._width = min(source.parallel, WIDTH_LIMIT)
+        self._owner: Hashable = object()
         self._loop = asyncio.get_running_loop()
         self._turns = Turns()
         self._todo: deque[Piece] = deque()
@@ -90,7 +93,8 @@ class Copy:
 
     def _put(self, current: _Current, offset: int, view: memoryview) -> None:
         """In a thread."""
-        self._file.write(offset, view)
+        if self._file is not None:
+            self._file.write(offset, view)
         assert current.piece is not None
         self._finish(current.piece, iter([view]))
 
