@@ -42,6 +42,7 @@ class Draft:
         self._descriptor = -1
         self._written = 0
         self._made: set[int] = set()  # depths of the folders that did not exist before
+        self._ours = False
         self._published = False
 
     def create(self, *, room: bool) -> None:
@@ -103,30 +104,25 @@ class Draft:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-        if self._parent >= 0:
-            try:
-                if not self._published:
-                    self._remove()
-            finally:
-                os.close(self._parent)
-                self._parent = -1
+        try:
+            if not self._published:
+                self._remove()
+        finally:
+            self._close_parent()
 
     def _create_below(self, root: int) -> None:
         self._make_folders(root)
-        parent = open_beneath(root, self._folder, _FOLDER)
+        self._close_parent()
+        self._parent = open_beneath(root, self._folder, _FOLDER)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(self._temporary, flags, self._mode, dir_fd=parent)
-            os.fchmod(self._descriptor, self._mode)  # whatever the umask
+            self._descriptor = os.open(self._temporary, flags, self._mode, dir_fd=self._parent)
         except FileExistsError as error:
-            os.close(parent)
             raise AlreadyExists(
                 f"{self._ref} is being written by the same command already; discard what that left", ref=self._ref
             ) from error
-        except OSError:
-            os.close(parent)
-            raise
-        self._parent = parent
+        self._ours = True
+        os.fchmod(self._descriptor, self._mode)  # whatever the umask
 
     def _make_folders(self, root: int) -> None:
         mode = self._mode | (self._mode & 0o444) >> 2  # whoever may read the files may pass the folders
@@ -173,17 +169,28 @@ class Draft:
 
     def _remove(self) -> None:
         with self._translated():
-            with suppress(FileNotFoundError):
-                os.unlink(self._temporary, dir_fd=self._parent)
-            with self._directory.opened() as (root, _):
-                for depth in sorted(self._made, reverse=True):
-                    above = open_beneath(root, self._folder[:depth], os.O_PATH | os.O_DIRECTORY)
-                    try:
-                        os.rmdir(self._folder[depth], dir_fd=above)
-                    except OSError:
-                        break  # somebody uses it by now
-                    finally:
-                        os.close(above)
+            if self._ours:
+                self._ours = False
+                with suppress(FileNotFoundError):
+                    os.unlink(self._temporary, dir_fd=self._parent)
+            if self._made:
+                with self._directory.opened() as (root, _):
+                    self._remove_folders(root)
+
+    def _remove_folders(self, root: int) -> None:
+        with suppress(OSError):  # gone already, or in use by somebody: then those above it are as well
+            for depth in sorted(self._made, reverse=True):
+                above = open_beneath(root, self._folder[:depth], os.O_PATH | os.O_DIRECTORY)
+                try:
+                    os.rmdir(self._folder[depth], dir_fd=above)
+                finally:
+                    os.close(above)
+        self._made.clear()
+
+    def _close_parent(self) -> None:
+        if self._parent >= 0:
+            os.close(self._parent)
+            self._parent = -1
 
     @contextmanager
     def _translated(self, *, adding: int = 1) -> Iterator[None]:
@@ -210,11 +217,11 @@ class Draft:
             return 0
 
     def _available(self) -> int:
-        """Bytes that are free for everybody, so without those that the file system keeps for root."""
+        """Bytes that are free for everybody, so without those that the file system keeps for root; none without inodes."""
         if self._parent < 0:
             return 0
         status = os.fstatvfs(self._parent)
-        return status.f_bavail * status.f_frsize
+        return 0 if status.f_files and not status.f_favail else status.f_bavail * status.f_frsize
 
 
 def rename_noreplace(folder: int, old: str, new: str) -> None:

@@ -255,15 +255,19 @@ async def test_sparse_file_may_be_larger_than_the_disk(small: Path, engine: Tran
     assert (await store.stat("volume")).size == 100 * MiB
 
 
-async def test_no_inode_left_is_no_space(tmp_path: Path, engine: TransferEngine) -> None:
-    with mounted_tmpfs(tmp_path / "pool", options="size=1m,nr_inodes=4") as pool:
+@pytest.mark.parametrize("free", [0, 1, 2])
+async def test_no_inode_left_is_no_space_and_leaves_no_folder(
+    tmp_path: Path, engine: TransferEngine, free: int
+) -> None:
+    with mounted_tmpfs(tmp_path / "pool", options=f"size=1m,nr_inodes={4 + free}") as pool:
         for number in range(3):
             (pool / str(number)).touch()
         store = FilesystemStore(pool, engine, id="pool:1", allowed=[pool])
-        with pytest.raises(NoSpace):
-            async with sending(store, "volume"):
+        with pytest.raises(NoSpace) as caught:
+            async with sending(store, "a/b/volume"):
                 pass
-        assert files(pool) == {"0", "1", "2"}
+        assert caught.value.details["available"] == 0
+        assert sorted(os.listdir(pool)) == ["0", "1", "2"]
 
 
 async def test_read_only_file_system_is_a_device_fault(tmp_path: Path, engine: TransferEngine) -> None:
