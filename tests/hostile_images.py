@@ -257,8 +257,8 @@ VMDK = {
     ),
     "field in a comment": Hostile(ImageFormat.VMDK, "vmdk-descriptor", _vmdk("# Extent", "# CID=12345678\n# Extent")),
     "unknown line": Hostile(ImageFormat.VMDK, "vmdk-descriptor", _vmdk("# Extent", "include other\n# Extent")),
-    "text behind the end of the descriptor": Hostile(
-        ImageFormat.VMDK, "vmdk-descriptor", _vmdk(patches=[(20 * SECTOR, b'parentFileNameHint="/etc/shadow"')])
+    "descriptor without an end": Hostile(
+        ImageFormat.VMDK, "vmdk-descriptor", _vmdk("#DDB\n", "#DDB\n" + "#" * (21 * SECTOR))
     ),
     "descriptor elsewhere": Hostile(ImageFormat.VMDK, "vmdk-descriptor", _vmdk(patches=[(28, struct.pack("<Q", 2))])),
     "giant descriptor": Hostile(ImageFormat.VMDK, "vmdk-descriptor", _vmdk(patches=[(36, struct.pack("<Q", 1 << 40))])),

@@ -239,9 +239,9 @@ VHDX_METADATA = 3 * MiB
 def set_vmdk_descriptor(path: Path, old: str, new: str) -> Path:
     """Replace text in the descriptor, which keeps its room."""
     room = 20 * SECTOR
-    text = field(path, SECTOR, room).rstrip(b"\0").decode()
+    text = field(path, SECTOR, room).partition(b"\0")[0].decode()
     assert old in text
-    return patch(path, SECTOR, text.replace(old, new).encode().ljust(room, b"\0"))
+    return patch(path, SECTOR, text.replace(old, new).encode().ljust(room, b"\0")[:room])
 
 
 def add_vmdk_footer(path: Path) -> Path:

@@ -103,9 +103,10 @@ def _descriptor(head: bytes, sector: int, sectors: int, capacity: int) -> str:
     data = head[SECTOR : (1 + sectors) * SECTOR]
     if len(data) < sectors * SECTOR:
         raise truncated("VMDK descriptor")
-    text, end, padding = data.partition(b"\0")
-    if not end or any(padding) or not text.isascii():
-        raise refuse("vmdk-descriptor", "the descriptor of the VMDK is not plain text padded with NUL")
+    # Behind the first NUL, where every reader stops, qemu itself leaves a rest when it writes a shorter content id.
+    text, end, _ = data.partition(b"\0")
+    if not end or not text.isascii():
+        raise refuse("vmdk-descriptor", "the descriptor of the VMDK is not plain text that ends in a NUL")
     # qemu looks for this word by itself, in comments and values too.
     if b"parentfilenamehint" in text.lower():
         raise refuse("vmdk-parent", "the VMDK names a parent disk: send it flattened")

@@ -125,6 +125,16 @@ async def test_a_vmdk_stream_with_a_footer(tmp_path: Path) -> None:
     assert disk_digest(path, ImageFormat.VMDK) == content
 
 
+async def test_a_vmdk_descriptor_that_qemu_made_shorter(written: Callable[[str], Path], tmp_path: Path) -> None:
+    """qemu writes a random content id without leading zeroes over the one from the creation: a rest stays behind the end."""
+    data = bytearray(written("VMDK").read_bytes())
+    end = data.index(b"\0", SECTOR)
+    data[end - 1 : end + 1] = b"\0\n"
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    assert (await judged(path, None)).virtual_size == virtual_size(path, ImageFormat.VMDK)
+
+
 @pytest.mark.parametrize("size", [1, 511, 512, 1000, HEAD - 1, HEAD, HEAD + 1, 3 * MiB])
 async def test_raw_disks_are_rounded_up_to_sectors(tmp_path: Path, size: int) -> None:
     path = tmp_path / "image"
