@@ -25,7 +25,7 @@ RUN = 1 * MiB
 class _Run:
     """Consecutive pages, being loaded or loaded."""
 
-    __slots__ = ("buffer", "error", "loaded", "pins", "served", "start", "stop", "wanted")
+    __slots__ = ("buffer", "ended", "error", "loaded", "pins", "served", "start", "stop", "wanted")
 
     def __init__(self, start: int, stop: int, buffer: bytearray, *, wanted: bool) -> None:
         self.start = start
@@ -35,7 +35,8 @@ class _Run:
         self.error: StoreError | None = None
         self.pins = 0
         self.wanted = wanted  # somebody asked for it, as opposed to: it was read ahead
-        self.served = 0  # bytes that sequential readers got of it
+        self.served = 0  # bytes that sequential readers got of it, some perhaps twice
+        self.ended = False  # its last byte was among them
 
     @property
     def pages(self) -> range:
@@ -85,6 +86,7 @@ class BlockCache:
                 yield view
             if sequential:
                 run.served += stop - offset
+                run.ended = run.ended or stop == run.stop
         finally:
             self._unpin(run)
 
@@ -151,7 +153,9 @@ class BlockCache:
         """Nobody uses the run now."""
         if run.error is not None:
             self._free(run)
-        elif run.served >= run.stop - run.start:  # a sequential reader does not come back to what it has had
+        elif (
+            run.ended and run.served >= run.stop - run.start
+        ):  # a sequential reader does not come back to what it has had
             self._forget(run)
             self._free(run)
         else:

@@ -48,10 +48,12 @@ class ReadAhead:
         if stream is None:
             self._streams = [*self._streams[-_STREAMS + 1 :], _Stream(position=end, credit=length, ahead=end)]
             return Advice(False, end, end)
-        stream.credit = max(0, stream.credit - max(0, offset - stream.position)) + length
+        before = max(0, stream.credit - max(0, offset - stream.position))
+        proven, moves_on = before >= _PROVEN, end > stream.position
+        stream.credit = before + length
         stream.position = max(stream.position, end)
-        if stream.credit < _PROVEN:
-            return Advice(False, end, end)
+        if not (proven and moves_on):  # to go back over what was read is no reason to read on
+            return Advice(proven, end, end)
         start = max(stream.ahead, stream.position)
         stop = min(stream.position + min(self._window, stream.credit), self._size)
         stream.ahead = max(stream.ahead, stop)

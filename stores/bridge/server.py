@@ -97,8 +97,6 @@ def _bound(path: Path) -> socket.socket:
         )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        if _is_stale(path):
-            path.unlink()
         try:
             listener.bind(os.fspath(path))
         except OSError as error:
@@ -106,19 +104,11 @@ def _bound(path: Path) -> socket.socket:
                 raise
             raise AlreadyExists(f"{path} is taken: another export is served there", path=str(path)) from error
         path.chmod(0o600)
-        listener.listen(_MAX_CLIENTS)
+        listener.listen()
     except BaseException:
         listener.close()
         raise
     return listener
-
-
-def _is_stale(path: Path) -> bool:
-    """Whether a process that was killed left its socket there: nobody listens."""
-    if not path.is_socket():
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(os.fspath(path)) == errno.ECONNREFUSED
 
 
 async def _accept(listener: socket.socket, served: Served) -> None:
@@ -140,7 +130,7 @@ async def _client(served: Served, sock: socket.socket) -> None:
         except* ProtocolError as errors:
             _log.warning("nbd client dropped", export=served.name, why=str(errors.exceptions[0]))
         except* OSError as errors:  # TimeoutError is one of them
-            _log.debug("nbd client gone", export=served.name, why=str(errors.exceptions[0]))
+            _log.debug("nbd client gone", export=served.name, why=repr(errors.exceptions[0]))
 
 
 async def _stop(server: asyncio.Task[None]) -> None:

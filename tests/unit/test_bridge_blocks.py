@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,13 +20,11 @@ from stores.errors import Unavailable
 SIZE = 8 * MiB + 1000
 
 
-def byte_at(offset: int) -> int:
-    """The object's content: no two pages are alike."""
-    return (offset // PAGE * 7 + offset % 251) % 256
+CONTENT = random.Random(1).randbytes(SIZE)
 
 
 class Recorder(RangeReader):
-    """Computed content; remembers what was read, and waits for `gate`."""
+    """Fixed content; remembers what was read, and waits for `gate`."""
 
     def __init__(self, size: int = SIZE) -> None:
         self.info = ObjectInfo("object", size, version="1")
@@ -39,7 +38,7 @@ class Recorder(RangeReader):
         await self.gate.wait()
         if self.error is not None:
             raise self.error
-        buffer[:] = bytes(byte_at(offset + i) for i in range(len(buffer)))
+        buffer[:] = CONTENT[offset : offset + len(buffer)]
 
 
 @asynccontextmanager
@@ -62,8 +61,8 @@ async def read(cache: BlockCache, offset: int, length: int, *, sequential: bool 
 async def test_a_random_read_fetches_its_pages_and_no_more() -> None:
     reader = Recorder()
     async with opened(reader) as cache:
-        assert await read(cache, PAGE - 2, 4) == bytes(byte_at(i) for i in range(PAGE - 2, PAGE + 2))
-        assert await read(cache, 10, 20) == bytes(byte_at(i) for i in range(10, 30))
+        assert await read(cache, PAGE - 2, 4) == CONTENT[PAGE - 2 : PAGE + 2]
+        assert await read(cache, 10, 20) == CONTENT[10:30]
     assert reader.reads == [(0, 2 * PAGE)]
 
 
@@ -78,7 +77,7 @@ async def test_a_sequential_read_fetches_to_the_border_of_the_run_once() -> None
 async def test_the_end_of_the_object_is_not_passed() -> None:
     reader = Recorder()
     async with opened(reader) as cache:
-        assert await read(cache, SIZE - 5, 5) == bytes(byte_at(i) for i in range(SIZE - 5, SIZE))
+        assert await read(cache, SIZE - 5, 5) == CONTENT[SIZE - 5 : SIZE]
         await read(cache, 8 * MiB, 10, sequential=True)
     assert reader.reads == [(8 * MiB, 1000)]
 
@@ -90,7 +89,7 @@ async def test_many_who_want_a_page_share_one_read() -> None:
         readers = [group.create_task(read(cache, 100 * n, 100)) for n in range(20)]
         await asyncio.sleep(0)
         reader.gate.set()
-    assert [task.result()[0] for task in readers] == [byte_at(100 * n) for n in range(20)]
+    assert [task.result()[0] for task in readers] == [CONTENT[100 * n] for n in range(20)]
     assert reader.reads == [(0, PAGE)]
 
 
@@ -104,7 +103,7 @@ async def test_whoever_gives_up_does_not_spoil_it_for_the_others() -> None:
         first.cancel()
         await asyncio.wait([first])
         reader.gate.set()
-        assert await second == bytes(byte_at(i) for i in range(5, 15))
+        assert await second == CONTENT[5:15]
     assert reader.reads == [(0, PAGE)]
 
 
@@ -115,7 +114,7 @@ async def test_a_failure_is_told_to_all_who_waited_and_the_next_one_tries_again(
         results = await asyncio.gather(read(cache, 0, 1), read(cache, 1, 1), return_exceptions=True)
         assert all(result is reader.error for result in results)
         reader.error = None
-        assert await read(cache, 0, 1) == bytes([byte_at(0)])
+        assert await read(cache, 0, 1) == CONTENT[:1]
     assert reader.reads == [(0, PAGE)] * 2
 
 
