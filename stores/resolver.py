@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Hashable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import cast
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -99,10 +99,11 @@ class Resolver:
         return store.write(ref, outcome.chosen, token=token, size=size, replace=replace)
 
     async def aclose(self) -> None:
-        """Close every store that was handed out. Idempotent."""
-        while self._stores:
-            _, store = self._stores.popitem()
-            await store.aclose()
+        """Close every store that was handed out, also when one of them fails to. Idempotent."""
+        async with AsyncExitStack() as stack:
+            while self._stores:
+                _, store = self._stores.popitem()
+                stack.push_async_callback(store.aclose)
 
     def _bridge(self, reader: Presentation) -> AbstractAsyncContextManager[Presentation]:
         from stores.bridge import serve

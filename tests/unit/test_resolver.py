@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stores.backends.filesystem import FilesystemStore
 from stores.backends.memory import MemoryStore
 from stores.contract import ByteStream, DataStore, Kind, LocalPath, NbdExport, ObjectInfo, RangeReader
 from stores.errors import (
@@ -362,6 +363,24 @@ async def test_closing_closes_every_store_and_can_be_repeated(settings: StoreSet
     await resolver.aclose()
     assert resolver.store(s3()) is not first
     await resolver.aclose()
+
+
+async def test_store_that_fails_to_close_does_not_keep_the_others_open(
+    settings: StoreSettings, engine: TransferEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+
+    async def aclose(store: FilesystemStore) -> None:
+        closed.append(store.id)
+        raise Unavailable("will not close")
+
+    monkeypatch.setattr(FilesystemStore, "aclose", aclose)
+    resolver = Resolver(settings, engine)
+    for uuid in ("u-1", "u-2", "u-3"):
+        resolver.store(pool("Filesystem", settings.roots[0], uuid=uuid))
+    with pytest.raises(Unavailable):
+        await resolver.aclose()
+    assert sorted(closed) == ["pool:u-1", "pool:u-2", "pool:u-3"]
 
 
 async def test_observer_hears_of_every_store(settings: StoreSettings, engine: TransferEngine) -> None:
