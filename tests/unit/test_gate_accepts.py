@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -95,6 +96,20 @@ async def test_compressed_clusters(tmp_path: Path, image_format: ImageFormat) ->
     options = "subformat=streamOptimized" if image_format is ImageFormat.VMDK else ""
     path = make_image(tmp_path / "image", image_format, SIZE, options=options, compressed=True)
     assert (await judged(path, image_format)).virtual_size == SIZE
+
+
+async def test_snapshots_and_bitmaps_inside(tmp_path: Path) -> None:
+    path = make_qcow2(tmp_path / "image", SIZE)
+    for command in (["snapshot", "-c", "one", str(path)], ["bitmap", "--add", str(path), "changes"]):
+        subprocess.run(["qemu-img", *command], check=True)
+    assert (await judged(path, ImageFormat.QCOW2)).virtual_size == SIZE
+
+
+async def test_a_larger_l1_table_than_is_needed(tmp_path: Path) -> None:
+    """What `qemu-img resize --shrink` leaves."""
+    path = make_qcow2(tmp_path / "image", 8 * GiB, extents=[])
+    subprocess.run(["qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", str(path), str(SIZE)], check=True)
+    assert (await judged(path, ImageFormat.QCOW2)).virtual_size == SIZE
 
 
 CREATORS = [b"caml", b"qemu", b"qem2", b"tap\0", b"win ", b"vpc ", b"CTXS", b"vbox", b"d2v ", b"wa\0\0", b"\xff\0\x01 "]
