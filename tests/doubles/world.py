@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import os
 import shutil
-import subprocess
 import tempfile
 import threading
 from collections.abc import AsyncIterator
@@ -23,7 +20,7 @@ from hypervisors.registry import handlers
 from hypervisors.verbs import Call
 from stores.resolver import Resolver
 from stores.settings import StoreSettings, UrlSettings
-from stores.to import ImageFormat, ImageStoreTO, PrimaryDataStoreTO, TemplateObjectTO, VolumeObjectTO
+from stores.to import DataTO, ImageStoreTO, PrimaryDataStoreTO
 from stores.transfer.engine import TransferEngine
 from tests.doubles.counting import Counting
 
@@ -51,14 +48,15 @@ class Phases:
 class World:
     """`root` is the one allowed directory; pools and directory stores are made below it."""
 
-    def __init__(self, root: Path, engine: TransferEngine, resolver: Resolver, limits: GateLimits) -> None:
+    def __init__(
+        self, root: Path, engine: TransferEngine, resolver: Resolver, limits: GateLimits, counting: Counting
+    ) -> None:
         self.root = root
         self.engine = engine
         self.resolver = resolver
-        self.counting = Counting()
+        self.counting = counting
         self.handlers = handlers(engine, ToolRunner(), limits)
         self.operations = Operations(resolver, self.handlers, engine, lambda: 1_700_000_000.0, limits)
-        self.kept = 0
 
     def pool(self, name: str = "pool", *, full_clone: bool = False) -> PrimaryDataStoreTO:
         path = self.root / name
@@ -73,7 +71,8 @@ class World:
     def call(self, token: str = "c-1", progress: Phases | None = None) -> Call:
         return Call(token, HypervisorType.KVM, progress or Phases())
 
-    def path(self, image: TemplateObjectTO | VolumeObjectTO) -> Path:
+    def path(self, image: DataTO) -> Path:
+        """Where an image of a pool lies."""
         store = image.store
         assert isinstance(store, PrimaryDataStoreTO)
         return Path(str(store.path)) / str(image.path)
@@ -107,8 +106,7 @@ async def world(
     engine = TransferEngine()
     counting = Counting()
     resolver = Resolver(settings, engine, observer=counting)
-    made = World(directory, engine, resolver, limits or GateLimits())
-    made.counting = counting
+    made = World(directory, engine, resolver, limits or GateLimits(), counting)
     tasks = asyncio.all_tasks()
     try:
         yield made
@@ -117,7 +115,7 @@ async def world(
             await handler.aclose()
         await engine.aclose()
         await asyncio.sleep(0)
-        assert asyncio.all_tasks() <= tasks
+        assert asyncio.all_tasks() - {asyncio.current_task()} <= tasks
         assert [path for path in runtime.rglob("*") if not path.is_dir()] == []
         assert _children() == before[1]
         assert sum(_descriptors().values()) <= sum(before[0].values()) + 2, (before[0], _descriptors())
@@ -125,6 +123,11 @@ async def world(
         await made.resolver.aclose()
         await engine.aclose()
         shutil.rmtree(base, ignore_errors=True)
+
+
+def records_of(*refs: str) -> set[str]:
+    """What `World.files` shows for images of these names."""
+    return {*refs, *(f".storage-agent/images/{ref}.json" for ref in refs)}
 
 
 def _descriptors() -> dict[str, int]:
@@ -153,36 +156,3 @@ def _children_of(thread: int) -> list[str]:
         return Path(f"/proc/self/task/{thread}/children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
         return []
-
-
-# ------------------------------------------------------------------------------------ images, by qemu's own tools
-
-DRIVERS = {
-    ImageFormat.QCOW2: "qcow2",
-    ImageFormat.RAW: "raw",
-    ImageFormat.ISO: "raw",
-    ImageFormat.VHD: "vpc",
-    ImageFormat.VHDX: "vhdx",
-    ImageFormat.VMDK: "vmdk",
-}
-
-
-def qemu_img(*argv: str) -> bytes:
-    done = subprocess.run(["qemu-img", *argv], check=False, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout
-
-
-def content_of(path: Path, image_format: ImageFormat) -> str:
-    """SHA-256 of what a guest sees, and the size of it."""
-    node = f"driver={DRIVERS[image_format]},file.driver=file,file.filename={path}"
-    if image_format is ImageFormat.VHD:
-        node += ",force_size_calc=current_size"
-    with tempfile.NamedTemporaryFile(prefix="sa-content-") as raw:
-        qemu_img("convert", "-O", "raw", "--image-opts", node, raw.name)
-        with open(raw.name, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def virtual_size(path: Path, image_format: ImageFormat) -> int:
-    return int(json.loads(qemu_img("info", "-f", DRIVERS[image_format], "--output=json", str(path)))["virtual-size"])
