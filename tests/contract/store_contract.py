@@ -204,12 +204,15 @@ class StoreReads(Hooks):
 
     async def test_stream_left_in_the_middle_is_closed(self, store: DataStore) -> None:
         await self.put_directly("object", content(9 * MiB))
-        async with store.present(await store.stat("object"), Kind.BYTE_STREAM) as stream:
+        info = await store.stat("object")
+        before = asyncio.all_tasks()
+        async with store.present(info, Kind.BYTE_STREAM) as stream:
             assert isinstance(stream, ByteStream)
             async for piece in stream:
                 assert len(piece) > 0
                 break
-        assert await store.stat("object")
+        assert asyncio.all_tasks() == before
+        assert await store.stat("object") == info
 
     async def test_ranges_give_the_bytes_of_their_place(self, store: DataStore) -> None:
         if Kind.RANGE_READER not in store.offers():
