@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +37,7 @@ from stores.secret import Secret
 from stores.settings import StoreSettings
 from stores.to import S3TO
 from stores.transfer.engine import TransferEngine
+from tests.buckets import empty, keys, made_bucket, uploads
 from tests.doubles.fault_proxy import FaultProxy
 from tests.servers import S3Server
 
@@ -49,6 +50,19 @@ def content(size: int, seed: int = 1) -> bytes:
 
 def sha(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def made(seaweed: S3Server) -> Iterator[tuple[Any, str]]:
+    with made_bucket(seaweed) as made:
+        yield made
+
+
+@pytest.fixture
+def bucket(made: tuple[Any, str]) -> Iterator[str]:
+    """Empty at the start of each test."""
+    yield made[1]
+    empty(*made)
 
 
 @pytest.fixture
@@ -110,11 +124,9 @@ def left(server: S3Server, bucket: str) -> tuple[set[str], list[str]]:
     """Keys, and keys of unfinished multipart uploads."""
     client = server.client()
     try:
-        keys = {entry["Key"] for entry in client.list_objects_v2(Bucket=bucket).get("Contents", ())}
-        uploads = [upload["Key"] for upload in client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
+        return keys(client, bucket), [key for key, _ in uploads(client, bucket)]
     finally:
         client.close()
-    return keys, uploads
 
 
 # ------------------------------------------------------------------------------------------- credentials and places
@@ -419,8 +431,8 @@ async def test_failing_part_ends_the_write_at_once(seaweed: S3Server, bucket: st
         async def endless() -> None:
             async with sending(store, "object") as pending:
                 await pending.write(memoryview(content(SMALLEST_PART + 1)))
-                (upload,) = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
-                client.abort_multipart_upload(Bucket=bucket, Key="object", UploadId=upload["UploadId"])
+                ((_, upload),) = uploads(client, bucket)
+                client.abort_multipart_upload(Bucket=bucket, Key="object", UploadId=upload)
                 while True:
                     await pending.write(memoryview(bytes(MiB)))
 
@@ -450,8 +462,7 @@ async def test_leftovers_of_a_dead_writer_are_discarded_by_its_token(
         assert len(left(seaweed, bucket)[1]) == 2
         await store.discard("object", token="dead")
         await store.discard("object", token="dead")
-    uploads = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
-    assert [upload["UploadId"] for upload in uploads] == [others]
+    assert uploads(client, bucket) == [("object", others)]
     assert left(seaweed, bucket)[0] == set()
 
 
