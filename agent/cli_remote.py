@@ -82,18 +82,22 @@ def _follow(client: Client, answer: Json, *, quiet: bool) -> Json:
     """The final answer. Bridges a restart of the agent: the command's record survives it."""
     command_id = str(answer["id"])
     give_up = time.monotonic() + RECONNECT_S
+    final: Json | None = None
     with Follower(answer, quiet=quiet) as follower:
-        while True:
+        while final is None:
             try:
                 for name, event in client.events(command_id):
                     give_up = time.monotonic() + RECONNECT_S
                     if name == "end":
-                        return event
-                    follower.update(event)
+                        final = event
+                    else:
+                        follower.update(event)
             except Unreachable as error:
                 if time.monotonic() > give_up:
                     raise Unreachable(f"{error.message}; what became of command {command_id} is not known") from error
-            time.sleep(_PAUSE_S)
+            if final is None:
+                time.sleep(_PAUSE_S)
+    return final
 
 
 def _print(answer: Json, as_json: bool) -> None:

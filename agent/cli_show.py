@@ -6,9 +6,12 @@ import datetime
 import sys
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.cli_client import Json
+
+if TYPE_CHECKING:  # imported where something is drawn
+    from rich.console import Console
 
 _ENVELOPE = ("id", "command", "state", "result", "error", "accepted_at", "started_at", "finished_at", "progress")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -92,7 +95,7 @@ class Follower:
         self._quiet = quiet
         self._phase = ""
         self._name = f"{answer['command']} {answer['id']}"
-        self._bar = _Bar() if sys.stderr.isatty() and not quiet else None
+        self._bar = _Bar.on_a_terminal() if not quiet else None
 
     def __enter__(self) -> Follower:
         return self
@@ -115,8 +118,17 @@ class Follower:
 class _Bar:
     """rich's progress bar, for one phase after the other."""
 
-    def __init__(self) -> None:
+    @staticmethod
+    def on_a_terminal() -> _Bar | None:
+        """None where standard error is no terminal, or one that cannot be drawn on."""
+        if not sys.stderr.isatty():
+            return None
         from rich.console import Console
+
+        console = Console(stderr=True)
+        return None if console.is_dumb_terminal else _Bar(console)
+
+    def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._progress = Progress(
@@ -125,7 +137,7 @@ class _Bar:
             DownloadColumn(binary_units=True),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
         )
         self._task = self._progress.add_task("accepted", total=None, rate="")
         self._progress.start()
