@@ -79,6 +79,7 @@ class S3Client:
 @functools.cache
 def _session() -> Any:
     """One for the process: it holds S3's service description and nothing of any store. Blocking, 0.5 s the first time."""
+    import awscrt.checksums  # noqa: F401 - for the uploads, here since importing it takes 0.1 s
     from aiobotocore.session import AioSession
     from botocore.configprovider import (
         BOTOCORE_DEFAUT_SESSION_VARIABLES,

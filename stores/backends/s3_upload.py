@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import structlog
-from awscrt import checksums
 
 from stores.backends.s3_client import S3Client
 from stores.contract import GiB, Kind, MiB, ObjectInfo
@@ -144,7 +143,7 @@ class S3Upload:
                 await self._send_part()
             piece = data[: self._length - self._buffer.tell()]
             self._buffer.write(piece)
-            self._crc = checksums.crc64nvme(piece, self._crc)
+            self._crc = _crc64nvme(piece, self._crc)
             self._sent += len(piece)
             data = data[len(piece) :]
 
@@ -197,7 +196,7 @@ class S3Upload:
 
     async def _upload_part(self, number: int, part: io.BytesIO) -> None:
         with part.getbuffer() as view:
-            crc = crc64(checksums.crc64nvme(view))
+            crc = crc64(_crc64nvme(view))
         part.seek(0)
         answer = await self._client.call(
             "upload_part",
@@ -329,6 +328,14 @@ def multipart_etag(parts: Sequence[str]) -> str | None:
         return None
     joined = b"".join(bytes.fromhex(part) for part in parts)
     return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+def _crc64nvme(data: memoryview, before: int = 0) -> int:
+    """The CRC-64/NVME of `data` after bytes whose CRC is `before`."""
+    from awscrt import checksums  # by now imported by the client, in a thread
+
+    value: int = checksums.crc64nvme(data, before)
+    return value
 
 
 def _hex(etag: str) -> str:
