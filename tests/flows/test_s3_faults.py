@@ -371,6 +371,31 @@ async def test_parts_are_sent_again_when_answers_are_lost(
     assert left(seaweed, bucket) == ({"object"}, [])
 
 
+@pytest.mark.parametrize("carried_out", [True, False])
+async def test_lost_answer_to_a_completion_is_looked_into(
+    seaweed: S3Server, bucket: str, engine: TransferEngine, monkeypatch: pytest.MonkeyPatch, carried_out: bool
+) -> None:
+    data = content(SMALLEST_PART + 17)
+    async with opened(engine, seaweed, bucket) as store:
+        call = store._client.call
+
+        async def losing(operation: str, ref: str | None, /, **arguments: Any) -> dict[str, Any]:
+            if operation != "complete_multipart_upload":
+                return await call(operation, ref, **arguments)
+            if carried_out:
+                await call(operation, ref, **arguments)
+            raise Unavailable("the answer was lost")
+
+        monkeypatch.setattr(store._client, "call", losing)
+        if carried_out:
+            info = await send(store, "object", data)
+            assert sha(await read_all(store, info)) == sha(data)
+        else:
+            with pytest.raises(Unavailable, match="lost"):
+                await send(store, "object", data)
+    assert left(seaweed, bucket) == ({"object"} if carried_out else set(), [])
+
+
 async def test_always_multipart_is_obeyed(seaweed: S3Server, bucket: str, engine: TransferEngine) -> None:
     async with opened(engine, seaweed, bucket, maxSingleUploadSizeInBytes=0) as store:
         info = await send(store, "object", b"small")
@@ -469,6 +494,18 @@ async def test_leftovers_of_a_dead_writer_are_discarded_by_its_token(
 # ---------------------------------------------------------------------------------------------------- lying servers
 
 
+def listing(keys: list[str], following: str | None = None) -> str:
+    """A page of ListObjectsV2."""
+    entries = "".join(
+        f"<Contents><Key>{key}</Key><Size>3</Size><ETag>&quot;e&quot;</ETag>"
+        "<LastModified>1994-11-06T08:49:37.000Z</LastModified></Contents>"
+        for key in keys
+    )
+    more = f"<NextContinuationToken>{following}</NextContinuationToken>" if following else ""
+    truncated = "true" if following else "false"
+    return f"<ListBucketResult><IsTruncated>{truncated}</IsTruncated>{more}{entries}</ListBucketResult>"
+
+
 class Pretender:
     """An S3 server of a few lines, which keeps what it is sent and can be told to lie about it."""
 
@@ -481,6 +518,7 @@ class Pretender:
         self.corrupt = False
         self.opaque_etag = False
         self.fail: list[int] = []  # statuses to answer instead, one for each coming request
+        self.page: Callable[[str], str] = lambda token: listing([])
         self.lose_answers = 0  # so many PUTs are carried out, and then answered 500
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -490,6 +528,8 @@ class Pretender:
         if self.fail:
             status = self.fail.pop(0)
             return web.Response(status=status, text=f"<Error><Code>S{status}</Code></Error>")
+        if "list-type" in request.query:
+            return web.Response(text=self.page(request.query.get("continuation-token", "")), content_type="text/xml")
         if request.method == "PUT":
             if "If-None-Match" in request.headers and key in self.objects:
                 return web.Response(status=412, text="<Error><Code>PreconditionFailed</Code></Error>")
@@ -570,6 +610,41 @@ async def test_lost_answer_to_a_put_is_not_mistaken_for_another_writer(
     async with opened(engine, server, "bucket", maxErrorRetry=1) as store:
         assert (await send(store, "object", b"content")).size == 7
     assert lies.objects == {"object": b"content"}
+
+
+async def test_all_pages_are_listed_in_order_without_what_is_no_ref(
+    pretender: tuple[Pretender, S3Server], engine: TransferEngine
+) -> None:
+    lies, server = pretender
+    pages = {
+        "": listing(["b", "folder/", "/absolute", "a//b"], "one"),
+        "one": listing([], "two"),
+        "two": listing(["a", "../c"]),
+    }
+    lies.page = pages.__getitem__
+    async with opened(engine, server, "bucket") as store:
+        assert [info.ref async for info in store.list()] == ["a", "b"]
+        assert (await store.usage()).used == 6 * 3
+
+
+async def test_listing_that_does_not_go_on_is_given_up(
+    pretender: tuple[Pretender, S3Server], engine: TransferEngine
+) -> None:
+    lies, server = pretender
+    lies.page = lambda token: listing(["a"], "same")
+    async with opened(engine, server, "bucket") as store:
+        with pytest.raises(Unavailable):
+            await anext(store.list())
+
+
+async def test_rubbish_for_an_answer_is_unavailable(
+    pretender: tuple[Pretender, S3Server], engine: TransferEngine
+) -> None:
+    lies, server = pretender
+    lies.page = lambda token: "<html>Welcome to the captive portal"
+    async with opened(engine, server, "bucket", maxErrorRetry=0) as store:
+        with pytest.raises(Unavailable):
+            await anext(store.list())
 
 
 @pytest.mark.parametrize(
