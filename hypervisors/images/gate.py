@@ -89,9 +89,9 @@ def inspect_head(head: bytes, *, total_size: int | None, declared: ImageFormat |
     of a VHDX by qemu). ValueError for less. `total_size` is the image's size in bytes, expanded, where it is known.
 
     Raises `ImageRefused`. **A verdict that is `provisional` is not yet permission to open the image**: a fixed VHD, the
-    footer of a streamed VMDK, a raw image that ends in somebody's footer show themselves only at the end. Whoever gets one
-    writes the rest to its temporary file without letting a tool see it, calls `inspect` on that file with the same
-    arguments, and goes on with the verdict of that call, which may refuse.
+    footer of a streamed VMDK, a raw image that ends in somebody's footer show themselves only at the end, and an image of
+    unknown size may be cut off anywhere. Whoever gets one writes the rest to its temporary file without letting a tool see
+    it, calls `inspect` on that file with the same arguments, and goes on with the verdict of that call, which may refuse.
     """
     whole = total_size if total_size is not None else (len(head) if len(head) < HEAD else None)
     if len(head) < HEAD and len(head) != whole:
@@ -122,7 +122,9 @@ def _judge(evidence: _Evidence, declared: ImageFormat | None, limits: GateLimits
     second_opinion.check(layout, _pieces(layout, evidence))
     told = f"declared as {declared}" if declared is not None else "not declared, decided from its bytes"
     notes = (*layout.notes, told, "the format inspector of oslo.utils agrees")
-    return Verdict(layout.format, layout.subformat, layout.virtual_size, notes, layout.provisional)
+    # Without the size, nobody has seen whether the tables lie inside the image.
+    provisional = layout.provisional or evidence.size is None
+    return Verdict(layout.format, layout.subformat, layout.virtual_size, notes, provisional)
 
 
 def _layout(chosen: ImageFormat, evidence: _Evidence, beginning: frozenset[Sign]) -> Layout:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from hypervisors.contract import ImageRefused
 from hypervisors.images import iso, qcow2, vhd, vhdx, vmdk
 from hypervisors.images.formats import DRIVERS
 from hypervisors.images.parsing import SECTOR, refuse
@@ -139,7 +140,7 @@ def _decide_raw(beginning: frozenset[Sign], end: frozenset[Sign], declared: Imag
     raise _mismatch(declared, None)
 
 
-def _mismatch(declared: ImageFormat | None, sign: Sign | None) -> Exception:
+def _mismatch(declared: ImageFormat | None, sign: Sign | None) -> ImageRefused:
     looks = f"looks like {sign}" if sign else f"does not look like {declared}"
     return refuse(
         "declared-mismatch",

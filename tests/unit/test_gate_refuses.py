@@ -211,7 +211,7 @@ METADATA_OF = {
 
 @pytest.mark.parametrize("name", GOOD)
 @given(data=st.data())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 async def test_changed_metadata_is_a_refusal_or_a_sound_verdict(
     good: dict[str, bytes], name: str, data: st.DataObject
 ) -> None:
