@@ -156,3 +156,22 @@ def _children_of(thread: int) -> list[str]:
         return Path(f"/proc/self/task/{thread}/children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+@asynccontextmanager
+async def running_qemu(volume: Path) -> AsyncIterator[None]:
+    """A virtual machine, without a program, that has the volume open for writing."""
+    process = await asyncio.create_subprocess_exec(
+        "qemu-system-x86_64",
+        *("-machine", "none", "-nodefaults", "-display", "none", "-S", "-qmp", "stdio"),
+        *("-blockdev", f"driver=qcow2,node-name=disk,file.driver=file,file.filename={volume}"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        assert b"QMP" in await process.stdout.readline()
+        yield
+    finally:
+        process.terminate()
+        await process.wait()

@@ -148,4 +148,4 @@ async def test_right_checksum(shelf: Shelf, disk_images: DiskImages, name: str, 
         assert content_of(here.path(made), ImageFormat.QCOW2) == image.content
         fetched.append(shelf.fetched() - sum(fetched))
     if where in ("s3", "http"):
-        assert fetched[2] < fetched[1] * 1.2
+        assert fetched[2] < max(fetched[1], image.path.stat().st_size) * 1.25  # a conversion alone skips what is empty
