@@ -208,7 +208,7 @@ class S3Upload:
             ChecksumCRC64NVME=crc,
         )
         echoed = answer.get("ChecksumCRC64NVME")
-        etag = _hex(answer["ETag"])
+        etag = _hex(answer)
         if echoed != crc and (echoed is not None or etag != await self._engine.run(_md5, part)):
             raise self._unconfirmed(f"part {number}")
         self._parts.append(_Part(number, etag, echoed))
@@ -266,20 +266,30 @@ class S3Upload:
                 head = await self._client.call("head_object", self._ref, Key=self._ref)
             except StoreError:
                 raise error from None
-            if etag is None or _hex(head["ETag"]) != etag or head["ContentLength"] != self._sent:
+            if etag is None or _hex(head) != etag or head["ContentLength"] != self._sent:
                 raise
             return head
 
     async def _confirm(self, answer: dict[str, Any], etag: str | None) -> ObjectInfo:
         """What the store says of the object now, if that is what was sent; else the wrong object is removed again."""
-        head = await self._client.call("head_object", self._ref, Key=self._ref, ChecksumMode="ENABLED")
-        echoed = answer.get("ChecksumCRC64NVME") or head.get("ChecksumCRC64NVME")
-        agrees = echoed == crc64(self._crc) if echoed else etag is not None and _hex(head["ETag"]) == etag
-        if head["ContentLength"] == self._sent and agrees:
+        try:
+            head = await self._client.call("head_object", self._ref, Key=self._ref, ChecksumMode="ENABLED")
+        except Unavailable:
+            if not self._agrees(answer, etag):
+                raise
+            return ObjectInfo(self._ref, self._sent, answer["ETag"])  # proven; only its time is not known
+        told = {"ETag": head.get("ETag"), "ChecksumCRC64NVME": head.get("ChecksumCRC64NVME")} | answer
+        if head["ContentLength"] == self._sent and self._agrees(told, etag):
             return object_info(self._ref, head)
-        if head["ETag"] == answer.get("ETag"):
+        if head.get("ETag") == answer.get("ETag"):
             await self._client.call("delete_object", self._ref, Key=self._ref)
         raise self._unconfirmed("the object")
+
+    def _agrees(self, told: dict[str, Any], etag: str | None) -> bool:
+        """Whether the store's own checksum is that of what was sent, or without one its ETag."""
+        if told.get("ChecksumCRC64NVME"):
+            return bool(told["ChecksumCRC64NVME"] == crc64(self._crc))
+        return etag is not None and _hex(told) == etag
 
     def _wrong_size(self, seen: int) -> IntegrityError:
         return IntegrityError(
@@ -303,9 +313,13 @@ async def discard(client: S3Client, ref: str, token: str) -> None:
     marker = marker_key(ref, token)
     try:
         note = json.loads(await client.read(marker))
+        key, upload_id = note["key"], note["upload_id"]
     except NotFound:
         return
-    await _remove(client, ref, str(note["upload_id"]), marker)
+    except (ValueError, KeyError, TypeError):
+        raise IntegrityError(f"{marker} is not a note about an upload; look into it and remove it", ref=ref) from None
+    if key == ref and isinstance(upload_id, str):
+        await _remove(client, ref, upload_id, marker)
 
 
 async def _remove(client: S3Client, ref: str, upload_id: str, marker: str) -> None:
@@ -319,7 +333,8 @@ async def _remove(client: S3Client, ref: str, upload_id: str, marker: str) -> No
 
 def object_info(ref: str, head: dict[str, Any]) -> ObjectInfo:
     """From the answer to a HEAD."""
-    return ObjectInfo(ref, head["ContentLength"], head["ETag"], head["LastModified"].timestamp())
+    modified = head.get("LastModified")
+    return ObjectInfo(ref, head["ContentLength"], head.get("ETag"), modified.timestamp() if modified else None)
 
 
 def multipart_etag(parts: Sequence[str]) -> str | None:
@@ -338,8 +353,9 @@ def _crc64nvme(data: memoryview, before: int = 0) -> int:
     return value
 
 
-def _hex(etag: str) -> str:
-    return etag.strip('"').lower()
+def _hex(answer: dict[str, Any]) -> str:
+    """The ETag of an answer without its quotes."""
+    return str(answer.get("ETag") or "").strip('"').lower()
 
 
 def _md5(buffer: io.BytesIO) -> str:

@@ -517,6 +517,7 @@ class Pretender:
         self.echo: Callable[[str], str | None] = lambda crc: None
         self.corrupt = False
         self.opaque_etag = False
+        self.fail_heads = False
         self.fail: list[int] = []  # statuses to answer instead, one for each coming request
         self.page: Callable[[str], str] = lambda token: listing([])
         self.lose_answers = 0  # so many PUTs are carried out, and then answered 500
@@ -528,6 +529,8 @@ class Pretender:
         if self.fail:
             status = self.fail.pop(0)
             return web.Response(status=status, text=f"<Error><Code>S{status}</Code></Error>")
+        if self.fail_heads and request.method == "HEAD":
+            return web.Response(status=503)
         if "list-type" in request.query:
             return web.Response(text=self.page(request.query.get("continuation-token", "")), content_type="text/xml")
         if request.method == "PUT":
@@ -564,6 +567,29 @@ async def pretender() -> AsyncIterator[tuple[Pretender, S3Server]]:
     port = runner.addresses[0][1]
     yield pretender, S3Server(f"http://127.0.0.1:{port}", None, None, "key", "secret")
     await runner.cleanup()
+
+
+async def test_damaged_note_is_reported(seaweed: S3Server, bucket: str, engine: TransferEngine) -> None:
+    client = seaweed.client()
+    for body in (b"", b"[]", b"{}", b'"text"', b"\xff"):
+        client.put_object(Bucket=bucket, Key=marker_key("object", "t"), Body=body)
+        async with opened(engine, seaweed, bucket) as store:
+            with pytest.raises(IntegrityError):
+                await store.discard("object", token="t")
+
+
+async def test_proven_object_is_stored_although_nobody_answers_afterwards(
+    pretender: tuple[Pretender, S3Server], engine: TransferEngine
+) -> None:
+    lies, server = pretender
+    lies.fail_heads = True
+    async with opened(engine, server, "bucket", maxErrorRetry=0) as store:
+        info = await send(store, "object", b"content", replace=True)
+    assert (info.size, info.version) == (7, f'"{hashlib.md5(b"content").hexdigest()}"')
+    lies.opaque_etag = True
+    async with opened(engine, server, "bucket", maxErrorRetry=0) as store:
+        with pytest.raises(Unavailable):
+            await send(store, "object", b"content", replace=True)
 
 
 @pytest.mark.parametrize("echo", [lambda crc: crc, lambda crc: None])
