@@ -358,7 +358,11 @@ class Dispatcher:
             await asyncio.sleep(self._record_retry_s)
         job.ended.set_result(answer)
         self._observer.finished(answer)
-        _log.info("command ended", state=answer.state.value, error=answer.error and answer.error.kind)
+        if answer.error is None:
+            _log.info("command ended", state=answer.state.value)
+        else:
+            failure = answer.error
+            _log.warning("command ended", state=answer.state.value, kind=failure.kind, error=failure.message)
         if hindered is not None and job.stop is None:
             raise hindered
 

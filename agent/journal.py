@@ -133,7 +133,7 @@ class Journal:
         self._inbox.put(_Work(what, done))
         return done
 
-    def _settle(self, batch: Sequence[_Work], results: Sequence[object], failure: JournalUnusable | None) -> None:
+    def _settle(self, batch: Sequence[_Work], results: Sequence[object], failure: Exception | None) -> None:
         self._usable = failure is None
         for index, work in enumerate(batch):
             if work.done.done():  # its waiter was cancelled; the work was done all the same
@@ -183,7 +183,7 @@ class Journal:
             batch.append(more)
         return batch
 
-    def _commit(self, file: JournalFile, batch: Sequence[_Work]) -> tuple[Sequence[object], JournalUnusable | None]:
+    def _commit(self, file: JournalFile, batch: Sequence[_Work]) -> tuple[Sequence[object], Exception | None]:
         """Rows are written by kind, in the order of a command's life, and before anything is read."""
         accepts = [work.what for work in batch if isinstance(work.what, Entry)]
         begins = [work.what for work in batch if isinstance(work.what, Begun)]
@@ -246,11 +246,10 @@ class Journal:
             ) from error
         return lock
 
-    def _unusable(self, error: Exception) -> JournalUnusable:
-        if isinstance(error, JournalUnusable):
-            return error
+    def _unusable(self, error: Exception) -> Exception:
+        """What the caller is told. A fault of our own stays what it is."""
         if not isinstance(error, sqlite3.Error | OSError):
-            raise error
+            return error
         return JournalUnusable(
             f"the journal {self._path} cannot be used ({error}), and no command runs without it; check the disk, and if the"
             " file is damaged move it away: commands that it says were running are then no longer accounted for",
@@ -259,7 +258,7 @@ class Journal:
         )
 
 
-def _tell(opened: asyncio.Future[bytes], key: bytes | None, failure: JournalUnusable | None) -> None:
+def _tell(opened: asyncio.Future[bytes], key: bytes | None, failure: Exception | None) -> None:
     if opened.done():
         return
     if failure is not None:

@@ -61,14 +61,24 @@ async def recover(
     clock: Callable[[], float] = time.time,
     limit_s: float = UNDO_LIMIT_S,
 ) -> Report:
-    """Account for all of them, in the order in which they were accepted. Killed in the middle, it starts over: undoing is
-    idempotent, and each answer is journalled as soon as it is known. `JournalUnusable`."""
-    became: dict[str, list[str]] = {"finished": [], "undone": [], "never_begun": [], "not_undone": []}
-    for entry in await journal.unfinished():
+    """Account for all of them. Killed in the middle, it starts over: undoing is idempotent, and each answer is journalled as
+    soon as it is known. `JournalUnusable`.
+
+    All at once, since they ran at once and none touched what another touched. So one hanging mount costs one limit.
+    """
+    entries = await journal.unfinished()
+
+    async def account(entry: Entry) -> str:
         fate, answer = await _account(entry, undoer, clock, limit_s)
         await journal.finish(answer)
-        became[fate].append(entry.id)
         _log.warning("recovered a command", command_id=entry.id, command=entry.command, fate=fate)
+        return fate
+
+    async with asyncio.TaskGroup() as group:
+        fates = [(entry.id, group.create_task(account(entry))) for entry in entries]
+    became: dict[str, list[str]] = {"finished": [], "undone": [], "never_begun": [], "not_undone": []}
+    for command_id, fate in fates:
+        became[fate.result()].append(command_id)
     return Report(**{fate: tuple(ids) for fate, ids in became.items()})
 
 

@@ -226,6 +226,15 @@ async def test_a_full_disk_refuses_and_room_makes_it_work_again(tmp_path: Path) 
         assert [e.id for e in await journal.unfinished()] == ["before", "after"]
 
 
+async def test_a_fault_of_our_own_reaches_whoever_called_and_nobody_hangs(tmp_path: Path) -> None:
+    async with Journal(tmp_path) as journal:
+        bad = entry("a")._replace(request=object())  # type: ignore[arg-type]
+        async with asyncio.timeout(20):
+            with pytest.raises(TypeError):
+                await journal.accept(bad)
+            assert await journal.accept(entry("a")) is None
+
+
 async def test_a_closed_journal_says_so(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     async with journal:
