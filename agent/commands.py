@@ -52,7 +52,6 @@ class Copy(_Command):
     command: Literal["Copy"] = "Copy"
     source: DataTO  # srcTO
     destination: DataTO  # destTO
-    options: dict[str, Secret] = {}  # values may be CHAP secrets
 
 
 class CreateObject(_Command):
@@ -280,7 +279,7 @@ class Outcome(_Model):
 
 
 class Answer(Outcome):
-    """The state of one command, and from `final` states on its answer, which then never changes."""
+    """The state of one command. From a final state on it never changes."""
 
     id: str
     command: str
@@ -291,6 +290,34 @@ class Answer(Outcome):
     started_at: float | None = None
     finished_at: float | None = None
     progress: ProgressReport | None = None  # only while running
+
+    @classmethod
+    def final(
+        cls,
+        id: str,  # noqa: A002  the field's name
+        command: str,
+        state: State,
+        *,
+        accepted_at: float,
+        started_at: float | None,
+        finished_at: float,
+        outcome: Outcome | None = None,
+        error: Failure | None = None,
+    ) -> Answer:
+        """The last answer that a command gets: with the outcome of a success, or with what went wrong."""
+        return cls.model_validate(
+            {
+                **dict(outcome or ()),
+                "id": id,
+                "command": command,
+                "state": state,
+                "result": state is State.SUCCEEDED,
+                "error": error,
+                "accepted_at": accepted_at,
+                "started_at": started_at,
+                "finished_at": finished_at,
+            }
+        )
 
     def wire(self) -> str:
         """As JSON, absent fields left out."""

@@ -90,6 +90,9 @@ class AgentSection(Section):
     retention_s: PositiveFloat = Field(
         604_800, description="How long the answer of a finished command is kept, and its id answered from the journal."
     )
+    retention_count: PositiveInt = Field(
+        100_000, description="How many answers are kept; the oldest go first, even before `retention_s`."
+    )
     shutdown_s: PositiveFloat = Field(
         20,
         description="Time that running commands get to finish when the daemon is told to stop; then they are cancelled.",
@@ -147,13 +150,7 @@ class ImagesSection(Section):
     """Limits of the image gate."""
 
     max_virtual_size: ByteSize = Field(
-        ByteSize(64 * 1024 * GiB), gt=0, description="Largest disk that an image may declare."
-    )
-    max_object_size: ByteSize = Field(
-        ByteSize(16 * 1024 * GiB), gt=0, description="Largest object that is fetched, expanded size included."
-    )
-    max_expansion_ratio: PositiveInt = Field(
-        200, description="Most bytes that one compressed byte may expand to (gzip, bzip2, xz, zstd)."
+        ByteSize(16 * 1024 * GiB), gt=0, description="Largest disk that an image may declare."
     )
 
 
@@ -206,7 +203,7 @@ class ApiSection(Section):
         examples=[{"DNS:management.example.org": "command", "CN=monitoring": "view"}],
     )
     max_body: ByteSize = Field(ByteSize(1 * MiB), gt=0, description="Largest request body.")
-    max_connections: PositiveInt = Field(256, description="Connections at the same time, per listener.")
+    max_connections: PositiveInt = Field(256, description="Connections at the same time, over all listeners.")
     request_timeout_s: PositiveFloat = Field(
         30, description="Time to receive a whole request, and to wait for the next one on an idle connection."
     )

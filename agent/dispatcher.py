@@ -15,24 +15,15 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Protocol
 
 import structlog
 
-from agent.commands import Answer, Command, Event, Failure, Outcome, State, canonical
-from agent.failures import (
-    Cancelled,
-    DeadlineExceeded,
-    IdReused,
-    Interrupted,
-    JournalUnusable,
-    Overloaded,
-    Stopping,
-    UnknownCommand,
-    tell,
-)
-from agent.journal import Entry, Journal
+from agent.commands import Answer, Command, Event, Outcome, State, canonical
+from agent.failures import IdReused, JournalUnusable, Overloaded, Stopping, UnknownCommand
+from agent.job import Job, Stop
+from agent.journal import Journal
+from agent.journal_file import Entry
 from agent.locks import Claim, Locks
 from agent.progress import Tracker
 from stores.contract import Progress
@@ -96,50 +87,6 @@ class DispatcherStatus:
     concurrency: int
 
 
-class _Stop(Enum):
-    """Why a command is stopped from outside."""
-
-    CANCEL = auto()
-    INTERRUPT = auto()
-
-
-@dataclass(eq=False, slots=True)
-class _Job:
-    """A command that has not ended."""
-
-    id: str
-    command: Command
-    fingerprint: bytes
-    deadline_s: float
-    deadline: float  # on the loop's clock
-    accepted_at: float
-    tracker: Tracker
-    accepted: asyncio.Future[Entry | None]  # an entry: the id was known already
-    ended: asyncio.Future[Answer]
-    task: asyncio.Task[None] | None = None
-    state: State = State.ACCEPTED
-    started_at: float | None = None
-    stop: _Stop | None = None
-    stoppable: bool = False  # neither being accepted nor already being recorded
-
-    def request_stop(self, reason: _Stop) -> None:
-        if self.stop is None:
-            self.stop = reason
-            if self.stoppable and self.task is not None:
-                self.task.cancel()
-
-    def answer(self) -> Answer:
-        running = self.state is State.RUNNING
-        return Answer(
-            id=self.id,
-            command=self.command.command,
-            state=self.state,
-            accepted_at=self.accepted_at,
-            started_at=self.started_at,
-            progress=self.tracker.report() if running else None,
-        )
-
-
 class Dispatcher:
     """See the module. An asynchronous context manager: commands run inside of it, and leaving it stops them."""
 
@@ -164,7 +111,7 @@ class Dispatcher:
         self._new_id = new_id
         self._event_interval_s = event_interval_s
         self._record_retry_s = record_retry_s
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._locks = Locks()
         self._turns = asyncio.Semaphore(limits.concurrency)
         self._group = asyncio.TaskGroup()
@@ -214,7 +161,7 @@ class Dispatcher:
     async def get(self, command_id: str) -> Answer:
         """The command's present answer. `UnknownCommand` if there is none, or no longer."""
         found = await self._find(command_id)
-        return found.answer() if isinstance(found, _Job) else found
+        return found.answer() if isinstance(found, Job) else found
 
     async def wait(self, command_id: str, seconds: float) -> Answer:
         """The final answer, or after that many seconds the present one. `UnknownCommand`."""
@@ -229,15 +176,15 @@ class Dispatcher:
         `UnknownCommand`."""
         job = self._jobs.get(command_id)
         if job is not None:
-            job.request_stop(_Stop.CANCEL)
+            job.request_stop(Stop.CANCEL)
         found = await self._find(command_id)
-        return await asyncio.shield(found.ended) if isinstance(found, _Job) else found
+        return await asyncio.shield(found.ended) if isinstance(found, Job) else found
 
     async def events(self, command_id: str) -> AsyncIterator[Event]:
         """Progress until the command ends; the last event has the final state. A slow consumer misses steps, never the
         last one. `UnknownCommand` on the first step."""
         found = await self._find(command_id)
-        if isinstance(found, _Job):
+        if isinstance(found, Job):
             last: Event | None = None
             while not found.ended.done():
                 answer = found.answer()
@@ -276,10 +223,10 @@ class Dispatcher:
         self._accepting = False
         for job in list(self._jobs.values()):
             if job.state is State.ACCEPTED:
-                job.request_stop(_Stop.INTERRUPT)
+                job.request_stop(Stop.INTERRUPT)
         await self._all_ended(seconds)
         for job in list(self._jobs.values()):
-            job.request_stop(_Stop.INTERRUPT)
+            job.request_stop(Stop.INTERRUPT)
         self._give_up = True
         await self._all_ended(None)
 
@@ -300,10 +247,10 @@ class Dispatcher:
             )
         return None
 
-    def _start(self, command: Command, command_id: str, fingerprint: bytes) -> _Job:
+    def _start(self, command: Command, command_id: str, fingerprint: str) -> Job:
         loop = asyncio.get_running_loop()
         deadline_s = command.deadline_s or self._limits.default_deadline_s
-        job = _Job(
+        job = Job(
             id=command_id,
             command=command,
             fingerprint=fingerprint,
@@ -318,7 +265,7 @@ class Dispatcher:
         job.task = self._group.create_task(self._live(job), name=f"command {command_id}")
         return job
 
-    async def _find(self, command_id: str) -> _Job | Answer:
+    async def _find(self, command_id: str) -> Job | Answer:
         job = self._jobs.get(command_id)
         if job is not None:
             known = await asyncio.shield(job.accepted)
@@ -331,7 +278,7 @@ class Dispatcher:
             )
         return entry.told()
 
-    async def _live(self, job: _Job) -> None:
+    async def _live(self, job: Job) -> None:
         """A command's whole life. Ends without an exception, whatever the command does."""
         structlog.contextvars.bind_contextvars(command_id=job.id, command=job.command.command)
         try:
@@ -343,7 +290,7 @@ class Dispatcher:
             job.accepted.cancel()  # both are done, unless the dispatcher itself is torn down
             job.ended.cancel()
 
-    async def _accept(self, job: _Job) -> bool:
+    async def _accept(self, job: Job) -> bool:
         entry = Entry(
             id=job.id,
             command=job.command.command,
@@ -364,7 +311,7 @@ class Dispatcher:
         self._observer.accepted(job.command.command)
         return True
 
-    async def _perform(self, job: _Job) -> Answer:
+    async def _perform(self, job: Job) -> Answer:
         """Run it and make its final answer of whatever happens."""
         job.stoppable = True
         scope = asyncio.timeout_at(job.deadline)
@@ -378,22 +325,22 @@ class Dispatcher:
             if job.stop is None or task is None:
                 raise
             task.uncancel()
-            return self._stopped(job, job.stop)
+            return job.stopped(job.stop, self._clock())
         except Exception as error:  # noqa: BLE001  becomes the command's answer
             late = isinstance(error, TimeoutError) and scope.expired()
-            return self._failed(job, State.FAILED, tell(self._late(job) if late else error).failure)
+            return job.failed(job.late() if late else error, self._clock())
         finally:
             job.stoppable = False
-        return self._final(job, State.SUCCEEDED, **dict(outcome))
+        return job.succeeded(outcome, self._clock())
 
-    async def _run(self, job: _Job) -> Outcome:
+    async def _run(self, job: Job) -> Outcome:
         job.started_at = self._clock()
         if job.command.writes:
             await self._journal.begin(job.id, job.started_at)
         job.state = State.RUNNING
         return await self._executor.execute(job.command, job.id, job.tracker)
 
-    async def _record(self, job: _Job, answer: Answer) -> None:
+    async def _record(self, job: Job, answer: Answer) -> None:
         """Journal the outcome before anybody is told. A journal that fails is asked again until it works: an outcome that
         is not on disk has not happened."""
         hindered: asyncio.CancelledError | None = None
@@ -411,41 +358,13 @@ class Dispatcher:
             await asyncio.sleep(self._record_retry_s)
         job.ended.set_result(answer)
         self._observer.finished(answer)
-        _log.info("command ended", state=answer.state.value, error=answer.error and answer.error.kind)
+        if answer.error is None:
+            _log.info("command ended", state=answer.state.value)
+        else:
+            failure = answer.error
+            _log.warning("command ended", state=answer.state.value, kind=failure.kind, error=failure.message)
         if hindered is not None and job.stop is None:
             raise hindered
-
-    def _stopped(self, job: _Job, reason: _Stop) -> Answer:
-        if reason is _Stop.CANCEL:
-            error: Cancelled | Interrupted = Cancelled(f"command {job.id} was cancelled; nothing of it is left")
-            return self._failed(job, State.CANCELLED, tell(error).failure)
-        began = "it was undone" if job.started_at is not None else "it had not begun"
-        error = Interrupted(f"the agent stopped before command {job.id} ended; {began}; send it again")
-        return self._failed(job, State.INTERRUPTED, tell(error).failure)
-
-    def _late(self, job: _Job) -> DeadlineExceeded:
-        doing = "ran" if job.started_at is not None else "waited"
-        return DeadlineExceeded(
-            f"command {job.id} still {doing} after {job.deadline_s:g} s and was undone; allow it more time",
-            deadline_s=job.deadline_s,
-        )
-
-    def _failed(self, job: _Job, state: State, error: Failure) -> Answer:
-        return self._final(job, state, error=error)
-
-    def _final(self, job: _Job, state: State, **fields: object) -> Answer:
-        return Answer.model_validate(
-            {
-                **fields,
-                "id": job.id,
-                "command": job.command.command,
-                "state": state,
-                "result": state is State.SUCCEEDED,
-                "accepted_at": job.accepted_at,
-                "started_at": job.started_at,
-                "finished_at": self._clock(),
-            }
-        )
 
 
 async def _ended(future: asyncio.Future[None]) -> asyncio.CancelledError | None:
@@ -459,7 +378,7 @@ async def _ended(future: asyncio.Future[None]) -> asyncio.CancelledError | None:
     return cancelled
 
 
-def _replay(entry: Entry, fingerprint: bytes) -> Answer:
+def _replay(entry: Entry, fingerprint: str) -> Answer:
     if entry.fingerprint != fingerprint:
         raise _reused(entry.id)
     return entry.told()

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from agent.commands import Failure
 from hypervisors.contract import ImageRefused, OperationUnsupported
@@ -64,6 +65,12 @@ class Interrupted(AgentError):
     retry = Retry.YES
 
 
+class NotUndone(AgentError):
+    """The agent died in the middle of the command, and what that left could not be removed."""
+
+    retry = Retry.OPERATOR
+
+
 class JournalUnusable(AgentError):
     """The journal cannot be read or written, and without it nothing is run."""
 
@@ -99,6 +106,7 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     DeadlineExceeded: 504,
     Cancelled: 409,
     Interrupted: 503,
+    NotUndone: 500,
     JournalUnusable: 503,
     Internal: 500,
     errors.NotFound: 404,
@@ -126,12 +134,19 @@ def http_status(error: type[StorageError]) -> int:
 def invalid(error: ValidationError) -> InvalidCommand:
     """What pydantic found, without the input it found it in."""
     problems = [
-        {"at": ".".join(str(part) for part in found["loc"]), "problem": found["msg"]}
-        for found in error.errors(include_url=False, include_context=False, include_input=False)
+        {"at": ".".join(str(part) for part in found["loc"]), "problem": _problem(found)}
+        for found in error.errors(include_url=False, include_input=False)
     ]
     first = problems[0]
     place = f" at {first['at']}" if first["at"] else ""
     return InvalidCommand(f"the command is not valid{place}: {first['problem']}", problems=problems)
+
+
+def _problem(found: ErrorDetails) -> str:
+    """pydantic's words, except where they would repeat what the client wrote."""
+    if found["type"] == "union_tag_invalid":
+        return f"{found['ctx']['discriminator']} needs to be one of {found['ctx']['expected_tags']}"
+    return found["msg"]
 
 
 def _incident() -> str:

@@ -1,8 +1,9 @@
 """Logs: structlog in front, the standard library's loggers routed through the same pipeline, secrets taken out last.
 
-Every record of work on a command carries its id, since it is bound as a context variable, which tasks and
-`asyncio.to_thread` inherit. Redaction is the last step before rendering, so that a library's message, an exception's text and
-our own fields all pass it. It is a safety net: code keeps secrets out of logs by holding them as `Secret`.
+Every record of work on a command carries its id: the dispatcher binds it as a context variable, which tasks and
+`asyncio.to_thread` inherit, and libraries' records take it up as well. Redaction is the last step before rendering, so that
+a library's message, an exception's text and our own fields all pass it. It is a safety net: code keeps secrets out of logs by
+holding them as `Secret`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any, TextIO
 
 import structlog
@@ -35,7 +35,7 @@ _SECRET_TEXT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?i)(AWSAccessKeyId=)[^&\s\"']+"), rf"\1{MASK}"),
     (re.compile(r"(?i)(\b(?:Bearer|Basic)\s+)[A-Za-z0-9._~+/=-]{6,}"), rf"\1{MASK}"),
     (re.compile(r"(?i)(x-amz-security-token[\"']?\s*[:=]\s*b?[\"']?)[^\s\"',&]+"), rf"\1{MASK}"),
-    (re.compile(r"(?i)([a-z][a-z0-9+.-]*://)[^/?#\s@\"']+@"), rf"\1{MASK}@"),
+    (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{1,15}://)[^/?#\s@\"']+@"), rf"\1{MASK}@"),
     (
         re.compile(
             r"(?i)((?:password|passwd|passphrase|secret_?(?:access_?)?key|secret|access_?token|api_?key|temp_url_sig)"
@@ -45,12 +45,18 @@ _SECRET_TEXT: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
 )
 
+# Every pattern above needs one of these: most text has none of them, and one search is cheaper than eight.
+_HINT = re.compile(r"(?i)amz|credential|signature|accesskey|bearer|basic|://|pass|secret|token|api_?key|temp_url")
+
 
 def redact_text(text: str) -> str:
     """`text` without whatever looks like a credential, and of bounded length."""
-    for pattern, replacement in _SECRET_TEXT:
-        text = pattern.sub(replacement, text)
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}... ({len(text)} characters)"
+    length = len(text)
+    text = text[:MAX_TEXT]
+    if _HINT.search(text):
+        for pattern, replacement in _SECRET_TEXT:
+            text = pattern.sub(replacement, text)
+    return text if length <= MAX_TEXT else f"{text}... ({length} characters)"
 
 
 def redact(value: Any, key: str = "") -> Any:
@@ -122,8 +128,3 @@ def _common() -> list[Processor]:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-
-
-def command_context(command_id: str) -> AbstractContextManager[None]:
-    """Everything logged inside carries `command=<id>`."""
-    return structlog.contextvars.bound_contextvars(command=command_id)

@@ -21,6 +21,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from agent.version import VERSION
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _COMMAND_BUCKETS = (0.005, 0.02, 0.1, 0.5, 1, 5, 15, 60, 300, 1800, 7200)  # a no-op to a template of terabytes
@@ -30,7 +32,7 @@ LAG_INTERVAL_S = 0.5
 
 
 class Metrics:
-    """One registry with everything in it. Nothing of prometheus_client's global registry is used."""
+    """One registry with everything in it; nothing of prometheus_client's global registry is used."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -38,6 +40,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.build = Info("storage_agent_build", "Version of the agent.", registry=self.registry)
+        self.build.info({"version": VERSION})
         self.commands_accepted = Counter(
             "storage_agent_commands_accepted",
             "Commands journalled, by command name.",

@@ -122,26 +122,24 @@ def _gid(name: str) -> int:
 
 
 def open_unix_listener(path: Path, *, mode: int, group: int | None) -> socket.socket:
-    """A bound and listening socket at `path`, with its permissions set before anybody can find it there.
+    """A bound and listening socket at `path`; until it has its permissions only its owner may connect.
 
     A socket that a dead process left is replaced; one that still answers is `SecuritySetup`, as is any other kind of file.
     """
     _clear_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    before = os.umask(0o177)
     try:
-        fresh.unlink(missing_ok=True)
-        listener.bind(str(fresh))
-        os.chmod(fresh, 0o600)
+        listener.bind(str(path))
         if group is not None:
-            os.chown(fresh, -1, group)
-        os.chmod(fresh, mode)
+            os.chown(path, -1, group)
+        os.chmod(path, mode)
         listener.listen(128)
-        os.rename(fresh, path)
     except OSError as error:
         listener.close()
-        fresh.unlink(missing_ok=True)
         raise SecuritySetup(f"cannot listen on {path}: {error.strerror or error}", path=str(path)) from error
+    finally:
+        os.umask(before)
     return listener
 
 
@@ -153,8 +151,11 @@ def _clear_stale(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
-        except OSError:
-            return  # nobody listens; the rename replaces it
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except OSError as error:
+            raise SecuritySetup(f"cannot look who listens on {path}: {error.strerror}", path=str(path)) from error
     raise SecuritySetup(f"{path} is in use by another process", path=str(path))
 
 

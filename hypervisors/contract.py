@@ -50,9 +50,10 @@ class Operation(StrEnum):
     """What an acceptance is asked for. The rows of the table in docs/hypervisors.md."""
 
     COPY_TEMPLATE = "copy template to primary"
-    CLONE_TEMPLATE = "clone template to volume"
+    LINK_TEMPLATE = "make a linked clone of a template"
     ATTACH_ISO = "attach ISO"
     COPY_VOLUME = "copy volume to primary"
+    CREATE = "create volume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,13 @@ class ImageSpec:
 
     Of a source, `format` None means that the command does not say; `accepts` and `explain` see that, `copy` never does: by
     then the gate has decided from the bytes. Of a target, `virtual_size` is the least it shall have, None the source's.
-    `compression`: gzip, bzip2, xz, zstd.
+    `compression`: gzip, bzip2, xz, zstd. `sequential`: the store can only give the object in order.
     """
 
     format: ImageFormat | None
     virtual_size: int | None = None
     compression: str | None = None
+    sequential: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,10 @@ class HypervisorHandler(abc.ABC):
     def fills(self, operation: Operation, target: ImageSpec) -> Accepts:
         """What the handler can write the target through."""
 
+    def keeps_bytes(self, source: ImageSpec, target: ImageSpec) -> bool:
+        """Whether the source's bytes, expanded where they are compressed, already are the target."""
+        return source.format is not None and source.format == target.format
+
     async def estimate(self, source: Source, target: ImageSpec) -> int | None:
         """The most bytes that `copy` will need in the target's store, as far as that is known beforehand."""
         return None
@@ -132,10 +138,13 @@ class HypervisorHandler(abc.ABC):
         progress: Progress,
     ) -> Written:
         """Write the source's content into `target` in `spec.format`, without its backing chain and, if `spec.virtual_size`
-        is larger, grown to that. `checksum` is of the source object's bytes; a mismatch is `ChecksumMismatch`.
+        is larger, grown to that. The caller commits.
 
         The caller has let the head of an untrusted source pass the gate; a source that can only be read in order, or that
-        is compressed, is inspected again by the handler once it is whole and before a tool opens it. The caller commits.
+        is compressed, is inspected again by the handler once it is whole and before a tool opens it.
+
+        `checksum` is of the source object's bytes. A handler through which they all pass computes that digest, refuses a
+        difference with `ChecksumMismatch`, and returns the digest; where a tool reads the source, the caller sees to it.
         """
 
     async def create(

@@ -1,16 +1,21 @@
 """Every storage verb, written once over any hypervisor and any store.
 
 A verb opens its stores through the resolver, asks the handler what it accepts, lets it read and write, and publishes: record
-first, then the image, both durable. Names of hypervisors and of kinds of stores do not occur here.
+first, then the image, both durable. Names of hypervisors and of kinds of stores do not occur here. `Operations` is the door;
+the verbs themselves are in `copying`, `volumes`, `pools`, `explaining` and `recovery`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
+from hypervisors import copying, explaining, pools, recovery, volumes
+from hypervisors.context import Context
 from hypervisors.contract import HypervisorHandler, HypervisorType
+from hypervisors.explaining import Explanation, Side
+from hypervisors.images.gate import GateLimits
+from hypervisors.pools import Entry, Listing, PoolInfo
+from hypervisors.recovery import Recovered
 from hypervisors.verbs import (
     AttachIso,
     Call,
@@ -27,82 +32,21 @@ from hypervisors.verbs import (
     Request,
     Resize,
 )
-from stores.contract import Kind, Usage
+from hypervisors.volumes import VolumeStats
+from stores.contract import Usage
 from stores.resolver import Resolver
 from stores.to import DataTO, VolumeObjectTO
 from stores.transfer.engine import TransferEngine
 
-
-@dataclass(frozen=True, slots=True)
-class VolumeStats:
-    physical: int
-    virtual: int
-
-
-@dataclass(frozen=True, slots=True)
-class PoolInfo:
-    """A pool that was found usable. Sizes in bytes."""
-
-    uuid: str
-    capacity: int
-    available: int
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    name: str
-    path: str
-    is_dir: bool
-    size: int
-    modified: float  # seconds since the epoch
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    path_exists: bool
-    count: int  # of all entries, whatever the page
-    entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One half of a negotiation."""
-
-    store: str
-    ref: str
-    accepted: tuple[Kind, ...]
-    because: str
-    offered: tuple[Kind, ...]
-    chosen: Kind | None
-    via: str | None  # native, bridge, cache
-    reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What would be done, and why. `refusal` is set where nothing would be."""
-
-    operation: str
-    hypervisor: str
-    how: str
-    source: Side
-    target: Side | None
-    refusal: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """What became of a command that was running when the agent died.
-
-    `answer` is what the verb would have returned, where it was found finished.
-    """
-
-    outcome: Literal["finished", "undone"]
-    answer: object = None
+__all__ = ["Entry", "Explanation", "Listing", "Operations", "PoolInfo", "Recovered", "Side", "VolumeStats"]
 
 
 class Operations:
-    """The verbs. They hold no state; whoever calls has taken the locks that `touched` names."""
+    """The verbs. They hold no state; whoever calls has taken the locks that `verbs.touched` names.
+
+    Every verb may be cancelled and then leaves nothing behind: no file, no record, no process, no socket. All raise the
+    errors of `stores.errors` and `hypervisors.contract`, and nothing else on purpose.
+    """
 
     def __init__(
         self,
@@ -110,30 +54,67 @@ class Operations:
         handlers: Mapping[HypervisorType, HypervisorHandler],
         engine: TransferEngine,
         clock: Callable[[], float],
-    ) -> None: ...
+        limits: GateLimits | None = None,
+    ) -> None:
+        """`clock` gives seconds since the epoch; `limits` are the gate's."""
+        self._context = Context(resolver, handlers, engine, clock, limits or GateLimits())
 
-    async def copy(self, call: Call, request: Copy) -> DataTO: ...
+    async def copy(self, call: Call, request: Copy) -> DataTO:
+        """Source to destination: in place where the formats agree, converted where not, linked inside one pool.
 
-    async def create(self, call: Call, request: Create) -> DataTO: ...
+        Returns the destination with path, size, format and (templates) physicalSize. Durable when it returns. A template
+        that is there already, made from the same version or with the same checksum, is success without a transfer;
+        anything else under that name is `AlreadyExists`. Nothing is published before a checksum in the command agreed.
+        """
+        return await copying.copy(self._context, call, request)
 
-    async def delete(self, call: Call, request: Delete) -> None: ...
+    async def create(self, call: Call, request: Create) -> DataTO:
+        """An empty volume: THIN, SPARSE or FAT. Returns it with path, size and format. Durable when it returns."""
+        return await volumes.create(self._context, call, request)
 
-    async def resize(self, call: Call, request: Resize) -> VolumeObjectTO: ...
+    async def delete(self, call: Call, request: Delete) -> None:
+        """Idempotent: what is not there is deleted. `ImageInUse` while our records show images built on it."""
+        await volumes.delete(self._context, request)
 
-    async def checksum(self, call: Call, request: ComputeChecksum) -> str: ...
+    async def resize(self, call: Call, request: Resize) -> VolumeObjectTO:
+        """Returns the volume with its new size. `SizeRefused` for shrinking, unless told."""
+        return await volumes.resize(self._context, call, request)
 
-    async def storage_stats(self, call: Call, request: GetStorageStats) -> Usage: ...
+    async def checksum(self, call: Call, request: ComputeChecksum) -> str:
+        """The digest of the stored object's bytes, lower-case hex."""
+        return await volumes.checksum(self._context, call, request)
 
-    async def volume_stats(self, call: Call, request: GetVolumeStats) -> dict[str, VolumeStats]: ...
+    async def storage_stats(self, call: Call, request: GetStorageStats) -> Usage:
+        """Bytes used, and capacity where the store has such a number."""
+        return await pools.storage_stats(self._context, request)
 
-    async def create_pool(self, call: Call, request: CreatePool) -> PoolInfo: ...
+    async def volume_stats(self, call: Call, request: GetVolumeStats) -> dict[str, VolumeStats]:
+        """Sizes by path. Volumes that are missing, or whose format was never recorded, are left out."""
+        return await volumes.volume_stats(self._context, call, request)
 
-    async def modify_pool(self, call: Call, request: ModifyPool) -> PoolInfo: ...
+    async def create_pool(self, call: Call, request: CreatePool) -> PoolInfo:
+        """The pool's directory is there, allowed and writable; it is not made. Idempotent."""
+        return await pools.connect(self._context, call, request.pool)
 
-    async def delete_pool(self, call: Call, request: DeletePool) -> None: ...
+    async def modify_pool(self, call: Call, request: ModifyPool) -> PoolInfo:
+        """As `create_pool`."""
+        return await pools.connect(self._context, call, request.pool)
 
-    async def list_objects(self, call: Call, request: ListObjects) -> Listing: ...
+    async def delete_pool(self, call: Call, request: DeletePool) -> None:
+        """Give back what the agent holds of the pool. Deletes no data. Idempotent."""
+        await pools.disconnect(self._context, request.pool)
 
-    def explain(self, hypervisor: HypervisorType, request: Copy | AttachIso) -> Explanation: ...
+    async def list_objects(self, call: Call, request: ListObjects) -> Listing:
+        """One page of one directory level."""
+        return await pools.list_objects(self._context, request)
 
-    async def recover(self, hypervisor: HypervisorType, request: Request, token: str) -> Recovered: ...
+    def explain(self, hypervisor: HypervisorType, request: Copy | AttachIso) -> Explanation:
+        """What a request would do and why. Contacts nothing, so it judges by what the command says."""
+        return explaining.explain(self._context, hypervisor, request)
+
+    async def recover(self, hypervisor: HypervisorType, request: Request, token: str) -> Recovered:
+        """After a crash: find out what became of the request that `token` was running, and remove what it left half done.
+
+        Idempotent. Contacts no image store, and needs none of their credentials.
+        """
+        return await recovery.recover(self._context, hypervisor, request, token)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hypervisors.narrowing import as_pending_stream, as_reader
 from stores.contract import DataStore, Kind, ObjectInfo
-from stores.errors import IntegrityError, NotFound
+from stores.errors import AlreadyExists, IntegrityError, NotFound
 from stores.to import ImageFormat
 from stores.transfer.digests import Checksum
 
@@ -62,6 +62,11 @@ class Record(BaseModel):
     created: float
     origin: Origin | None = None
     backing: Parent | None = None
+
+    @property
+    def parent(self) -> str | None:
+        """The ref of the image that this one is built on."""
+        return self.backing.ref if self.backing is not None else None
 
 
 def record_ref(ref: str) -> str:
@@ -111,24 +116,31 @@ class Records:
                 ref=ref,
             ) from None
 
-    async def save(self, ref: str, record: Record) -> None:
-        """Marker first, then the record: a child that is recorded is always seen from its parent."""
+    async def save(self, ref: str, record: Record, *, token: str, replace: bool = False) -> None:
+        """Marker first, then the record: a child that is recorded is always seen from its parent. `token` is the writing
+        command's. `AlreadyExists` if there is a record already, unless `replace`."""
         if record.backing is not None:
-            await self._put(_marker(record.backing.ref, ref), b"", record.token)
-        await self._put(record_ref(ref), record.model_dump_json(indent=1).encode(), record.token)
+            await self._put(_marker(record.backing.ref, ref), b"", token, replace=True)
+        try:
+            await self._put(record_ref(ref), record.model_dump_json(indent=1).encode(), token, replace=replace)
+        except AlreadyExists:
+            raise  # the marker may belong to the record that is there
+        except BaseException:
+            if record.backing is not None and not replace:
+                await self._store.delete(_marker(record.backing.ref, ref))
+            raise
 
-    async def remove(self, ref: str, backing: Parent | None) -> None:
-        """Idempotent. In the order in which a crash leaves at most a marker without a child, which `children` sees through."""
+    async def remove(self, ref: str, parent: str | None) -> None:
+        """The record, and the marker at its parent. Idempotent. A crash in between leaves a marker without a child, which
+        `children` sees through."""
         await self._store.delete(record_ref(ref))
-        if backing is not None:
-            await self._store.delete(_marker(backing.ref, ref))
+        if parent is not None:
+            await self._store.delete(_marker(parent, ref))
 
-    async def discard(self, ref: str, backing: Parent | None, token: str) -> None:
-        """Remove what a dead `save` left half written."""
+    async def discard(self, ref: str, token: str) -> None:
+        """Remove what a dead command left unfinished: its record, half written, and its scratch file. Idempotent."""
         await self._store.discard(record_ref(ref), token=token)
         await self._store.discard(scratch_ref(token), token=token)
-        if backing is not None:
-            await self._store.discard(_marker(backing.ref, ref), token=token)
 
     async def children(self, ref: str) -> Sequence[str]:
         """Refs of the images that are built on this one, in order."""
@@ -151,10 +163,10 @@ class Records:
 
     async def _is_child(self, child: str, parent: str) -> bool:
         record = await self.load(child)
-        return record is not None and record.backing is not None and record.backing.ref == parent
+        return record is not None and record.parent == parent
 
-    async def _put(self, ref: str, content: bytes, token: str) -> None:
-        async with self._store.write(ref, Kind.BYTE_STREAM, token=token, size=len(content), replace=True) as pending:
+    async def _put(self, ref: str, content: bytes, token: str, *, replace: bool) -> None:
+        async with self._store.write(ref, Kind.BYTE_STREAM, token=token, size=len(content), replace=replace) as pending:
             await as_pending_stream(pending).write(memoryview(content))
             await pending.commit()
 

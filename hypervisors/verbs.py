@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from hypervisors.contract import HypervisorType
+from hypervisors.records import HIDDEN
 from stores.contract import Progress, Silent
 from stores.errors import InvalidReference
 from stores.to import DataStoreTO, DataTO, PrimaryDataStoreTO, TemplateObjectTO, VolumeObjectTO
@@ -120,19 +121,26 @@ def ref_of(data: DataTO) -> str:
     ref = data.path or data.uuid or data.name
     if not ref:
         raise InvalidReference(f"this {data.type} names no object: path, uuid or name is needed")
-    return ref.removeprefix("/")
+    return named(ref)
+
+
+def named(path: str) -> str:
+    """The ref that a path in a command means. `InvalidReference` for our own records, which no command may touch."""
+    ref = path.removeprefix("/")
+    if ref.partition("/")[0] == HIDDEN:
+        raise InvalidReference(f"{HIDDEN} holds the agent's own records; no command may name it", ref=ref[:200])
+    return ref
 
 
 def touched(request: Request) -> tuple[str, ...]:
     """Names of what the request changes or must find unchanged while it runs: its locks, in the one order of all.
 
-    Only pools are locked. Image stores are read at a pinned version, and a template that is copied in full is read through
-    an open file; neither needs to keep others out.
+    Only images of pools, and pools. Image stores are read at a pinned version, which keeps nobody out.
     """
     match request:
         case Copy(source, destination):
             keys = {_key(destination)}
-            if source.store.storeType == "primary" and (source.type != "template" or is_linked(source, destination)):
+            if source.store.storeType == "primary":
                 keys.add(_key(source))
             return tuple(sorted(keys))
         case Create(data) | Delete(data):

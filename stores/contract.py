@@ -13,10 +13,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias, TypeVar
 
 from stores.errors import StoreError, StoreUnsupported
+
+T = TypeVar("T")
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -112,11 +115,21 @@ class NetworkImage:
     kind: Kind
 
 
+class BlockingCalls(Protocol):
+    """Threads for blocking calls. `stores.transfer.threads` has them."""
+
+    async def run(self, call: Callable[[], T], *, abort: Callable[[], None] | None = None) -> T:
+        """What `call` returns or raises, from a thread. When cancelled: makes a running call end by `abort`, where there is
+        such a way, and waits for its end."""
+        ...
+
+
 class RangeReader(abc.ABC):
     """Any range, by many readers at once."""
 
     kind: ClassVar[Kind] = Kind.RANGE_READER
     info: ObjectInfo
+    parallel: int = 4  # how many reads are worth having under way at once; more of them wait for one another
 
     @abc.abstractmethod
     async def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -126,6 +139,28 @@ class RangeReader(abc.ABC):
         moved, `Unavailable` when its own attempts to go on failed. When this call ends, cancelled or not, nobody writes
         into `buffer` any more.
         """
+
+    async def read_each(
+        self,
+        take: Callable[[], tuple[int, memoryview] | None],
+        put: Callable[[int, memoryview], None],
+        threads: BlockingCalls,
+    ) -> None:
+        """For bulk: as `read_into`, for one offset and buffer after another, as `take` names them, until it gives None. Each
+        goes to `put` when it is filled.
+
+        `take` and `put` may block and are called in `threads`, one at a time. A reader that itself works by blocking calls
+        overrides this to do all of it in one thread, without a change of threads for every buffer.
+        """
+        wanted = await threads.run(take)
+        while wanted is not None:
+            await self.read_into(*wanted)
+
+            def put_and_take(offset: int, buffer: memoryview) -> tuple[int, memoryview] | None:
+                put(offset, buffer)
+                return take()
+
+            wanted = await threads.run(partial(put_and_take, *wanted))
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         """Data and holes of that range, in order, without gaps. Unknown means data."""

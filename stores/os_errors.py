@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from stores.errors import (
     AccessDenied,
@@ -50,6 +52,15 @@ def translate(error: OSError, what: str, **details: object) -> StoreError:
     name = errno.errorcode.get(code, str(code))
     kind, text = _CLASSES.get(code, (DeviceFault, f"failed: {os.strerror(code)}; check the disk or mount below it"))
     return kind(f"{what} {text}", errno=name, **details)
+
+
+@contextmanager
+def translated(what: str, **details: object) -> Iterator[None]:
+    """Any `OSError` inside, translated."""
+    try:
+        yield
+    except OSError as error:
+        raise translate(error, what, **details) from error
 
 
 def is_no_space(error: OSError) -> bool:

@@ -31,7 +31,7 @@ NAME_LIMIT = 255
 _TEMPORARY_SUFFIX = ".partial"
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.partial", re.DOTALL)
 
-# linux/openat2.h; the system call has this number on every architecture (it is newer than the unified table).
+# linux/openat2.h. The number is the same on every architecture but alpha: the call is newer than the common table.
 _SYS_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
@@ -49,6 +49,11 @@ def check_ref(ref: str) -> tuple[str, ...]:
             f"not a name inside a store: it {problem}", ref=ref[:200].encode("unicode_escape").decode()
         )
     return tuple(ref.split("/"))
+
+
+def is_ref(ref: str) -> bool:
+    """Whether `check_ref` accepts it."""
+    return _problem(ref) is None
 
 
 def _problem(ref: str) -> str | None:

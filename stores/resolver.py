@@ -1,78 +1,85 @@
-"""From a `DataStoreTO` to a store, and from what a store offers to what somebody accepts.
+"""From a `DataStoreTO` to a store, and to an object of it in a form that somebody accepts.
 
-The only module of `stores` that names concrete stores. Imports of backends wait until their first use, so that a start
-does not pay for libraries of stores that nobody asked for.
+The only module of `stores` that names concrete stores. Imports of backends wait until their first use, so that a start does
+not pay for the libraries of stores that nobody asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from enum import StrEnum
+import secrets
+from collections.abc import AsyncIterator, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import cast
+from urllib.parse import SplitResult, unquote, urlsplit
 
-from stores.contract import DataStore, Kind, ObjectInfo, PendingWrite, Presentation
-from stores.errors import RequirementNotMet
+from stores.contract import DataStore, Kind, ObjectInfo, PendingWrite, Presentation, RangeReader
+from stores.errors import InvalidReference, PolicyRefused, StoreUnsupported
+from stores.negotiation import Negotiation, Reason, Via, negotiate
+from stores.paths import check_ref
+from stores.secret import Secret
 from stores.settings import StoreSettings
-from stores.to import DataStoreTO
+from stores.to import S3TO, DataStoreTO, ImageStoreTO, NfsTO, PrimaryDataStoreTO, SwiftTO
 from stores.transfer.engine import TransferEngine
+from stores.wrappers.reporting import ReportingStore, StoreObserver
+from stores.wrappers.retrying import RetryingStore
 
+__all__ = ["SUPPORTED", "Negotiation", "Reason", "Resolver", "Via", "negotiate"]
 
-class Via(StrEnum):
-    """How a presentation comes about."""
+DIRECTORY_POOLS = ("Filesystem", "SharedMountPoint")
+"""Pool types that are a directory of the host, by their path."""
 
-    NATIVE = "native"
-    BRIDGE = "bridge"
+MOUNTED_POOLS = ("NetworkFilesystem",)
+"""Pool types that the host has mounted by their uuid."""
 
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why one accepted kind was chosen or passed over."""
-
-    kind: Kind
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Negotiation:
-    """The outcome of comparing an offer with an acceptance. `chosen` is None when nothing fits."""
-
-    store_id: str
-    accepted: tuple[Kind, ...]
-    offered: frozenset[Kind]
-    chosen: Kind | None
-    via: Via | None
-    reasons: tuple[Reason, ...]
-
-    def refusal(self) -> RequirementNotMet:
-        """The error for a negotiation that chose nothing."""
-        raise AssertionError
-
-
-def negotiate(store_id: str, offered: frozenset[Kind], accepted: Sequence[Kind], *, ranges: bool) -> Negotiation:
-    """Pure. The first accepted kind that is offered; else the bridge, if `NbdExport` is accepted and there are ranges."""
-    raise AssertionError
+SUPPORTED = (
+    *(f"primary storage of type {pool}" for pool in (*DIRECTORY_POOLS, *MOUNTED_POOLS)),
+    "image stores with an http://, https:// or file:// URI",
+    "S3",
+    "NFS exports that the host has mounted",
+)
+"""Of what `Resolver.store` can make a store."""
 
 
 class Resolver:
-    """Stores by what the commands say of them."""
+    """Stores by what commands say of them. One per process.
 
-    def __init__(self, settings: StoreSettings, engine: TransferEngine) -> None:
+    `observer` is told of every call to every store.
+    """
+
+    def __init__(
+        self, settings: StoreSettings, engine: TransferEngine, *, observer: StoreObserver | None = None
+    ) -> None:
         self._settings = settings
         self._engine = engine
+        self._observer = observer
+        self._stores: dict[Hashable, DataStore] = {}
 
     def store(self, to: DataStoreTO) -> DataStore:
-        """The store that `to` means; the same object for the same identity and credentials. Contacts nothing."""
-        raise AssertionError
+        """The store that `to` means: the same object for the same place and credentials, another one when any of these
+        changes. Contacts nothing. `StoreUnsupported`, `InvalidReference` or `PolicyRefused` when there can be none.
+        """
+        identity = _identity(to)
+        if identity not in self._stores:
+            store = self._make(to)
+            self._stores[identity] = ReportingStore(store, self._observer) if self._observer else store
+        return self._stores[identity]
 
     async def stat(self, to: DataStoreTO, ref: str) -> ObjectInfo:
         return await self.store(to).stat(ref)
 
-    def open(
-        self, store: DataStore, info: ObjectInfo, kinds: Sequence[Kind]
-    ) -> AbstractAsyncContextManager[Presentation]:
-        """The object in the first form that fits; `RequirementNotMet` before any byte moves."""
-        raise AssertionError
+    @asynccontextmanager
+    async def open(self, store: DataStore, info: ObjectInfo, kinds: Sequence[Kind]) -> AsyncIterator[Presentation]:
+        """The object in the first form that fits, until the context ends. `RequirementNotMet` before any byte moves."""
+        outcome = negotiate(store.id, store.offers(info), kinds, ranges=info.ranges)
+        if outcome.chosen is None:
+            raise outcome.refusal()
+        if outcome.via is Via.NATIVE:
+            async with store.present(info, outcome.chosen) as presentation:
+                yield presentation
+        else:
+            async with store.present(info, Kind.RANGE_READER) as reader, self._bridge(reader) as export:
+                yield export
 
     def create(
         self,
@@ -84,8 +91,132 @@ class Resolver:
         size: int | None = None,
         replace: bool = False,
     ) -> AbstractAsyncContextManager[PendingWrite]:
-        """`store.write` in the first of `kinds` in which the store can be written; `RequirementNotMet` if there is none."""
-        raise AssertionError
+        """`store.write` through the first of `kinds` that the store can be written through; `RequirementNotMet` if there is
+        none."""
+        outcome = negotiate(store.id, store.writes, kinds, ranges=False)
+        if outcome.chosen is None:
+            raise outcome.refusal()
+        return store.write(ref, outcome.chosen, token=token, size=size, replace=replace)
 
     async def aclose(self) -> None:
-        """Close every store handed out so far. Idempotent."""
+        """Close every store that was handed out, also when one of them fails to. Idempotent."""
+        async with AsyncExitStack() as stack:
+            while self._stores:
+                _, store = self._stores.popitem()
+                stack.push_async_callback(store.aclose)
+
+    def _bridge(self, reader: Presentation) -> AbstractAsyncContextManager[Presentation]:
+        from stores.bridge import serve
+
+        # A folder of its own: the bridge wants one that nobody else may enter, and there are other sockets in runtime_dir.
+        socket = self._settings.runtime_dir / "nbd" / f"{secrets.token_hex(6)}.sock"
+        return serve(cast(RangeReader, reader), socket)
+
+    def _make(self, to: DataStoreTO) -> DataStore:
+        match to:
+            case PrimaryDataStoreTO():
+                return self._primary(to)
+            case ImageStoreTO():
+                return self._image(to)
+            case S3TO():
+                from stores.backends.s3 import S3Store
+
+                return S3Store(to, self._settings, self._engine)
+            case NfsTO():
+                return self._nfs(to)
+            case SwiftTO():
+                raise _unsupported("Swift")
+
+    def _primary(self, to: PrimaryDataStoreTO) -> DataStore:
+        if len(check_ref(to.uuid)) != 1:
+            raise InvalidReference("a pool's uuid is not a path", pool=to.uuid)
+        if to.poolType in DIRECTORY_POOLS:
+            if not to.path:
+                raise InvalidReference(f"pool {to.uuid} of type {to.poolType} comes without a path", pool=to.uuid)
+            return self._directory(Path(to.path), f"pool:{to.uuid}", allowed=self._settings.roots)
+        if to.poolType in MOUNTED_POOLS:
+            root = self._settings.mount_root
+            return self._directory(root / to.uuid, f"pool:{to.uuid}", allowed=(root,), mounted=True)
+        raise _unsupported(f"primary storage of type {to.poolType}")
+
+    def _image(self, to: ImageStoreTO) -> DataStore:
+        uri = _split(to.uri)
+        if uri.scheme in ("http", "https"):
+            from stores.backends.http import HttpStore
+
+            return RetryingStore(
+                HttpStore(to.uri.reveal(), self._settings, self._engine), attempts=self._settings.attempts
+            )
+        if uri.scheme == "file":
+            if uri.netloc not in ("", "localhost") or uri.query or uri.fragment:
+                raise InvalidReference("a file:// URI names a directory of this host and nothing else")
+            path = unquote(uri.path).rstrip("/")
+            if not path.isprintable():
+                raise InvalidReference("the directory of a file:// URI has characters that are not printable")
+            return self._directory(Path(path), f"file:{path}", allowed=self._settings.roots, writable=False)
+        raise _unsupported(f"an image store with a {uri.scheme or 'relative'} URI")
+
+    def _nfs(self, to: NfsTO) -> DataStore:
+        url = _split(to.url)
+        if url.scheme != "nfs":
+            raise _unsupported(f"secondary storage with a {url.scheme or 'relative'} URL")
+        name = _export_name(url)
+        mounts = {_export_name(urlsplit(key)): path for key, path in self._settings.nfs_mounts.items()}
+        if name not in mounts:
+            raise PolicyRefused(
+                f"nfs://{name} is not among the mounted exports: mount it and name it in the setting pools.nfs_mounts",
+                export=f"nfs://{name}",
+            )
+        return self._directory(mounts[name], f"nfs:{name}", allowed=(mounts[name],), mounted=True)
+
+    def _directory(
+        self, root: Path, identity: str, *, allowed: Sequence[Path], writable: bool = True, mounted: bool = False
+    ) -> DataStore:
+        from stores.backends.filesystem import FilesystemStore
+
+        return FilesystemStore(
+            root,
+            self._engine,
+            id=identity,
+            allowed=allowed,
+            writable=writable,
+            mounted=mounted,
+            file_mode=self._settings.file_mode,
+        )
+
+
+def _identity(to: DataStoreTO) -> Hashable:
+    """Everything that decides which place is meant and who asks: all fields of the object except those that only describe.
+
+    Credentials and endpoint are both part of it: two endpoints may know the same access key.
+    """
+    if isinstance(to, PrimaryDataStoreTO):
+        return (to.storeType, to.poolType, to.uuid, to.path)
+    return (to.storeType, *(getattr(to, name) for name in sorted(type(to).model_fields)))
+
+
+def _split(url: Secret) -> SplitResult:
+    try:
+        return urlsplit(url.reveal())
+    except ValueError:
+        # Not chained: that error quotes the URL, which may hold a password.
+        raise InvalidReference("the URL of a store is malformed") from None
+
+
+def _export_name(url: SplitResult) -> str:
+    """`host/export` of an NFS URL, in one spelling."""
+    try:
+        host, port = url.hostname, url.port
+    except ValueError:
+        host, port = None, None
+    if not host or "@" in url.netloc or ".." in url.path.split("/") or not url.path.isprintable():
+        raise InvalidReference("an NFS URL has the form nfs://host/export")
+    if port not in (None, 2049):
+        host = f"{host}:{port}"
+    return host + "/" + "/".join(part for part in url.path.split("/") if part)
+
+
+def _unsupported(what: str) -> StoreUnsupported:
+    return StoreUnsupported(
+        f"{what} is not supported; supported are: {'; '.join(SUPPORTED)}", supported=list(SUPPORTED)
+    )

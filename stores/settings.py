@@ -33,6 +33,10 @@ class UrlSettings:
 
     max_redirects: int = 5
 
+    external_fetch: bool = False
+    """Whether a URL may be handed to a tool such as qemu, which resolves names and follows redirects by itself, unseen by
+    this policy: only where every server that is allowed is trusted not to redirect into the private network."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
@@ -45,10 +49,10 @@ class StoreSettings:
     """`NetworkFilesystem` pools are mounted by the host at `<mount_root>/<pool uuid>`."""
 
     nfs_mounts: Mapping[str, Path] = field(default_factory=dict)
-    """Where the host has mounted which secondary storage: `nfs://host/export` -> directory."""
+    """Where the host has mounted which secondary storage: `nfs://host/export` -> mount point."""
 
     runtime_dir: Path = Path("/run/storage-agent")
-    """Where sockets of the bridge are made. Not created here."""
+    """Sockets of the bridge are made in its folder `nbd`."""
 
     file_mode: int = 0o600
     """Permissions of files that are written into directories."""

@@ -37,13 +37,34 @@ _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 _VISIBLE_ASCII = re.compile(r"[!-\[\]-~]*")  # no control characters, no space, no backslash, nothing beyond ASCII
 
-# Only what IANA has given out as global unicast may be talked to (RFC 4291, 2.4), minus the parts of it that carry
-# another address or belong to nobody: 6to4 (RFC 3056), IETF assignments with Teredo (RFC 2928, 4380), documentation
-# (RFC 3849, 9637). NAT64 (RFC 6052, 8215), IPv4-mapped and IPv4-compatible addresses are outside of 2000::/3.
+# IPv6: only what IANA has given out as global unicast (RFC 4291, 2.4), minus the parts of it that carry another address or
+# belong to nobody: IETF assignments with Teredo (RFC 2928, 4380), 6to4 (RFC 3056), documentation (RFC 3849, 9637). NAT64
+# (RFC 6052, 8215), IPv4-mapped and IPv4-compatible addresses are outside of 2000::/3.
 _GLOBAL_UNICAST6 = IPv6Network("2000::/3")
 _REFUSED6 = tuple(IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
-# 6to4 relay anycast (RFC 7526), and the one metadata service with a public address: Azure's WireServer.
-_REFUSED4 = tuple(IPv4Network(text) for text in ("192.88.99.0/24", "168.63.129.16/32"))
+# IPv4: what the IANA special-purpose registry (RFC 6890) does not call globally reachable, multicast and reserved. Spelled
+# out, since `ipaddress` follows the registry differently from one Python release to the next. Last the one metadata service
+# with a public address, Azure's WireServer.
+_REFUSED4 = tuple(
+    IPv4Network(text)
+    for text in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/3",
+        "168.63.129.16/32",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +138,11 @@ def follow(current: ParsedUrl, location: str, policy: UrlSettings) -> ParsedUrl:
         _invalid(
             "the server redirects to a URL with control characters, spaces, backslashes or characters beyond ASCII"
         )
-    following = check_url(urljoin(current.url, location.partition("#")[0]), policy)
+    try:
+        joined = urljoin(current.url, location.partition("#")[0])
+    except ValueError:
+        _invalid("the server redirects to what is no URL")
+    following = check_url(joined, policy)
     if current.scheme == "https" and following.scheme == "http":
         raise PolicyRefused(f"{current.origin} redirects from https to http, which is refused", origin=current.origin)
     return following
@@ -146,9 +171,8 @@ def check_address(address: str, policy: UrlSettings) -> Address:
 
 def _is_public(address: Address) -> bool:
     if isinstance(address, IPv6Address):
-        return address in _GLOBAL_UNICAST6 and address.is_global and not any(address in net for net in _REFUSED6)
-    special = address.is_multicast or address.is_reserved or any(address in network for network in _REFUSED4)
-    return address.is_global and not special
+        return address in _GLOBAL_UNICAST6 and not any(address in network for network in _REFUSED6)
+    return not any(address in network for network in _REFUSED4)
 
 
 def _check_host(host: str) -> str:

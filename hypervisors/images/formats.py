@@ -1,4 +1,4 @@
-"""What each image format is called by qemu, and the options with which qemu must open and create it.
+"""What each image format is called by qemu, and the options with which qemu must open it.
 
 A format is decided once, by the gate or by our own record, and from then on named to every tool. Tools get an image as a
 `json:` node: driver and options are explicit, nothing is probed, and a file name is taken literally whatever is in it.
@@ -32,14 +32,6 @@ OPEN_OPTIONS: Mapping[ImageFormat, Mapping[str, object]] = MappingProxyType(
     }
 )
 """Options that qemu needs to read an image of that format right."""
-
-CREATE_OPTIONS: Mapping[ImageFormat, str] = MappingProxyType(
-    {
-        # Without it qemu rounds the size up to a geometry: 1 GiB becomes 1073995776 bytes.
-        ImageFormat.VHD: "force_size=on",
-    }
-)
-"""Options, as `-o` takes them, without which qemu does not create exactly the size that was asked for."""
 
 
 def image_node(image_format: ImageFormat, protocol: Mapping[str, object]) -> dict[str, object]:

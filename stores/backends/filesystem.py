@@ -1,17 +1,47 @@
-"""A store that is one directory."""
+"""A store that is one directory: local, or a share that the host has mounted.
+
+Objects are regular files. An object that is being written is a file beside its later name, called
+`.<name>.<hash of the writer>.partial`; such names are never listed, read or deleted as objects.
+
+The path of a `LocalPath` is opened by others, by name: the confinement of `stores.paths` holds for it as long as only
+trusted users can write into the directory. The other presentations hold the file open and need no such trust.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
-from stores.contract import DataStore, Kind, ObjectInfo, Presentation
+from stores.backends.directory import Directory, OpenedFile
+from stores.backends.draft import Draft
+from stores.contract import (
+    BlockingCalls,
+    DataStore,
+    Extent,
+    Kind,
+    LocalPath,
+    ObjectInfo,
+    PendingWrite,
+    Presentation,
+    RangeReader,
+    Usage,
+)
+from stores.errors import NotFound
+from stores.paths import check_prefix, check_ref, in_listing
+from stores.streams import presented
 from stores.transfer.engine import TransferEngine
+from stores.uninterrupted import uninterrupted
 
 
 class FilesystemStore(DataStore):
-    """Files below `root`, which itself must lie below one of `allowed` after every symbolic link is resolved."""
+    """Files below `root`, which must lie in or below one of `allowed` once every symbolic link is resolved.
+
+    `mounted`: refuse to work while nothing is mounted at `root`. `file_mode`: permissions of written files.
+    """
 
     def __init__(
         self,
@@ -25,12 +55,129 @@ class FilesystemStore(DataStore):
         file_mode: int = 0o600,
     ) -> None:
         self.id = id
+        self.writes = frozenset({Kind.LOCAL_PATH, Kind.BYTE_STREAM}) if writable else frozenset()
+        self._directory = Directory(root, allowed=allowed, mounted=mounted)
+        self._engine = engine
+        self._file_mode = file_mode
 
     def offers(self, info: ObjectInfo | None = None) -> frozenset[Kind]:
         return frozenset({Kind.LOCAL_PATH, Kind.RANGE_READER, Kind.BYTE_STREAM})
 
     async def stat(self, ref: str) -> ObjectInfo:
-        raise AssertionError
+        return await self._engine.run(self._directory.stat, ref)
 
-    def present(self, info: ObjectInfo, kind: Kind) -> AbstractAsyncContextManager[Presentation]:
-        raise AssertionError
+    @asynccontextmanager
+    async def present(self, info: ObjectInfo, kind: Kind) -> AsyncIterator[Presentation]:
+        check_ref(info.ref)
+        if kind not in self.offers(info):
+            raise self._unsupported(f"reading as {kind}")
+        if kind is Kind.LOCAL_PATH:
+            path = await self._engine.run(self._directory.path_of, info)
+            yield LocalPath(path, info)
+            return
+        opened = OpenedFile(self._directory, info)
+        try:
+            await self._engine.run(opened.open)
+            reader = _Reader(opened, self._engine)
+            if kind is Kind.RANGE_READER:
+                yield reader
+            else:
+                async with presented(self._engine.stream(reader)) as stream:
+                    yield stream
+        finally:
+            opened.close()
+
+    @asynccontextmanager
+    async def write(
+        self, ref: str, kind: Kind, *, token: str, size: int | None = None, replace: bool = False
+    ) -> AsyncIterator[PendingWrite]:
+        check_ref(ref)
+        if kind not in self.writes:
+            raise self._unsupported(f"writing as {kind}")
+        draft = Draft(self._directory, ref, token=token, size=size, replace=replace, file_mode=self._file_mode)
+        streaming = kind is Kind.BYTE_STREAM
+        try:
+            await self._engine.run(draft.create, room=streaming)
+            yield _PendingStream(draft, self._engine) if streaming else _PendingFile(draft, self._engine)
+        finally:
+            await uninterrupted(self._engine.run(draft.close))
+
+    async def discard(self, ref: str, *, token: str) -> None:
+        await self._engine.run(self._directory.remove_unfinished, ref, token)
+
+    async def delete(self, ref: str) -> None:
+        check_ref(ref)
+        if not self.writes:
+            raise self._unsupported("delete")
+        await self._engine.run(self._directory.remove, ref)
+
+    async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
+        prefix = check_prefix(prefix)
+        folder = prefix.split("/") if prefix else []
+        found = await self._engine.run(self._directory.entries, folder)
+        if prefix and not found:
+            try:
+                yield await self.stat(prefix)
+            except NotFound:
+                return
+        waiting = found[::-1]
+        while waiting:
+            info = waiting.pop()
+            if not in_listing(info.ref, prefix):
+                continue
+            if info.is_dir:
+                below = await self._engine.run(self._directory.entries, info.ref.split("/"))
+                waiting.extend(reversed(below))
+            else:
+                yield info
+
+    async def usage(self) -> Usage:
+        return await self._engine.run(self._directory.usage)
+
+
+class _Reader(RangeReader):
+    def __init__(self, opened: OpenedFile, engine: TransferEngine) -> None:
+        self.info = opened.info
+        self._opened = opened
+        self._engine = engine
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        await self._engine.run(self._opened.read_into, offset, buffer)
+
+    async def read_each(
+        self,
+        take: Callable[[], tuple[int, memoryview] | None],
+        put: Callable[[int, memoryview], None],
+        threads: BlockingCalls,
+    ) -> None:
+        stopped = threading.Event()
+        await threads.run(partial(self._opened.read_each, take, put, stopped), abort=stopped.set)
+
+    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+        return await self._engine.run(self._opened.extents, offset, length)
+
+
+class _PendingFile:
+    kind: ClassVar[Kind] = Kind.LOCAL_PATH
+
+    def __init__(self, draft: Draft, engine: TransferEngine) -> None:
+        self.path = draft.path
+        self._draft = draft
+        self._engine = engine
+
+    async def commit(self) -> ObjectInfo:
+        return await self._engine.run(self._draft.publish)
+
+
+class _PendingStream:
+    kind: ClassVar[Kind] = Kind.BYTE_STREAM
+
+    def __init__(self, draft: Draft, engine: TransferEngine) -> None:
+        self._draft = draft
+        self._engine = engine
+
+    async def write(self, data: memoryview) -> None:
+        await self._engine.run(self._draft.write, data)
+
+    async def commit(self) -> ObjectInfo:
+        return await self._engine.run(self._draft.publish)

@@ -25,6 +25,7 @@ from stores.contract import (
 from stores.errors import AlreadyExists, IntegrityError, NotFound, ObjectChanged
 from stores.os_errors import no_space
 from stores.paths import check_prefix, check_ref, in_listing
+from stores.streams import presented
 
 BLOCK = 64 * KiB
 PIECE = 1 * MiB
@@ -124,15 +125,10 @@ def _check_range(info: ObjectInfo, size: int, offset: int, length: int) -> None:
 class _Stream(ByteStream):
     def __init__(self, found: _Object) -> None:
         self.info = found.info
-        self._content: SparseBytes | None = found.content
+        self._content = found.content
 
-    def __aiter__(self) -> AsyncIterator[memoryview]:
-        content, self._content = self._content, None
-        if content is None:
-            raise RuntimeError("a byte stream can be iterated only once")
-        return self._pieces(content)
-
-    async def _pieces(self, content: SparseBytes) -> AsyncIterator[memoryview]:
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        content = self._content
         buffer = memoryview(bytearray(min(PIECE, content.size)))
         for offset in range(0, content.size, PIECE):
             piece = buffer[: min(PIECE, content.size - offset)]
@@ -204,7 +200,8 @@ class MemoryStore(DataStore):
         if kind is Kind.RANGE_READER:
             yield _Reader(found)
         elif kind is Kind.BYTE_STREAM:
-            yield _Stream(found)
+            async with presented(_Stream(found)) as stream:
+                yield stream
         else:
             raise self._unsupported(f"reading as {kind}")
 

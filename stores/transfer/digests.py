@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
-
-from awscrt import checksums
 
 from stores.errors import InvalidReference
 
@@ -60,10 +58,15 @@ class _Crc32c:
     """CRC-32C (Castagnoli, RFC 3720 appendix B.4) with hashlib's two methods."""
 
     def __init__(self) -> None:
+        from awscrt import (
+            checksums,
+        )  # late: it takes 60 ms of CPU, which commands that hash nothing need not pay
+
+        self._add: Callable[[memoryview, int], int] = checksums.crc32c
         self._value = 0
 
     def update(self, data: memoryview, /) -> None:
-        self._value = checksums.crc32c(data, self._value)
+        self._value = self._add(data, self._value)
 
     def hexdigest(self) -> str:
         return f"{self._value:08x}"

@@ -1,13 +1,32 @@
-"""The process-wide mover of bytes: ranges or a stream into a file, beside it digests, within one memory budget."""
+"""The process-wide mover of bytes: ranges or a stream into a file, digests beside it, within one memory budget.
+
+    RangeReader --> buffer --in place--> file
+                          '--in order--> digests
+
+The event loop decides, threads move: each receives a piece, writes it and hashes it (`stores.transfer.pump`).
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from stores.contract import ByteStream, MiB, Progress, RangeReader, Silent
+from stores.errors import TooLarge
+from stores.transfer.buffers import BufferPool
+from stores.transfer.connections import Connections
+from stores.transfer.digests import Digester
+from stores.transfer.pieces import known_size
+from stores.transfer.placed import PlacedFile
+from stores.transfer.pump import WIDTH_LIMIT, Pump
+from stores.transfer.readahead import ReadAhead
+from stores.transfer.threads import SharedThreads, Threads
+from stores.uninterrupted import uninterrupted
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,23 +41,41 @@ class Fetched:
 
 
 class TransferEngine:
-    """One per process. All transfers share its buffers and threads, fairly.
+    """One per process. All transfers share its buffers and threads, fairly: see `stores.transfer.fairness`.
 
-    Nothing it writes is fsynced: durability is the caller's `PendingFile.commit`.
+    Nothing it writes is fsynced: durability is the caller's `PendingFile.commit`. A destination that a failed or cancelled
+    call leaves behind is incomplete, and its caller's to remove. After cancellation nothing of the call runs any more.
+    Callers name the phases of their `progress`; the engine advances it by bytes of the object, holes included.
     """
 
     def __init__(self, *, memory: int = 48 * MiB, threads: int = 32) -> None:
         """`memory` bytes of buffers in all; at most `threads` threads that wait for the network."""
+        self.buffers = BufferPool(memory)
+        self.connections = Connections()
+        self.network = SharedThreads("transfer-network", threads)
+        self._disk = SharedThreads("transfer-disk", 16)
+        self._calls = Threads("storage-call", 64)  # many, since a hung mount keeps those that touch it
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """A blocking call in a named thread. When cancelled, waits until the call has ended, then raises."""
-        raise NotImplementedError
+        """A short blocking call in a named thread, apart from the threads that move bytes.
+
+        When cancelled before it began, it never will; when it runs, it is waited for, and then `CancelledError` raised.
+        """
+        return await self._calls.run(partial(function, *args, **kwargs))
 
     async def fetch(
         self, source: RangeReader, destination: Path, *, digests: Sequence[str] = (), progress: Progress | None = None
     ) -> Fetched:
-        """All of `source` into `destination`, in place, in parallel; holes stay holes."""
-        raise NotImplementedError
+        """All of `source` into `destination`, which is made or emptied: read in parallel, written in place, past the page
+        cache where the file system allows. Holes of the source and blocks of zeroes take no room.
+
+        `IntegrityError` when the size is unknown; `NoSpace`, `DeviceFault`; whatever `source` raises.
+        """
+        size = known_size(source)
+        digester = Digester(digests)
+        async with self._opened(destination, size) as file:
+            await self._pump(source, file, digester if digests else None, progress)
+        return Fetched(size, digester.hexdigests())
 
     async def store_stream(
         self,
@@ -49,18 +86,64 @@ class TransferEngine:
         digests: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Fetched:
-        """A sequential source into `destination`; `TooLarge` before a byte past `limit` is written."""
-        raise NotImplementedError
+        """A sequential source into `destination`, which is made or emptied. Blocks of zeroes take no room.
+
+        `TooLarge` before a byte past `limit` is written; otherwise as `fetch`. Closing `source` is its caller's.
+        """
+        progress = progress or Silent()
+        digester = Digester(digests)
+        position = 0
+
+        def put(piece: memoryview) -> None:
+            file.write(position, piece)
+            digester.update(piece)
+
+        async with self._opened(destination, 0) as file:
+            disk = self._disk.of(file)
+            async for piece in source:
+                seen = position + len(piece)
+                if limit is not None and seen > limit:
+                    raise TooLarge(
+                        f"the content for {destination} is larger than the limit of {limit} bytes",
+                        limit=limit,
+                        seen=seen,
+                    )
+                await disk.run(partial(put, piece))
+                position = seen
+                progress.advance(len(piece))
+            await disk.run(partial(file.resize, position))
+        return Fetched(position, digester.hexdigests())
 
     async def digest(
         self, source: RangeReader, names: Sequence[str], progress: Progress | None = None
     ) -> dict[str, str]:
         """Digests of all of `source`, read in parallel, computed in order."""
-        raise NotImplementedError
+        digester = Digester(names)
+        await self._pump(source, None, digester, progress)
+        return digester.hexdigests()
 
     def stream(self, reader: RangeReader) -> ByteStream:
         """The object in order, read ahead in parallel."""
-        raise NotImplementedError
+        return ReadAhead(self.buffers, reader, width=min(reader.parallel, WIDTH_LIMIT))
 
     async def aclose(self) -> None:
-        """Gives back threads, connections and buffers. Idempotent."""
+        """Gives back threads, connections and buffers; waits for calls that still run. Idempotent."""
+        for threads in (self.network, self._disk, self._calls):
+            await asyncio.to_thread(threads.close)
+        self.connections.close()
+
+    async def _pump(
+        self, source: RangeReader, file: PlacedFile | None, digester: Digester | None, progress: Progress | None
+    ) -> None:
+        pump = Pump(source, file=file, digester=digester, buffers=self.buffers, progress=progress or Silent())
+        await pump.run()
+
+    @asynccontextmanager
+    async def _opened(self, path: Path, size: int) -> AsyncIterator[PlacedFile]:
+        file = PlacedFile(path)
+        disk = self._disk.of(file)
+        try:
+            await disk.run(partial(file.open, size))
+            yield file
+        finally:
+            await uninterrupted(disk.run(file.close))  # closing a file on a network file system may wait for its server

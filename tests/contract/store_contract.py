@@ -33,6 +33,7 @@ from stores.errors import (
     StoreUnsupported,
 )
 from stores.paths import RECORDS
+from stores.transfer.threads import Threads
 
 TOKEN = "command-1"
 
@@ -203,12 +204,15 @@ class StoreReads(Hooks):
 
     async def test_stream_left_in_the_middle_is_closed(self, store: DataStore) -> None:
         await self.put_directly("object", content(9 * MiB))
-        async with store.present(await store.stat("object"), Kind.BYTE_STREAM) as stream:
+        info = await store.stat("object")
+        before = asyncio.all_tasks()
+        async with store.present(info, Kind.BYTE_STREAM) as stream:
             assert isinstance(stream, ByteStream)
             async for piece in stream:
                 assert len(piece) > 0
                 break
-        assert await store.stat("object")
+        assert asyncio.all_tasks() == before
+        assert await store.stat("object") == info
 
     async def test_ranges_give_the_bytes_of_their_place(self, store: DataStore) -> None:
         if Kind.RANGE_READER not in store.offers():
@@ -225,6 +229,58 @@ class StoreReads(Hooks):
                 ranges.append((offset, chance.randint(1, min(size - offset, 300 * KiB))))
             for offset, length in ranges:
                 assert await reader.read(offset, length) == data[offset : offset + length]
+
+    async def test_bulk_reading_fills_every_buffer_that_is_named(self, store: DataStore) -> None:
+        if Kind.RANGE_READER not in store.offers():
+            return
+        data = content(3 * MiB + 5)
+        await self.put_directly("object", data)
+        received = bytearray(len(data))
+        pieces = [(at, memoryview(received)[at : at + 300_000]) for at in range(0, len(data), 300_000)]
+        random.Random(3).shuffle(pieces)
+        wanted, done = iter(pieces), []
+        threads = Threads("contract", 2)
+
+        def put(offset: int, buffer: memoryview) -> None:
+            assert sha(bytes(buffer)) == sha(data[offset : offset + len(buffer)])
+            done.append(offset)
+
+        try:
+            async with store.present(await store.stat("object"), Kind.RANGE_READER) as reader:
+                assert isinstance(reader, RangeReader)
+                await reader.read_each(lambda: next(wanted, None), put, threads)
+        finally:
+            threads.close()
+        assert done == [offset for offset, _ in pieces]
+        assert sha(bytes(received)) == sha(data)
+
+    async def test_cancelled_bulk_reading_ends(self, store: DataStore) -> None:
+        if Kind.RANGE_READER not in store.offers():
+            return
+        await self.put_directly("object", content(256 * KiB))
+        threads = Threads("contract", 2)
+        buffer = memoryview(bytearray(64 * KiB))
+        count = 0
+
+        def take() -> tuple[int, memoryview]:
+            nonlocal count
+            count += 1
+            return 64 * KiB, buffer
+
+        try:
+            async with store.present(await store.stat("object"), Kind.RANGE_READER) as reader:
+                assert isinstance(reader, RangeReader)
+                task = asyncio.create_task(reader.read_each(take, lambda offset, buffer: None, threads))
+                while count < 3:
+                    await asyncio.sleep(0.001)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                ended_at = count
+                await asyncio.sleep(0.01)
+                assert count == ended_at
+        finally:
+            threads.close()
 
     async def test_many_readers_at_once(self, store: DataStore) -> None:
         if Kind.RANGE_READER not in store.offers():
@@ -481,6 +537,29 @@ class StoreWrites(Hooks):
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert await self.everything_left() == set()
+
+    async def test_cancelled_commit_is_whole_or_absent(self, store: DataStore) -> None:
+        data = content(300 * KiB)
+
+        async def send(ref: str) -> None:
+            async with sending(store, ref) as pending:
+                await pending.write(memoryview(data))
+                await pending.commit()
+
+        for turns in range(0, 40, 3):
+            task = asyncio.create_task(send(f"dir/{turns}"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.0005 * (turns % 4))
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            left = await self.everything_left()
+            assert left <= {f"dir/{turns}"}
+            if left:
+                assert await self.read_directly(f"dir/{turns}") == data
+                await store.delete(f"dir/{turns}")
+        assert await self.everything_left() == set()
 
     async def test_wrong_size_is_not_published(self, store: DataStore) -> None:
         async def send(announced: int) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 
 from stores.backends.memory import MemoryStore, SparseBytes
 from stores.contract import GiB
+from stores.transfer.engine import TransferEngine
+from stores.wrappers.base import WrapperStore
+from stores.wrappers.reporting import ReportingStore
+from stores.wrappers.retrying import RetryingStore
+from stores.wrappers.verified import Expected, VerifiedStore
 from tests.contract.store_contract import StoreContract
+from tests.doubles.counting import Counting
 
 
 class OverMemory(StoreContract):
@@ -45,3 +53,30 @@ class TestMemoryStore(OverMemory):
     @pytest.fixture
     def store(self) -> MemoryStore:
         return self.memory
+
+
+class TestForwardingStore(OverMemory):
+    @pytest.fixture
+    def store(self) -> WrapperStore:
+        return WrapperStore(self.memory)
+
+
+class TestRetryingStore(OverMemory):
+    @pytest.fixture
+    def store(self) -> RetryingStore:
+        return RetryingStore(self.memory)
+
+
+class TestVerifiedStore(OverMemory):
+    @pytest.fixture
+    async def store(self) -> AsyncIterator[VerifiedStore]:
+        engine = TransferEngine()
+        expected = {"object": Expected(), "sparse": Expected(size=self.sparse_size)}
+        yield VerifiedStore(self.memory, expected, engine)
+        await engine.aclose()
+
+
+class TestReportingStore(OverMemory):
+    @pytest.fixture
+    def store(self) -> ReportingStore:
+        return ReportingStore(self.memory, Counting())

@@ -1,0 +1,164 @@
+"""The command line. Everything beyond the declarations is imported when a subcommand runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_EPILOG = (
+    "Exit codes: 0 done; 1 failed for good; 2 wrong usage; 3 failed, trying again may help; "
+    "4 failed, an operator has to act first; 5 no agent answered."
+)
+
+app = typer.Typer(
+    help="The storage agent of a hypervisor host.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # rich takes longer to import than everything else that --help needs
+    pretty_exceptions_enable=False,  # their tracebacks show local variables
+)
+commands = typer.Typer(help="Look at commands, and cancel them.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(commands, name="commands")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="STORAGE_AGENT_CONFIG", help="The configuration file.", dir_okay=False),
+]
+Socket = Annotated[
+    Path | None,
+    typer.Option(
+        "--socket", envvar="STORAGE_AGENT_SOCKET", help="The agent's socket. Default: what the configuration says."
+    ),
+]
+CommandId = Annotated[str, typer.Argument(metavar="ID", help="The command's id.")]
+JsonFile = Annotated[
+    str, typer.Argument(metavar="FILE|-", help="A file with the command as JSON; - reads standard input.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from agent.version import VERSION
+
+        print(VERSION)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: Config = None,
+    json_: Annotated[bool, typer.Option("--json", help="Log as JSON, whatever the configuration says.")] = False,
+) -> None:
+    """Run the agent in the foreground, as its systemd unit does."""
+    from agent import cli_local
+
+    cli_local.run(config, json_)
+
+
+@app.command()
+def status(socket: Socket = None, config: Config = None, json_: Json = False) -> None:
+    """Show what the agent is doing."""
+    from agent import cli_remote
+
+    cli_remote.status(socket, config, json_)
+
+
+@app.command()
+def submit(
+    file: JsonFile,
+    wait: Annotated[bool, typer.Option(help="Wait for the outcome, with a progress bar on a terminal.")] = True,
+    socket: Socket = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Submit a command. The exit code tells its outcome; with --no-wait, whether it was accepted."""
+    from agent import cli_remote
+
+    cli_remote.submit(file, wait, socket, config, json_)
+
+
+@commands.command("ls")
+def list_commands(
+    state: Annotated[str | None, typer.Option(help="Only commands in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    socket: Socket = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """List commands, the newest first."""
+    from agent import cli_remote
+
+    cli_remote.list_commands(state, limit, socket, config, json_)
+
+
+@commands.command()
+def show(command_id: CommandId, socket: Socket = None, config: Config = None, json_: Json = False) -> None:
+    """Show one command as it is now."""
+    from agent import cli_remote
+
+    cli_remote.show(command_id, socket, config, json_)
+
+
+@commands.command()
+def cancel(command_id: CommandId, socket: Socket = None, config: Config = None, json_: Json = False) -> None:
+    """Cancel a command, and wait until nothing of it is left."""
+    from agent import cli_remote
+
+    cli_remote.cancel(command_id, socket, config, json_)
+
+
+@app.command()
+def explain(file: JsonFile, config: Config = None, json_: Json = False) -> None:
+    """Show what would be done for a Copy or AttachIso, and why. Runs nothing and needs no agent."""
+    from agent import cli_local
+
+    cli_local.explain(file, config, json_)
+
+
+@app.command()
+def inspect(
+    image: Annotated[Path, typer.Argument(exists=True, help="A local image file.")],
+    format_: Annotated[
+        str | None, typer.Option("--format", help="What the image is declared to be: QCOW2, RAW, VHD, ...")
+    ] = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Show the image gate's verdict on a local file: exit code 1 when it is refused."""
+    from agent import cli_local
+
+    cli_local.inspect(image, format_, config, json_)
+
+
+@app.command()
+def show_config(
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Print the sample file with every default instead.")
+    ] = False,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Show the configuration in force, and where each value comes from."""
+    from agent import cli_local
+
+    cli_local.show_config(defaults, config, json_)
+
+
+@app.command()
+def check_config(config: Config = None, json_: Json = False) -> None:
+    """Check the configuration, and the users, groups and certificates that it names."""
+    from agent import cli_local
+
+    cli_local.check_config(config, json_)
+
+
+def main() -> None:
+    """The console script."""
+    app()

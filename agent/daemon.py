@@ -1,0 +1,109 @@
+"""The process's life: recover, serve, and stop in good order.
+
+Start: journal, recovery, dispatcher, transports, and only then READY=1. Stop, on SIGTERM or SIGINT: accept nothing more, give
+running commands their time, record every outcome, and only then close the transports, so that whoever waits gets an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import structlog
+
+from agent.config import Config
+from agent.recovery import Report, recover
+from agent.sdnotify import Notifier, listen_sockets
+from agent.transports.contract import Transport
+from agent.version import VERSION
+from agent.wiring import Parts, build
+from stores.errors import StorageError
+
+_log = structlog.get_logger(__name__)
+
+_SOCKETS_MODE = 0o755  # of the runtime directory, if systemd did not make it; each socket has its own permissions
+
+
+def run(config: Config) -> None:
+    """Serve until told to stop. StorageError says why it could not begin, or could not go on."""
+    passed = [sock for sockets in listen_sockets().values() for sock in sockets]
+    try:
+        asyncio.run(serve(config, Notifier(), passed))
+    except BaseExceptionGroup as group:
+        expected = group.subgroup(StorageError)
+        if expected is None:
+            raise
+        raise _first(expected) from group
+
+
+async def serve(config: Config, notifier: Notifier, passed: Sequence[socket.socket] = ()) -> None:
+    """Serve until SIGTERM or SIGINT; when this returns, nothing runs and every outcome is recorded."""
+    config.agent.runtime_dir.mkdir(mode=_SOCKETS_MODE, parents=True, exist_ok=True)
+    stop = _stop_signal()
+    async with contextlib.AsyncExitStack() as stack:
+        parts = build(config)
+        stack.push_async_callback(parts.aclose)
+        await stack.enter_async_context(parts.journal)
+        notifier.status("recovering")
+        _clear_exports(config.agent.runtime_dir)
+        report = await recover(parts.journal, parts.execution)
+        dispatcher = await stack.enter_async_context(parts.dispatcher())
+        await stack.enter_async_context(_listening(parts.transports(dispatcher, passed)))
+        async with _in_background(parts, notifier):
+            _announce(notifier, report)
+            await stop.wait()
+            _log.info("stopping", running=dispatcher.status().running)
+            notifier.stopping()
+            await dispatcher.drain(config.agent.shutdown_s)
+    _log.info("stopped")
+
+
+def _announce(notifier: Notifier, report: Report) -> None:
+    _log.info("ready", version=VERSION, recovered=str(report))
+    notifier.ready(f"ready; {report}")
+
+
+@contextlib.asynccontextmanager
+async def _listening(transports: Sequence[Transport]) -> AsyncIterator[None]:
+    async with contextlib.AsyncExitStack() as stack:
+        for transport in transports:
+            await transport.start()
+            stack.push_async_callback(transport.stop)
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _in_background(parts: Parts, notifier: Notifier) -> AsyncIterator[None]:
+    """The watchdog's keep-alives and the measure of the loop's lag, also while the agent stops."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(notifier.watchdog()), group.create_task(parts.metrics.watch_loop())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _clear_exports(runtime_dir: Path) -> None:
+    """Sockets of exports that a killed agent left. The journal's lock is held: nobody else's are there."""
+    for leftover in (runtime_dir / "nbd").glob("*.sock"):
+        leftover.unlink(missing_ok=True)
+
+
+def _first(group: BaseExceptionGroup[StorageError]) -> StorageError:
+    error: StorageError | BaseExceptionGroup[StorageError] = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

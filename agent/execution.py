@@ -1,0 +1,155 @@
+"""From a command to the verb that does it, and from what the verb returns to the command's outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from agent import commands
+from agent.commands import Command, Outcome
+from agent.locks import Claim
+from hypervisors import verbs
+from hypervisors.contract import HypervisorType
+from hypervisors.operations import Operations
+from stores.contract import Progress
+
+
+def request_of(command: Command) -> verbs.Request | None:
+    """What the command asks of `Operations`; None for a command that asks nothing."""
+    match command:
+        case commands.Copy():
+            return verbs.Copy(command.source, command.destination)
+        case commands.CreateObject():
+            return verbs.Create(command.data)
+        case commands.Delete():
+            return verbs.Delete(command.data)
+        case commands.ResizeVolume():
+            return verbs.Resize(command.volume, command.newSize, command.shrinkOk)
+        case commands.CreateStoragePool():
+            return verbs.CreatePool(command.pool)
+        case commands.ModifyStoragePool():
+            return verbs.ModifyPool(command.pool) if command.add else verbs.DeletePool(command.pool)
+        case commands.DeleteStoragePool():
+            return verbs.DeletePool(command.pool)
+        case commands.ComputeChecksum():
+            return verbs.ComputeChecksum(command.store, command.templatePath, command.algorithm.lower())
+        case commands.GetStorageStats():
+            return verbs.GetStorageStats(command.store)
+        case commands.GetVolumeStats():
+            return verbs.GetVolumeStats(command.pool, tuple(command.volumeUuids))
+        case commands.ListDataStoreObjects():
+            return verbs.ListObjects(command.store, command.path, command.startIndex, command.pageSize)
+        case commands.Ping():
+            return None
+
+
+class Execution:
+    """Commands by way of `Operations`: what the dispatcher and the recovery need of them."""
+
+    def __init__(self, operations: Operations, hypervisor: HypervisorType) -> None:
+        """`hypervisor` is the one of commands that name none."""
+        self._operations = operations
+        self._hypervisor = hypervisor
+
+    def claims(self, command: Command) -> Sequence[Claim]:
+        """What a verb touches it has to itself, except for the source of a copy: many may copy from it at once."""
+        request = request_of(command)
+        if request is None:
+            return ()
+        touched = verbs.touched(request)
+        if not isinstance(request, verbs.Copy):
+            return [Claim(key) for key in touched]
+        changed = verbs.touched(verbs.Create(request.destination))
+        return [Claim(key, exclusive=key in changed) for key in touched]
+
+    async def execute(self, command: Command, token: str, progress: Progress) -> Outcome:
+        """Do it. Cancelled or failed, it leaves nothing behind; what it wrote is durable when this returns."""
+        request = request_of(command)
+        if request is None:
+            return Outcome()
+        call = verbs.Call(token, self._of(command), progress)
+        return _outcome(request, await self._verb(call, request))
+
+    async def undo(self, command: Command, token: str) -> Outcome | None:
+        """Account for a run that a dead process left: its outcome if it had come to its end, None once it is undone."""
+        request = request_of(command)
+        if request is None:
+            return None
+        recovered = await self._operations.recover(self._of(command), request, token)
+        return _outcome(request, recovered.answer) if recovered.outcome == "finished" else None
+
+    def _of(self, command: Command) -> HypervisorType:
+        return command.hypervisorType or self._hypervisor
+
+    async def _verb(self, call: verbs.Call, request: verbs.Request) -> object:
+        operations = self._operations
+        match request:
+            case verbs.Copy():
+                return await operations.copy(call, request)
+            case verbs.Create():
+                return await operations.create(call, request)
+            case verbs.Delete():
+                await operations.delete(call, request)
+            case verbs.Resize():
+                return await operations.resize(call, request)
+            case verbs.CreatePool():
+                return await operations.create_pool(call, request)
+            case verbs.ModifyPool():
+                return await operations.modify_pool(call, request)
+            case verbs.DeletePool():
+                await operations.delete_pool(call, request)
+            case verbs.ComputeChecksum():
+                return await operations.checksum(call, request)
+            case verbs.GetStorageStats():
+                return await operations.storage_stats(call, request)
+            case verbs.GetVolumeStats():
+                return await operations.volume_stats(call, request)
+            case verbs.ListObjects():
+                return await operations.list_objects(call, request)
+        return None
+
+
+def _outcome(request: verbs.Request, result: Any) -> Outcome:
+    """`result` is what the request's verb returns (`Operations`)."""
+    match request:
+        case verbs.Copy():
+            return Outcome(durability="stored", newData=result)
+        case verbs.Create():
+            return Outcome(durability="stored", data=result)
+        case verbs.Delete():
+            return Outcome(durability="stored")
+        case verbs.Resize():
+            return Outcome(durability="stored", data=result, newSize=result.size)
+        case verbs.CreatePool(pool) | verbs.ModifyPool(pool):
+            return Outcome(
+                poolInfo=commands.PoolInfo(
+                    uuid=result.uuid,
+                    localPath=pool.path,
+                    poolType=pool.poolType,
+                    capacityBytes=result.capacity,
+                    availableBytes=result.available,
+                )
+            )
+        case verbs.DeletePool():
+            return Outcome()
+        case verbs.ComputeChecksum():
+            return Outcome(details=result)
+        case verbs.GetStorageStats():
+            return Outcome(usedBytes=result.used, capacityBytes=result.capacity)
+        case verbs.GetVolumeStats():
+            return Outcome(
+                volumeStats={
+                    path: commands.VolumeStats(physicalSize=stats.physical, virtualSize=stats.virtual)
+                    for path, stats in result.items()
+                }
+            )
+        case verbs.ListObjects():
+            return Outcome(
+                pathExists=result.path_exists,
+                count=result.count,
+                names=[entry.name for entry in result.entries],
+                paths=[entry.path for entry in result.entries],
+                isDirs=[entry.is_dir for entry in result.entries],
+                sizes=[entry.size for entry in result.entries],
+                lastModified=[int(entry.modified * 1000) for entry in result.entries],
+            )

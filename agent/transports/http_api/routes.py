@@ -1,0 +1,270 @@
+"""What the API offers: one table of routes, each with the role it needs, what it takes and what it gives."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from aiohttp import web
+from pydantic import TypeAdapter, ValidationError
+
+from agent.commands import COMMAND, Answer, State
+from agent.explain import EXPLAINABLE, EXPLANATION, Explainer
+from agent.failures import Stopping, invalid
+from agent.metrics import CONTENT_TYPE, Metrics
+from agent.security import Role
+from agent.transports.contract import AgentStatus, CommandService
+from agent.transports.http_api import events, openapi
+from agent.transports.http_api.edge import EVENTS_PATH
+from agent.transports.http_api.problems import BadRequest, RequestTimeout, UnsupportedMediaType, status_of
+
+MAX_WAIT_S = 3600.0
+MAX_LISTED = 1000
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class Api:
+    """What the handlers work with."""
+
+    commands: CommandService
+    explain: Explainer
+    status: Callable[[], AgentStatus]
+    metrics: Metrics
+    request_timeout_s: float
+    heartbeat_s: float = events.HEARTBEAT_S
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the transport stops: whatever waits or streams ends."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A query parameter."""
+
+    name: str
+    schema: dict[str, Any]
+    description: str
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    method: str
+    path: str
+    role: Role
+    handler: Callable[[Api, web.Request], Awaitable[web.StreamResponse]]
+    summary: str
+    answers: dict[int, TypeAdapter[Any] | str]
+    """By status: the model, or the media type of what has none."""
+    body: TypeAdapter[Any] | None = None
+    parameters: tuple[Parameter, ...] = ()
+
+
+# ------------------------------------------------------------------------------------------------------ handlers
+
+
+async def submit(api: Api, request: web.Request) -> web.Response:
+    wait_s = _wait_of(request)
+    command = await _body(api, request, COMMAND)
+    answer = await api.commands.submit(command)
+    if wait_s and not answer.state.final:
+        ended = await _unless_closing(api, api.commands.wait(answer.id, wait_s))
+        answer = ended or await api.commands.get(answer.id)
+    status = 202
+    if answer.state.final and wait_s:
+        status = 200 if answer.error is None else status_of(answer.error)
+    return _json(answer.wire(), status, Location=f"/v1/commands/{answer.id}")
+
+
+async def list_commands(api: Api, request: web.Request) -> web.Response:
+    answers = await api.commands.list(state=_state_of(request), limit=_limit_of(request))
+    return _json('{"commands":[' + ",".join(answer.wire() for answer in answers) + "]}")
+
+
+async def show_command(api: Api, request: web.Request) -> web.Response:
+    return _json((await api.commands.get(request.match_info["id"])).wire())
+
+
+async def cancel_command(api: Api, request: web.Request) -> web.Response:
+    return _json((await api.commands.cancel(request.match_info["id"])).wire())
+
+
+async def command_events(api: Api, request: web.Request) -> web.StreamResponse:
+    with api.metrics.http_streams.track_inprogress():
+        return await events.stream(
+            request,
+            api.commands,
+            request.match_info["id"],
+            closing=api.closing,
+            heartbeat_s=api.heartbeat_s,
+            write_timeout_s=api.request_timeout_s,
+        )
+
+
+async def explain(api: Api, request: web.Request) -> web.Response:
+    explanation = api.explain(await _body(api, request, EXPLAINABLE))
+    return _json(EXPLANATION.dump_json(explanation).decode())
+
+
+async def status(api: Api, request: web.Request) -> web.Response:
+    return _json(api.status().model_dump_json())
+
+
+async def alive(api: Api, request: web.Request) -> web.Response:
+    return web.Response(text="ok\n")
+
+
+async def ready(api: Api, request: web.Request) -> web.Response:
+    now = api.status()
+    if not now.ready:
+        why = "is on its way out" if not now.accepting else "cannot write its journal"
+        raise Stopping(f"the agent {why}", accepting=now.accepting, journal_usable=now.journal_usable)
+    return web.Response(text="ok\n")
+
+
+async def metrics(api: Api, request: web.Request) -> web.Response:
+    return web.Response(body=api.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def describe(api: Api, request: web.Request) -> web.Response:
+    # Half a second of work the first time: in a thread, so that nothing else waits for it.
+    return _json(await asyncio.to_thread(openapi.document, ROUTES, api.status().version))
+
+
+# ---------------------------------------------------------------------------------------------------- the table
+
+_ANSWER = TypeAdapter(Answer)
+_WAIT = Parameter(
+    "wait",
+    {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S, "default": 0},
+    "Seconds to wait for the outcome. Then the status is 200, or that of the command's failure; 202 if it still runs.",
+)
+_STATE = Parameter(
+    "state", {"type": "string", "enum": [state.value for state in State]}, "Only commands in this state."
+)
+_LIMIT = Parameter(
+    "limit",
+    {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": 100},
+    "At most so many, the newest first.",
+)
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        "POST",
+        "/v1/commands",
+        Role.COMMAND,
+        submit,
+        "Submit a command. It is durable when this answers; the same id again gets the same answer.",
+        {202: _ANSWER, 200: _ANSWER},
+        body=COMMAND,
+        parameters=(_WAIT,),
+    ),
+    Route(
+        "GET",
+        "/v1/commands",
+        Role.VIEW,
+        list_commands,
+        "The newest commands.",
+        {200: TypeAdapter(dict[str, list[Answer]])},
+        parameters=(_STATE, _LIMIT),
+    ),
+    Route("GET", "/v1/commands/{id}", Role.VIEW, show_command, "One command as it is now.", {200: _ANSWER}),
+    Route(
+        "DELETE",
+        "/v1/commands/{id}",
+        Role.OPERATE,
+        cancel_command,
+        "Cancel a command; answers when nothing of it is left. One that has ended stays as it ended.",
+        {200: _ANSWER},
+    ),
+    Route(
+        "GET",
+        EVENTS_PATH,
+        Role.VIEW,
+        command_events,
+        "Progress as server-sent events: `progress` with an Event, and at last `end` with the Answer.",
+        {200: "text/event-stream"},
+    ),
+    Route(
+        "POST",
+        "/v1/explain",
+        Role.VIEW,
+        explain,
+        "What would be done for a Copy or AttachIso, and why. Runs nothing and contacts nothing.",
+        {200: EXPLANATION},
+        body=EXPLAINABLE,
+    ),
+    Route("GET", "/v1/status", Role.VIEW, status, "The agent at this moment.", {200: TypeAdapter(AgentStatus)}),
+    Route("GET", "/healthz", Role.VIEW, alive, "The agent is alive.", {200: "text/plain"}),
+    Route("GET", "/readyz", Role.VIEW, ready, "The agent takes commands; otherwise 503.", {200: "text/plain"}),
+    Route("GET", "/metrics", Role.VIEW, metrics, "Metrics in the Prometheus text format.", {200: "text/plain"}),
+    Route("GET", "/openapi.json", Role.VIEW, describe, "This description.", {200: "application/json"}),
+)
+
+
+# ------------------------------------------------------------------------------------- reading and writing HTTP
+
+
+def _json(text: str, status: int = 200, **headers: str) -> web.Response:
+    return web.json_response(text=text, status=status, headers=headers)
+
+
+async def _body(api: Api, request: web.Request, model: TypeAdapter[_T]) -> _T:
+    """The body as the model; what arrives too slowly, is too large or not JSON is refused. Depth is bounded by the parser."""
+    if request.content_type != "application/json" or "Content-Encoding" in request.headers:
+        raise UnsupportedMediaType("the body needs to be application/json, without a content encoding")
+    try:
+        async with asyncio.timeout(api.request_timeout_s):
+            body = await request.read()
+    except TimeoutError:
+        raise RequestTimeout(
+            f"the request body did not arrive within {api.request_timeout_s:g} s", limit_s=api.request_timeout_s
+        ) from None
+    try:
+        return model.validate_json(body)
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+async def _unless_closing(api: Api, work: Coroutine[Any, Any, Answer]) -> Answer | None:
+    """The result of `work`, or None when the transport stops first."""
+    task = asyncio.ensure_future(work)
+    closing = asyncio.ensure_future(api.closing.wait())
+    try:
+        await asyncio.wait({task, closing}, return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        for future in (task, closing):
+            future.cancel()
+        await asyncio.wait({task, closing})
+
+
+def _wait_of(request: web.Request) -> float:
+    text = request.query.get("wait", "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= MAX_WAIT_S:
+        raise BadRequest(f"wait needs to be a number of seconds from 0 to {MAX_WAIT_S:g}", parameter="wait")
+    return seconds
+
+
+def _state_of(request: web.Request) -> State | None:
+    text = request.query.get("state")
+    if text is None:
+        return None
+    try:
+        return State(text)
+    except ValueError:
+        raise BadRequest(f"state needs to be one of {', '.join(State)}", parameter="state") from None
+
+
+def _limit_of(request: web.Request) -> int:
+    text = request.query.get("limit", "100")
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_LISTED:
+        raise BadRequest(f"limit needs to be a number from 1 to {MAX_LISTED}", parameter="limit")
+    return int(text)

@@ -1,0 +1,153 @@
+"""Which parts the daemon is made of, and which setting goes to which part.
+
+The only module of `agent` that names concrete classes of other layers.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from agent.commands import Answer
+from agent.config import Config
+from agent.dispatcher import Dispatcher, Limits
+from agent.execution import Execution
+from agent.explain import explainer
+from agent.journal import Journal, Retention
+from agent.metrics import Metrics
+from agent.transports.contract import AgentStatus, Transport
+from agent.transports.http_api.routes import Api
+from agent.transports.http_api.server import HttpApi
+from agent.version import VERSION
+from hypervisors.contract import HypervisorHandler
+from hypervisors.images.gate import GateLimits
+from hypervisors.operations import Operations
+from hypervisors.process import ToolRunner
+from hypervisors.registry import handlers
+from stores.resolver import Resolver
+from stores.settings import StoreSettings, UrlSettings
+from stores.transfer.engine import TransferEngine
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything below the transports. Making it opens nothing; `aclose` gives back what was opened since."""
+
+    config: Config
+    engine: TransferEngine
+    resolver: Resolver
+    handlers: Sequence[HypervisorHandler]
+    operations: Operations
+    execution: Execution
+    journal: Journal
+    metrics: Metrics
+    started_at: float
+
+    def dispatcher(self) -> Dispatcher:
+        """Over the journal, which has to be open."""
+        agent = self.config.agent
+        limits = Limits(agent.concurrency, agent.queue_limit, agent.default_deadline_s)
+        dispatcher = Dispatcher(self.journal, self.execution, limits, observer=_Counting(self.metrics))
+        self.metrics.build.info({"version": VERSION})
+        self.metrics.queue_from(lambda: dispatcher.status().accepted, lambda: dispatcher.status().running)
+        return dispatcher
+
+    def transports(self, dispatcher: Dispatcher, passed: Sequence[socket.socket]) -> Sequence[Transport]:
+        """`passed` are the listening sockets that systemd gave."""
+        api = Api(
+            commands=dispatcher,
+            explain=explainer(self.operations, self.config.agent.hypervisor),
+            status=self._status_of(dispatcher),
+            metrics=self.metrics,
+            request_timeout_s=self.config.api.request_timeout_s,
+        )
+        return [HttpApi(api, self.config.api, passed=passed)]
+
+    async def aclose(self) -> None:
+        for handler in self.handlers:
+            await handler.aclose()
+        await self.resolver.aclose()
+        await self.engine.aclose()
+
+    def _status_of(self, dispatcher: Dispatcher) -> Callable[[], AgentStatus]:
+        def status() -> AgentStatus:
+            now = dispatcher.status()
+            return AgentStatus(
+                version=VERSION,
+                hypervisor=self.config.agent.hypervisor.value,
+                started_at=self.started_at,
+                ready=now.accepting and now.journal_usable,
+                accepting=now.accepting,
+                journal_usable=now.journal_usable,
+                waiting=now.accepted,
+                running=now.running,
+                queue_limit=now.queue_limit,
+                concurrency=now.concurrency,
+            )
+
+        return status
+
+
+def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
+    """`clock`: seconds since the epoch."""
+    engine = TransferEngine(memory=config.transfer.memory, threads=config.transfer.threads)
+    resolver = Resolver(store_settings(config), engine)
+    limits = GateLimits(virtual_size=config.images.max_virtual_size)
+    by_type = handlers(engine, ToolRunner(), limits)
+    operations = Operations(resolver, by_type, engine, clock, limits)
+    retention = Retention(config.agent.retention_s, config.agent.retention_count)
+    return Parts(
+        config=config,
+        engine=engine,
+        resolver=resolver,
+        handlers=tuple(by_type.values()),
+        operations=operations,
+        execution=Execution(operations, config.agent.hypervisor),
+        journal=Journal(config.agent.state_dir, retention=retention, clock=clock),
+        metrics=Metrics(),
+        started_at=clock(),
+    )
+
+
+def store_settings(config: Config) -> StoreSettings:
+    """What the configuration says about stores, in their own terms."""
+    transfer, urls = config.transfer, config.urls
+    return StoreSettings(
+        roots=config.pools.roots,
+        mount_root=config.pools.mount_root,
+        nfs_mounts=config.pools.nfs_mounts,
+        runtime_dir=config.agent.runtime_dir,
+        urls=UrlSettings(
+            allow_http=urls.allow_http,
+            allow_networks=urls.allow_networks,
+            ports=urls.ports,
+            max_redirects=urls.max_redirects,
+        ),
+        ca_file=config.tls.ca_file,
+        connect_timeout=transfer.connect_timeout_s,
+        read_timeout=transfer.read_timeout_s,
+        connections=transfer.connections,
+        attempts=transfer.attempts,
+    )
+
+
+class _Counting:
+    """The dispatcher's events as metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def accepted(self, command: str) -> None:
+        self._metrics.commands_accepted.labels(command).inc()
+
+    def finished(self, answer: Answer) -> None:
+        kind = answer.error.kind if answer.error is not None else ""
+        self._metrics.commands_finished.labels(answer.command, answer.state.value, kind).inc()
+        self._metrics.command_seconds.labels(answer.command).observe(
+            (answer.finished_at or answer.accepted_at) - answer.accepted_at
+        )
+
+    def advanced(self, count: int) -> None:
+        self._metrics.bytes_done.inc(count)

@@ -1,0 +1,238 @@
+"""The Copy verb: one operation over (source, destination), whatever the two are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+
+from hypervisors.context import Context, Pool, require_room
+from hypervisors.contract import (
+    HypervisorHandler,
+    ImageSpec,
+    Operation,
+    OperationUnsupported,
+    SizeRefused,
+    Source,
+    Written,
+)
+from hypervisors.landing import verify
+from hypervisors.publishing import publish
+from hypervisors.records import Origin, Parent, Record, same_origin, scratch_ref
+from hypervisors.sources import OpenSource, examine, opened, vouched_for, with_parents
+from hypervisors.verbs import Call, Copy, is_linked, ref_of
+from stores.contract import DataStore, NbdExport, ObjectInfo
+from stores.errors import AlreadyExists, NotFound, StorageError
+from stores.to import DataTO, ImageFormat, ProvisioningType
+from stores.transfer.digests import Checksum, parse_checksum
+
+
+def operation_of(request: Copy) -> Operation:
+    """Which of the copies it is; `OperationUnsupported` for those that no handler does."""
+    source, destination = request.source, request.destination
+    for data in (source, destination):
+        if data.type == "volume" and (data.passphrase or data.encryptFormat):
+            raise OperationUnsupported("encrypted volumes are not supported; nothing was written", ref=data.path)
+    if source.type == "template" and destination.type in ("template", "volume"):
+        return Operation.LINK_TEMPLATE if is_linked(source, destination) else Operation.COPY_TEMPLATE
+    if source.type == "volume" and destination.type == "volume":
+        return Operation.COPY_VOLUME
+    raise OperationUnsupported(f"a {source.type} cannot be copied to a {destination.type}")
+
+
+def target_spec(handler: HypervisorHandler, source: ImageFormat | None, destination: DataTO) -> ImageSpec:
+    """What shall be written: the format that the command names, else an ISO for an ISO, else the hypervisor's own."""
+    fallback = ImageFormat.ISO if source is ImageFormat.ISO else handler.native_format
+    size = destination.size if destination.type == "volume" else None
+    return ImageSpec(destination.format or fallback, size or None)
+
+
+def answer(destination: DataTO, ref: str, record: Record, physical_size: int | None) -> DataTO:
+    """The destination as it is now. `physicalSize` is the length of the image's file, as CloudStack counts."""
+    now: dict[str, object] = {"path": ref, "size": record.virtual_size, "format": record.format}
+    if destination.type == "template":
+        now["physicalSize"] = physical_size
+    return destination.model_copy(update=now)
+
+
+async def copy(ctx: Context, call: Call, request: Copy) -> DataTO:
+    """See `Operations.copy`."""
+    handler = ctx.handler(call.hypervisor)
+    operation = operation_of(request)
+    pool, ref = ctx.pool(request.destination.store), ref_of(request.destination)
+    checksum = _checksum(request)
+    store = ctx.resolver.store(request.source.store)
+    call.progress.phase("inspect")
+    info = await store.stat(ref_of(request.source))
+    existing = await present(pool, ref)
+    if existing is not None:
+        return _as_before(request.destination, ref, existing, (store, info, checksum))
+    async with _source(ctx, handler, operation, request, (store, info), checksum) as (source, spec, late):
+        if operation is Operation.LINK_TEMPLATE:
+            return await _link(ctx, call, pool, request, source, spec)
+        return await _write(ctx, call, pool, request, source, spec, late, checksum)
+
+
+def _checksum(request: Copy) -> Checksum | None:
+    """Of the object in its image store. What lies in a pool is no longer that object."""
+    source = request.source
+    if source.type != "template" or source.store.storeType == "primary" or not source.checksum:
+        return None
+    return parse_checksum(source.checksum)
+
+
+# ------------------------------------------------------------------------------------------------ destination
+
+
+async def present(pool: Pool, ref: str) -> tuple[ObjectInfo, Record | None] | None:
+    """What has that name already. A record alone is what a dead command left behind."""
+    record = await pool.records.load(ref)
+    try:
+        return await pool.store.stat(ref), record
+    except NotFound:
+        if record is not None:
+            await pool.records.remove(ref, record.parent)
+        return None
+
+
+def _as_before(
+    destination: DataTO,
+    ref: str,
+    existing: tuple[ObjectInfo, Record | None],
+    origin: tuple[DataStore, ObjectInfo, Checksum | None],
+) -> DataTO:
+    """A template that is there already, made from the same bytes, needs no copy. A volume may have been written since."""
+    info, record = existing
+    store, source, checksum = origin
+    if destination.type == "template" and record is not None and same_origin(record, store.id, source, checksum):
+        return answer(destination, ref, record, info.size)
+    raise AlreadyExists(
+        f"{ref} exists already and was not made from this source; delete it first, or choose another name", ref=ref
+    )
+
+
+async def _link(ctx: Context, call: Call, pool: Pool, request: Copy, template: Source, spec: ImageSpec) -> DataTO:
+    handler, ref = ctx.handler(call.hypervisor), ref_of(request.destination)
+    kinds = handler.fills(Operation.LINK_TEMPLATE, spec).kinds
+    async with ctx.resolver.create(pool.store, ref, kinds, token=call.token) as pending:
+        written = await handler.create(pending, spec, ProvisioningType.THIN, backing=template)
+        parent_format = template.spec.format or written.format
+        backing = Parent(ref=template.presentation.info.ref, format=parent_format)
+        call.progress.phase("publish")
+        record = make_record(ctx, call, written, origin=None, backing=backing)
+        info = await publish(pool, ref, pending, record)
+    return answer(request.destination, ref, record, info.size)
+
+
+async def _write(
+    ctx: Context,
+    call: Call,
+    pool: Pool,
+    request: Copy,
+    source: Source,
+    spec: ImageSpec,
+    late: OpenSource | None,
+    checksum: Checksum | None,
+) -> DataTO:
+    handler, ref = ctx.handler(call.hypervisor), ref_of(request.destination)
+    kinds = handler.fills(operation_of(request), spec).kinds
+    create = partial(ctx.resolver.create, pool.store, token=call.token)
+    with_reason = partial(_with_reason, source)
+    async with with_reason():
+        require_room(await pool.store.usage(), await handler.estimate(source, spec), pool.store.id)
+    async with create(ref, kinds) as pending:
+        async with with_reason():
+            written = await handler.copy(
+                source,
+                pending,
+                spec,
+                scratch=partial(create, scratch_ref(call.token), kinds),
+                checksum=checksum,
+                progress=call.progress,
+            )
+        _refuse_cut(written.virtual_size, spec)  # a source that comes in order shows its size only now
+        digests = written.digests
+        if checksum is not None and late is not None and checksum.algorithm not in digests:
+            digests = await late.digest(checksum.algorithm)
+        verify(checksum, digests, source.presentation.info.ref)
+        call.progress.phase("publish")
+        info = source.presentation.info
+        store_id = ctx.resolver.store(request.source.store).id
+        origin = Origin(store=store_id, ref=info.ref, version=info.version, digests=digests)
+        record = make_record(ctx, call, written, origin=origin, backing=None)
+        published = await publish(pool, ref, pending, record)
+    return answer(request.destination, ref, record, published.size)
+
+
+def make_record(ctx: Context, call: Call, written: Written, *, origin: Origin | None, backing: Parent | None) -> Record:
+    """What is known of an image the moment it is finished."""
+    return Record(
+        format=written.format,
+        virtual_size=written.virtual_size,
+        token=call.token,
+        created=ctx.clock(),
+        origin=origin,
+        backing=backing,
+    )
+
+
+@asynccontextmanager
+async def _with_reason(source: Source) -> AsyncIterator[None]:
+    """A tool that read over NBD says "Input/output error"; the export knows the store's own error, which is told instead."""
+    try:
+        yield
+    except StorageError as error:
+        given = source.presentation
+        cause = given.failure() if isinstance(given, NbdExport) else None
+        if cause is None:
+            raise
+        raise cause from error
+
+
+# ----------------------------------------------------------------------------------------------------- source
+
+
+@asynccontextmanager
+async def _source(
+    ctx: Context,
+    handler: HypervisorHandler,
+    operation: Operation,
+    request: Copy,
+    origin: tuple[DataStore, ObjectInfo],
+    checksum: Checksum | None,
+) -> AsyncIterator[tuple[Source, ImageSpec, OpenSource | None]]:
+    """The source opened, and what shall become of it. Sizes are decided here, before a byte is written."""
+    store, info = origin
+    if request.source.store.storeType == "primary":
+        examined = await vouched_for(store, info, request.source.format)
+        async with with_parents(ctx, examined) as source:
+            size = (await handler.measure(source)).virtual_size
+            source = replace(source, spec=replace(source.spec, virtual_size=size))
+            spec = _sized(target_spec(handler, source.spec.format, request.destination), source.spec)
+            yield source, spec, None
+    else:
+        async with examine(store, info, request.source.format, ctx.limits) as examined:
+            spec = _sized(target_spec(handler, examined.spec.format, request.destination), examined.spec)
+            handler.fills(operation, spec)  # before the source is opened
+            async with opened(ctx, handler, operation, examined, spec, checksum) as late:
+                yield late.source, spec, late
+
+
+def _sized(target: ImageSpec, source: ImageSpec) -> ImageSpec:
+    """The target with the source's size, unless more was asked for; less is refused."""
+    if source.virtual_size is None:
+        return target
+    _refuse_cut(source.virtual_size, target)
+    return replace(target, virtual_size=target.virtual_size or source.virtual_size)
+
+
+def _refuse_cut(least: int, target: ImageSpec) -> None:
+    asked = target.virtual_size
+    if asked is not None and asked < least:
+        raise SizeRefused(
+            f"the source has {least} bytes and the volume is to have {asked}: that would cut data off; ask for at least"
+            f" {least}",
+            asked=asked,
+            least=least,
+        )

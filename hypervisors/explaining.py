@@ -1,0 +1,135 @@
+"""Why a request would be done the way it would be: what is accepted, what is offered, what is chosen. Runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hypervisors.context import Context
+from hypervisors.contract import Accepts, HypervisorHandler, HypervisorType, ImageSpec, Operation
+from hypervisors.copying import operation_of, target_spec
+from hypervisors.verbs import AttachIso, Copy, ref_of
+from stores.contract import DataStore, Kind
+from stores.errors import StorageError
+from stores.resolver import Negotiation, negotiate
+from stores.to import DataTO, ImageFormat
+
+_SUFFIXES: Mapping[str, str] = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+
+
+class How(StrEnum):
+    """What happens to the bytes."""
+
+    IN_PLACE = "in place"  # they go straight to where they stay
+    CONVERTED = "converted"  # a tool reads the source and writes the target
+    LINKED = "linked"  # the target refers to the source
+    OPENED = "opened"  # the hypervisor reads the source itself
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One half of a negotiation. `chosen` is None where nothing fits; `via` is native or bridge."""
+
+    store: str
+    ref: str
+    accepted: tuple[Kind, ...]
+    because: str
+    offered: tuple[Kind, ...]
+    chosen: Kind | None
+    via: str | None
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`refusal` is the error that the request would end with, as far as that can be known without contacting anybody."""
+
+    operation: str
+    hypervisor: str
+    how: How
+    source: Side | None
+    target: Side | None
+    refusal: str | None
+    refusal_kind: str | None = None
+
+
+def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso) -> Explanation:
+    """See `Operations.explain`. The format is the declared one, compression is told by the name."""
+    name = "attach ISO" if isinstance(request, AttachIso) else "copy"
+    how = How.REFUSED
+    source = target = None
+    refusal: StorageError | None = None
+    try:
+        handler = ctx.handler(hypervisor)
+        if isinstance(request, AttachIso):
+            operation, how = Operation.ATTACH_ISO, How.OPENED
+            spec = ImageSpec(ImageFormat.ISO)
+            source, unmet = _reading(ctx, request.iso, handler.accepts(operation, spec, spec))
+        else:
+            operation = operation_of(request)
+            spec = _declared(ctx, request.source)
+            wanted = target_spec(handler, spec.format, request.destination)
+            how = _how(handler, operation, spec, wanted)
+            target, unwritable = _writing(ctx, request.destination, handler.fills(operation, wanted))
+            source, unmet = _reading(ctx, request.source, handler.accepts(operation, spec, wanted))
+            unmet = unmet or unwritable
+        name = operation.value
+        refusal = unmet
+    except StorageError as error:
+        refusal = error
+    if refusal is not None:
+        how = How.REFUSED
+    return Explanation(
+        operation=name,
+        hypervisor=hypervisor.value,
+        how=how,
+        source=source,
+        target=target,
+        refusal=refusal.message if refusal else None,
+        refusal_kind=refusal.kind if refusal else None,
+    )
+
+
+def compression_of(name: str) -> str | None:
+    """What a name says of its object's compression."""
+    return next((found for suffix, found in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
+
+
+def _declared(ctx: Context, data: DataTO) -> ImageSpec:
+    compression = compression_of(ref_of(data)) if data.store.storeType != "primary" else None
+    sequential = Kind.RANGE_READER not in ctx.resolver.store(data.store).offers()
+    return ImageSpec(data.format, compression=compression, sequential=sequential)
+
+
+def _how(handler: HypervisorHandler, operation: Operation, source: ImageSpec, target: ImageSpec) -> How:
+    if operation is Operation.LINK_TEMPLATE:
+        return How.LINKED
+    return How.IN_PLACE if handler.keeps_bytes(source, target) else How.CONVERTED
+
+
+def _reading(ctx: Context, data: DataTO, accepts: Accepts) -> tuple[Side, StorageError | None]:
+    store = ctx.resolver.store(data.store)
+    offered = store.offers()
+    negotiation = negotiate(store.id, offered, accepts.kinds, ranges=Kind.RANGE_READER in offered)
+    return _side(store, ref_of(data), accepts, negotiation)
+
+
+def _writing(ctx: Context, data: DataTO, fills: Accepts) -> tuple[Side, StorageError | None]:
+    store = ctx.pool(data.store).store
+    return _side(store, ref_of(data), fills, negotiate(store.id, store.writes, fills.kinds, ranges=False))
+
+
+def _side(store: DataStore, ref: str, accepts: Accepts, negotiation: Negotiation) -> tuple[Side, StorageError | None]:
+    side = Side(
+        store=store.id,
+        ref=ref,
+        accepted=accepts.kinds,
+        because=accepts.because,
+        offered=tuple(sorted(negotiation.offered)),
+        chosen=negotiation.chosen,
+        via=negotiation.via.value if negotiation.via else None,
+        reasons=tuple(f"{reason.kind}: {reason.text}" for reason in negotiation.reasons),
+    )
+    return side, negotiation.refusal() if negotiation.chosen is None else None

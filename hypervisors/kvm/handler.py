@@ -1,0 +1,233 @@
+"""KVM on pools that are directories: volumes are qcow2 or raw files, qemu-img converts, plain bytes are moved by the engine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from hypervisors.contract import (
+    Accepts,
+    HypervisorHandler,
+    HypervisorType,
+    ImageSpec,
+    Operation,
+    OperationUnsupported,
+    Scratch,
+    SizeRefused,
+    Source,
+    Written,
+)
+from hypervisors.images.formats import DRIVERS
+from hypervisors.images.gate import GateLimits, inspect
+from hypervisors.kvm.nodes import known_format, own_node, source_node
+from hypervisors.kvm.qemu_img import QemuImg, direct_io_works
+from hypervisors.landing import land
+from hypervisors.local_file import open_file
+from hypervisors.narrowing import as_local, as_pending_file
+from stores.contract import ByteStream, Kind, LocalPath, ObjectInfo, PendingWrite, Progress, RangeReader
+from stores.to import ImageFormat, ProvisioningType
+from stores.transfer.digests import Checksum
+from stores.transfer.engine import TransferEngine
+
+_VOLUME_FORMATS = (ImageFormat.QCOW2, ImageFormat.RAW)
+_TARGET_FORMATS = (*_VOLUME_FORMATS, ImageFormat.ISO)
+
+_NAMING_OTHERS = (ImageFormat.QCOW2, ImageFormat.VMDK)
+"""Formats whose metadata can name other files, which qemu would open."""
+
+_OPENED_BY_QEMU = (Kind.LOCAL_PATH, Kind.RBD_IMAGE, Kind.NFS_FILE, Kind.ISCSI_LUN)
+
+
+class KvmHandler(HypervisorHandler):
+    type = HypervisorType.KVM
+    native_format = ImageFormat.QCOW2
+
+    def __init__(self, engine: TransferEngine, qemu_img: QemuImg, limits: GateLimits) -> None:
+        self._engine = engine
+        self._qemu_img = qemu_img
+        self._limits = limits
+
+    # ------------------------------------------------------------------------------------------- declarations
+
+    def accepts(self, operation: Operation, source: ImageSpec, target: ImageSpec) -> Accepts:
+        if operation is Operation.ATTACH_ISO:
+            return Accepts(
+                (Kind.LOCAL_PATH,), "qemu reads a guest's CD drive from a file for as long as the guest runs"
+            )
+        if operation is Operation.LINK_TEMPLATE:
+            return Accepts((Kind.LOCAL_PATH,), "a linked clone refers to its template by a path inside the pool")
+        if source.compression is not None:
+            where = (
+                "straight into place"
+                if self.keeps_bytes(source, target)
+                else "into a scratch file that qemu-img converts"
+            )
+            return Accepts(
+                (Kind.RANGE_READER, Kind.BYTE_STREAM),
+                f"{source.compression} can only be expanded in order: {where}, within bounds",
+            )
+        if self.keeps_bytes(source, target):
+            return Accepts(
+                (Kind.LOCAL_PATH, Kind.RANGE_READER, Kind.BYTE_STREAM),
+                "source and target have the same format: the bytes go straight into place",
+            )
+        if source.sequential:
+            return Accepts(
+                (*_OPENED_BY_QEMU, Kind.BYTE_STREAM),
+                "qemu-img converts and reads at random, which this store cannot: a scratch file in the pool comes in between",
+            )
+        if source.format in _NAMING_OTHERS:
+            return Accepts(
+                (*_OPENED_BY_QEMU, Kind.NBD_EXPORT),
+                f"qemu-img converts and reads at random; no URL, since a {source.format} image can name files of this host"
+                " and a server could show qemu another image than it showed the gate",
+            )
+        return Accepts((*_OPENED_BY_QEMU, Kind.HTTP_URL, Kind.NBD_EXPORT), "qemu-img converts and reads at random")
+
+    def fills(self, operation: Operation, target: ImageSpec) -> Accepts:
+        if target.format not in _TARGET_FORMATS:
+            raise OperationUnsupported(
+                f"KVM keeps images as {', '.join(_TARGET_FORMATS)} in a directory, not as {target.format}",
+                hypervisor=self.type.value,
+                format=target.format,
+            )
+        if operation is Operation.LINK_TEMPLATE and target.format is not ImageFormat.QCOW2:
+            raise OperationUnsupported(
+                f"a linked clone is a QCOW2 image, not {target.format}; set fullCloneFlag for a full clone",
+                hypervisor=self.type.value,
+                format=target.format,
+            )
+        return Accepts((Kind.LOCAL_PATH,), "qemu needs its volume as a file in the pool, which it writes at random")
+
+    def keeps_bytes(self, source: ImageSpec, target: ImageSpec) -> bool:
+        """Also an ISO and a raw image: qemu reads both with one driver."""
+        return (
+            source.format is not None and target.format is not None and DRIVERS[source.format] == DRIVERS[target.format]
+        )
+
+    # --------------------------------------------------------------------------------------------------- verbs
+
+    async def estimate(self, source: Source, target: ImageSpec) -> int | None:
+        """In place: the object's size. Converted: what qemu-img measures, which for a raw object with unknown holes is all of
+        it. None for compressed sources and those that come in order."""
+        if source.spec.compression is not None:
+            return None
+        if self.keeps_bytes(source.spec, target) and not source.backing:
+            return source.presentation.info.size
+        if isinstance(source.presentation, RangeReader | ByteStream):
+            return None
+        return await self._qemu_img.required(source_node(source), _format(target))
+
+    async def copy(
+        self,
+        source: Source,
+        target: PendingWrite,
+        spec: ImageSpec,
+        *,
+        scratch: Scratch,
+        checksum: Checksum | None,
+        progress: Progress,
+    ) -> Written:
+        path = as_pending_file(target).path
+        if self.keeps_bytes(source.spec, spec) and not source.backing:
+            if isinstance(source.presentation, LocalPath):
+                await self._qemu_img.sizes(
+                    source_node(source)
+                )  # refuses what a running guest writes; plain bytes would not
+            digests = await self._land(source, path, checksum, progress)
+        elif isinstance(source.presentation, RangeReader | ByteStream):
+            async with scratch() as temporary:
+                landed = as_pending_file(temporary).path
+                digests = await self._land(source, landed, checksum, progress)
+                await self._convert(_as_file(source, landed), path, _format(spec), progress)
+        else:
+            await self._convert(source, path, _format(spec), progress)
+            digests = {}
+        return await self._finished(path, spec, digests, progress)
+
+    async def create(
+        self, target: PendingWrite, spec: ImageSpec, provisioning: ProvisioningType, *, backing: Source | None = None
+    ) -> Written:
+        path = as_pending_file(target).path
+        size = spec.virtual_size or 0
+        if backing is None:
+            await self._qemu_img.create(path, _format(spec), size, provisioning)
+        else:
+            parent = as_local(backing.presentation).path
+            name = os.path.relpath(parent, path.parent)
+            # Without a slash before it, qemu would take what precedes a colon for the name of a protocol.
+            name = name if name.startswith("../") else f"./{name}"
+            await self._qemu_img.create_linked(path, size, name, known_format(backing))
+        return await self._written(path, _format(spec), {})
+
+    async def resize(self, source: Source, new_size: int, *, shrink: bool) -> Written:
+        present = (await self._qemu_img.sizes(own_node(source))).virtual
+        if new_size < present and not shrink:
+            raise SizeRefused(
+                f"the image has {present} bytes and {new_size} were asked for: shrinking cuts data off and needs shrinkOk",
+                asked=new_size,
+                least=present,
+            )
+        if new_size != present:
+            await self._qemu_img.resize(source_node(source), new_size, shrink=new_size < present)
+        return await self.measure(source)
+
+    async def measure(self, source: Source) -> Written:
+        sizes = await self._qemu_img.sizes(own_node(source), running=True)
+        return Written(known_format(source), sizes.virtual, sizes.physical)
+
+    # --------------------------------------------------------------------------------------------------- steps
+
+    async def _land(self, source: Source, path: Path, checksum: Checksum | None, progress: Progress) -> dict[str, str]:
+        limit = self._limits.virtual_size
+        digests = await land(self._engine, source, path, limit=limit, checksum=checksum, progress=progress)
+        if source.spec.compression is not None or isinstance(source.presentation, ByteStream):
+            # So far the gate has seen only the beginning of it.
+            async with open_file(path, self._engine) as reader:
+                await inspect(reader, declared=known_format(source), limits=self._limits)
+        return digests
+
+    async def _convert(self, source: Source, path: Path, target_format: ImageFormat, progress: Progress) -> None:
+        progress.phase("convert", source.spec.virtual_size)
+        local = isinstance(source.presentation, LocalPath)
+        await self._qemu_img.convert(
+            source_node(source),
+            path,
+            target_format,
+            size=source.spec.virtual_size or 0,
+            direct_source=local and direct_io_works(as_local(source.presentation).path),
+            progress=progress,
+        )
+
+    async def _finished(self, path: Path, spec: ImageSpec, digests: dict[str, str], progress: Progress) -> Written:
+        """Grown if it shall be larger, and checked."""
+        progress.phase("check")
+        image_format = _format(spec)
+        node = _finished_node(path, image_format)
+        if spec.virtual_size is not None and spec.virtual_size > (await self._qemu_img.sizes(node)).virtual:
+            await self._qemu_img.resize(node, spec.virtual_size, shrink=False)
+        if image_format is ImageFormat.QCOW2:
+            await self._qemu_img.check(node)
+        return await self._written(path, image_format, digests)
+
+    async def _written(self, path: Path, image_format: ImageFormat, digests: dict[str, str]) -> Written:
+        sizes = await self._qemu_img.sizes(_finished_node(path, image_format))
+        return Written(image_format, sizes.virtual, sizes.physical, digests)
+
+
+def _format(spec: ImageSpec) -> ImageFormat:
+    if spec.format is None:
+        raise ValueError("the target's format was not decided")
+    return spec.format
+
+
+def _finished_node(path: Path, image_format: ImageFormat) -> dict[str, object]:
+    """An image under its temporary name."""
+    return own_node(Source(LocalPath(path, ObjectInfo(path.name, None)), ImageSpec(image_format)))
+
+
+def _as_file(source: Source, path: Path) -> Source:
+    """What has landed in `path`, expanded."""
+    info = ObjectInfo(source.presentation.info.ref, None)
+    return Source(LocalPath(path, info), replace(source.spec, compression=None))

@@ -1,0 +1,56 @@
+"""What is opened for reading, as a qemu block node: every driver and every parent explicit."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from hypervisors.contract import Source
+from hypervisors.images.formats import file_node, image_node, nbd_node
+from stores.contract import HttpUrl, KiB, LocalPath, NbdExport, NetworkImage
+from stores.errors import RequirementNotMet
+from stores.to import ImageFormat
+
+_READ_AHEAD = 256 * KiB
+"""For qemu's http driver: measured; 4 MiB is half as fast."""
+
+_WITH_PARENTS = frozenset({ImageFormat.QCOW2})
+"""Formats that can name a parent inside the file. qemu is told the one we recorded, or that there is none."""
+
+
+def source_node(source: Source) -> dict[str, object]:
+    """`source` on top of its recorded parents. Names of parents or data files inside the images are not followed."""
+    return _stacked([source, *source.backing])
+
+
+def own_node(source: Source) -> dict[str, object]:
+    """`source` without its parents, for what only looks at the image's own metadata: `info` takes no parents."""
+    return _stacked([source])
+
+
+def _stacked(layers: list[Source]) -> dict[str, object]:
+    top, *parents = layers
+    image_format = known_format(top)
+    node = image_node(image_format, _protocol(top))
+    if image_format in _WITH_PARENTS:
+        node["backing"] = _stacked(parents) if parents else None
+    return node
+
+
+def known_format(source: Source) -> ImageFormat:
+    if source.spec.format is None:
+        raise ValueError(f"{source.presentation.info.ref} reached a tool before its format was decided")
+    return source.spec.format
+
+
+def _protocol(source: Source) -> dict[str, object]:
+    match source.presentation:
+        case LocalPath(path=path):
+            return file_node(str(path))
+        case NbdExport(socket=socket, export=export):
+            return nbd_node(str(socket), export)
+        case HttpUrl(url=url):
+            return {"driver": urlsplit(url).scheme, "url": url, "readahead": _READ_AHEAD}
+        case NetworkImage(options=options):
+            return dict(options)
+        case other:
+            raise RequirementNotMet(f"qemu cannot open a {other.kind} by itself", kind=other.kind)

@@ -1,0 +1,103 @@
+"""After a crash: what became of a request, judged by what lies in its pool.
+
+Images are published after their records, and records say which command wrote them. So an image whose record carries the
+command's token is finished, and everything else that carries it is a leftover. Needs no image store. All of it is idempotent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hypervisors.context import Context, Pool
+from hypervisors.contract import HypervisorType
+from hypervisors.copying import answer
+from hypervisors.pools import probe_ref
+from hypervisors.sources import vouched_for, with_parents
+from hypervisors.verbs import Copy, Create, CreatePool, Delete, ModifyPool, Request, Resize, is_linked, ref_of
+from hypervisors.volumes import remove
+from stores.errors import NotFound
+from stores.to import DataTO, PrimaryDataStoreTO
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """`answer` is what the verb would have returned, where the request was found finished."""
+
+    outcome: Literal["finished", "undone"]
+    answer: object = None
+
+
+_UNDONE = Recovered("undone")
+
+
+async def recover(ctx: Context, hypervisor: HypervisorType, request: Request, token: str) -> Recovered:
+    """See `Operations.recover`."""
+    match request:
+        case Copy(source, made):
+            return await _made(ctx, made, token, parent=ref_of(source) if is_linked(source, made) else None)
+        case Create(made):
+            return await _made(ctx, made, token, parent=None)
+        case Delete(data):
+            return await _deleted(ctx, data)
+        case Resize():
+            return await _resized(ctx, hypervisor, request, token)
+        case CreatePool(pool) | ModifyPool(pool):
+            return await _probed(ctx, pool, token)
+        case _:
+            return _UNDONE  # changes nothing
+
+
+async def _made(ctx: Context, made: DataTO, token: str, *, parent: str | None) -> Recovered:
+    if made.store.storeType != "primary":
+        return _UNDONE  # was refused before anything was written
+    pool, ref = ctx.pool(made.store), ref_of(made)
+    record = await pool.records.load(ref)
+    ours = record is not None and record.token == token
+    size = await _size(pool, ref)
+    await pool.store.discard(ref, token=token)
+    await pool.records.discard(ref, token)
+    if record is None or (ours and size is None):
+        await pool.records.remove(ref, parent)
+        return _UNDONE
+    return Recovered("finished", answer(made, ref, record, size)) if ours else _UNDONE
+
+
+async def _deleted(ctx: Context, data: DataTO) -> Recovered:
+    """Once the image is gone the rest follows. While it is there nothing was done yet."""
+    pool, ref = ctx.pool(data.store), ref_of(data)
+    if await _size(pool, ref) is not None:
+        return _UNDONE
+    await remove(pool, ref)
+    return Recovered("finished")
+
+
+async def _resized(ctx: Context, hypervisor: HypervisorType, request: Resize, token: str) -> Recovered:
+    """qemu writes the new size in one step: the image has either."""
+    pool, ref = ctx.pool(request.volume.store), ref_of(request.volume)
+    await pool.records.discard(ref, token)
+    if await _size(pool, ref) is None:
+        return _UNDONE
+    examined = await vouched_for(pool.store, await pool.store.stat(ref), request.volume.format)
+    async with with_parents(ctx, examined) as source:
+        written = await ctx.handler(hypervisor).measure(source)
+    if written.virtual_size != request.new_size:
+        return _UNDONE
+    record = await pool.records.load(ref)
+    if record is not None and record.virtual_size != request.new_size:
+        changed = record.model_copy(update={"virtual_size": request.new_size})
+        await pool.records.save(ref, changed, token=token, replace=True)
+    now = {"path": ref, "size": request.new_size, "format": written.format}
+    return Recovered("finished", request.volume.model_copy(update=now))
+
+
+async def _probed(ctx: Context, to: PrimaryDataStoreTO, token: str) -> Recovered:
+    await ctx.pool(to).store.discard(probe_ref(token), token=token)
+    return _UNDONE
+
+
+async def _size(pool: Pool, ref: str) -> int | None:
+    try:
+        return (await pool.store.stat(ref)).size
+    except NotFound:
+        return None

@@ -1,0 +1,190 @@
+"""The blocks of an object that are in memory: a small bounded cache in front of a `RangeReader`.
+
+What is remembered is *runs*: consecutive pages, read with one call. A random request gets the pages it touches and no more;
+a sequential one gets runs of `RUN` bytes. A page is in at most one run, so that nothing is read twice at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+from stores.contract import KiB, MiB, RangeReader
+from stores.errors import StoreError
+
+PAGE = 64 * KiB
+"""What the smallest read of the object fetches: a cluster of qcow2, and cheap beside a round trip."""
+RUN = 1 * MiB
+"""What a sequential read fetches with one call."""
+
+
+class _Run:
+    """Consecutive pages, being loaded or loaded."""
+
+    __slots__ = ("buffer", "ended", "error", "loaded", "pins", "served", "start", "stop", "wanted")
+
+    def __init__(self, start: int, stop: int, buffer: bytearray, *, wanted: bool) -> None:
+        self.start = start
+        self.stop = stop
+        self.buffer = buffer  # at least `stop - start` long
+        self.loaded = asyncio.Event()
+        self.error: StoreError | None = None
+        self.pins = 0
+        self.wanted = wanted  # somebody asked for it, as opposed to: it was read ahead
+        self.served = 0  # bytes that sequential readers got of it, some perhaps twice
+        self.ended = False  # its last byte was among them
+
+    @property
+    def pages(self) -> range:
+        return range(self.start // PAGE, -(-self.stop // PAGE))
+
+
+class BlockCache:
+    """Runs of one object, at most `memory` bytes of them, counting what is being loaded and what is being sent.
+
+    Loads are tasks of the cache, for a load goes on when the request that began it is cancelled: others may have joined it.
+    The cache is therefore a context; loads under way at its end are cancelled.
+    """
+
+    def __init__(self, reader: RangeReader, size: int, *, memory: int) -> None:
+        self._reader = reader
+        self._size = size
+        self._loads = asyncio.TaskGroup()
+        self._memory = memory
+        self._used = 0
+        self._runs: dict[int, _Run] = {}  # by page
+        self._idle: OrderedDict[_Run, None] = OrderedDict()  # loaded and not pinned, least recently used first
+        self._spare: list[bytearray] = []  # buffers of RUN bytes: reuse saves clearing and faulting them in
+        self._room = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        await self._loads.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._loads.__aexit__(kind, error, trace)
+
+    @asynccontextmanager
+    async def pinned(self, offset: int, length: int, *, sequential: bool) -> AsyncIterator[memoryview]:
+        """Some of the object's bytes from `offset`: at least one, at most `length`. They stay until the context ends.
+
+        Waits for memory where everything is in use. Raises what the reader raised.
+        """
+        run = await self._obtain(offset, offset + length, sequential)
+        try:
+            await run.loaded.wait()
+            if run.error is not None:
+                raise run.error
+            stop = min(run.stop, offset + length)
+            with memoryview(run.buffer) as whole, whole[offset - run.start : stop - run.start] as view:
+                yield view
+            if sequential:
+                run.served += stop - offset
+                run.ended = run.ended or stop == run.stop
+        finally:
+            self._unpin(run)
+
+    def begin(self, offset: int, stop: int, *, sequential: bool, ahead: bool) -> None:
+        """Start to load that range as far as memory allows without waiting. `ahead`: nobody asked for it yet."""
+        stop = min(stop, self._size)
+        while offset < stop:
+            run = self._runs.get(offset // PAGE)
+            if run is None:
+                run = self._load(offset, stop, sequential, ahead)
+                if run is None:
+                    return
+            offset = run.stop
+
+    async def _obtain(self, offset: int, stop: int, sequential: bool) -> _Run:
+        """The run at `offset`, pinned, perhaps still being loaded."""
+        while True:
+            run = self._runs.get(offset // PAGE) or self._load(offset, stop, sequential, ahead=False)
+            if run is not None:
+                run.pins += 1
+                run.wanted = True
+                self._idle.pop(run, None)
+                return run
+            self._room.clear()
+            await self._room.wait()
+
+    def _load(self, offset: int, stop: int, sequential: bool, ahead: bool) -> _Run | None:
+        """A new run that begins with the page of `offset`; None if there is no memory for it now."""
+        first = offset // PAGE
+        border = first * PAGE // RUN * RUN + RUN
+        end = min(border, self._size)
+        if not sequential:
+            end = min(end, -(-stop // PAGE) * PAGE)
+        last = first + 1
+        while last * PAGE < end and last not in self._runs:
+            last += 1
+        end = min(end, last * PAGE)
+        buffer = self._buffer(end - first * PAGE, ahead)
+        if buffer is None:
+            return None
+        run = _Run(first * PAGE, end, buffer, wanted=not ahead)
+        for page in run.pages:
+            self._runs[page] = run
+        self._loads.create_task(self._fill(run), name="nbd-load")
+        return run
+
+    async def _fill(self, run: _Run) -> None:
+        try:
+            with memoryview(run.buffer) as whole, whole[: run.stop - run.start] as view:
+                await self._reader.read_into(run.start, view)
+        except StoreError as error:
+            run.error = error
+            self._forget(run)  # so that the next request tries again
+        run.loaded.set()
+        if not run.pins:
+            self._rest(run)
+
+    def _unpin(self, run: _Run) -> None:
+        run.pins -= 1
+        if not run.pins and run.loaded.is_set():
+            self._rest(run)
+
+    def _rest(self, run: _Run) -> None:
+        """Nobody uses the run now."""
+        if run.error is not None:
+            self._free(run)
+        elif (
+            run.ended and run.served >= run.stop - run.start
+        ):  # a sequential reader does not come back to what it has had
+            self._forget(run)
+            self._free(run)
+        else:
+            self._idle[run] = None
+        self._room.set()
+
+    # -------------------------------------------------------------------------------------------------- memory
+
+    def _buffer(self, length: int, ahead: bool) -> bytearray | None:
+        """Memory for a run. What was read ahead and not asked for yet is not given up for more of its kind."""
+        while self._used + length > self._memory:
+            victim = next(iter(self._idle), None)
+            if victim is None or (ahead and not victim.wanted):
+                return None
+            del self._idle[victim]
+            self._forget(victim)
+            self._free(victim)
+        self._used += length
+        if length == RUN and self._spare:
+            return self._spare.pop()
+        while self._spare and self._used + len(self._spare) * RUN > self._memory:
+            self._spare.pop()
+        return bytearray(length)
+
+    def _forget(self, run: _Run) -> None:
+        for page in run.pages:
+            del self._runs[page]
+
+    def _free(self, run: _Run) -> None:
+        self._used -= len(run.buffer)
+        if len(run.buffer) == RUN:
+            self._spare.append(run.buffer)

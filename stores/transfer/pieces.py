@@ -1,0 +1,107 @@
+"""Cutting an object into pieces on a fixed grid, and putting what was read in parallel back in order."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from stores.contract import Extent, RangeReader
+from stores.errors import IntegrityError
+from stores.transfer.buffers import PIECE
+
+WINDOW = 4096 * PIECE
+"""How far ahead the source is asked for its extents: lists of bounded length, however large and scattered the object."""
+
+ZEROES = memoryview(mmap.mmap(-1, PIECE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)).toreadonly()
+"""A piece of zeroes that nobody writes; its pages are the kernel's one zero page and take no memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an object. Data pieces begin at a multiple of `PIECE` and have at most that length; holes have any length."""
+
+    index: int
+    offset: int
+    length: int
+    zero: bool
+
+
+def cells(offset: int, length: int, extents: Sequence[Extent]) -> Iterator[tuple[int, int, bool]]:
+    """Offset, length and whether all of it is a hole, for each run from `offset`, a multiple of `PIECE`.
+
+    A cell of the grid with any data in it is read as a whole: its holes arrive as zeroes and are found again when it is
+    written. So small extents neither make small requests nor break the alignment. Neighbouring holes are joined.
+    """
+    end = offset + length
+    hole = offset
+    for extent in extents:
+        if extent.zero or not extent.length:
+            continue
+        start = max(hole, extent.offset - extent.offset % PIECE)
+        if hole < start:
+            yield hole, start - hole, True
+            hole = start
+        while hole < min(end, extent.offset + extent.length):
+            yield hole, min(PIECE, end - hole), False
+            hole = min(end, hole + PIECE)
+    if hole < end:
+        yield hole, end - hole, True
+
+
+async def windows(source: RangeReader) -> AsyncGenerator[list[Piece], None]:
+    """All pieces of `source`, in order, `WINDOW` bytes at a time. `IntegrityError` when its size is unknown."""
+    size = known_size(source)
+    index = 0
+    for start in range(0, size, WINDOW):
+        length = min(WINDOW, size - start)
+        found = cells(start, length, await source.extents(start, length))
+        window = [Piece(number, *cell) for number, cell in enumerate(found, index)]
+        index += len(window)
+        yield window
+
+
+def known_size(source: RangeReader) -> int:
+    """The object's size in bytes; `IntegrityError` when the store does not tell it."""
+    if source.info.size is None:
+        raise IntegrityError(f"the size of {source.info.ref} is unknown: it cannot be read in ranges, only as a stream")
+    return source.info.size
+
+
+def zero_views(length: int) -> Iterator[memoryview]:
+    """A run of `length` zeroes, in views of at most `PIECE`."""
+    for start in range(0, length, PIECE):
+        yield ZEROES[: min(PIECE, length - start)]
+
+
+class Stopped(Exception):
+    """Another part of the same transfer failed; that failure is what its caller sees."""
+
+
+class Turns:
+    """Lets threads that finish their pieces in any order go on in the order of the pieces' numbers, from 0."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def turn(self, number: int) -> Iterator[None]:
+        """Waits until the turns of all smaller numbers are over. `Stopped` when they never will be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._next == number)
+            if self._stopped:
+                raise Stopped
+        yield
+        with self._changed:
+            self._next += 1
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Ends all waiting: a piece will not arrive."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()

@@ -1,0 +1,46 @@
+"""A store around a store that changes nothing: what the other wrappers begin with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+
+from stores.contract import DataStore, Kind, ObjectInfo, PendingWrite, Presentation, Usage
+
+
+class WrapperStore(DataStore):
+    """Forwards every call to `inner`, whose identity it keeps."""
+
+    def __init__(self, inner: DataStore) -> None:
+        self.inner = inner
+        self.id = inner.id
+        self.writes = inner.writes
+
+    def offers(self, info: ObjectInfo | None = None) -> frozenset[Kind]:
+        return self.inner.offers(info)
+
+    async def stat(self, ref: str) -> ObjectInfo:
+        return await self.inner.stat(ref)
+
+    def present(self, info: ObjectInfo, kind: Kind) -> AbstractAsyncContextManager[Presentation]:
+        return self.inner.present(info, kind)
+
+    def write(
+        self, ref: str, kind: Kind, *, token: str, size: int | None = None, replace: bool = False
+    ) -> AbstractAsyncContextManager[PendingWrite]:
+        return self.inner.write(ref, kind, token=token, size=size, replace=replace)
+
+    async def discard(self, ref: str, *, token: str) -> None:
+        await self.inner.discard(ref, token=token)
+
+    async def delete(self, ref: str) -> None:
+        await self.inner.delete(ref)
+
+    def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
+        return self.inner.list(prefix)
+
+    async def usage(self) -> Usage:
+        return await self.inner.usage()
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()

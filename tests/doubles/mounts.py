@@ -1,0 +1,33 @@
+"""Small real file systems for tests, mounted as root and always unmounted."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def mounted_tmpfs(at: Path, *, options: str = "size=64m") -> Iterator[Path]:
+    """An empty tmpfs at `at`, which is made where it is missing."""
+    at.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(at)], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", str(at)], check=True)
+
+
+@contextmanager
+def mounted_ext4(at: Path, image: Path, *, size: int) -> Iterator[Path]:
+    """An ext4 file system of `size` bytes in the file `image`, without room reserved for root."""
+    with image.open("wb") as file:
+        file.truncate(size)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)], check=True)
+    at.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(at)], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", str(at)], check=True)
