@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +21,7 @@ times as long without it; the guests on the same host gain from it as well."""
 
 def _stand_back() -> None:
     with suppress(PermissionError):  # a strict system call filter: everything works, the loop only waits longer
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BULK_NICE)
+        os.nice(BULK_NICE)  # on Linux, of the calling thread alone
 
 
 class Threads:
