@@ -131,14 +131,15 @@ class Records:
             raise
 
     async def remove(self, ref: str, parent: str | None) -> None:
-        """The record, and the marker at its parent. Idempotent. A crash in between leaves a marker without a child, which
-        `children` sees through."""
-        await self._store.delete(record_ref(ref))
+        """The marker at the parent, then the record, which says where the marker is. Idempotent. The image is gone before."""
         if parent is not None:
             await self._store.delete(_marker(parent, ref))
+        await self._store.delete(record_ref(ref))
 
-    async def discard(self, ref: str, token: str) -> None:
-        """Remove what a dead command left unfinished: its record, half written, and its scratch file. Idempotent."""
+    async def discard(self, ref: str, parent: str | None, *, token: str) -> None:
+        """Remove what a dead command left half written: record, marker, scratch file. Idempotent."""
+        if parent is not None:
+            await self._store.discard(_marker(parent, ref), token=token)
         await self._store.discard(record_ref(ref), token=token)
         await self._store.discard(scratch_ref(token), token=token)
 

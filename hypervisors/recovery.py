@@ -56,7 +56,7 @@ async def _made(ctx: Context, made: DataTO, token: str, *, parent: str | None) -
     ours = record is not None and record.token == token
     size = await _size(pool, ref)
     await pool.store.discard(ref, token=token)
-    await pool.records.discard(ref, token)
+    await pool.records.discard(ref, parent, token=token)
     if record is None or (ours and size is None):
         await pool.records.remove(ref, parent)
         return _UNDONE
@@ -75,7 +75,7 @@ async def _deleted(ctx: Context, data: DataTO) -> Recovered:
 async def _resized(ctx: Context, hypervisor: HypervisorType, request: Resize, token: str) -> Recovered:
     """qemu writes the new size in one step: the image has either."""
     pool, ref = ctx.pool(request.volume.store), ref_of(request.volume)
-    await pool.records.discard(ref, token)
+    await pool.records.discard(ref, None, token=token)
     if await _size(pool, ref) is None:
         return _UNDONE
     examined = await vouched_for(pool.store, await pool.store.stat(ref), request.volume.format)

@@ -48,7 +48,7 @@ class AgentHost:
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("state", "run", "images"):
+        for name in ("run", "images"):
             (self.root / name).mkdir(exist_ok=True)
         self.pool.mkdir(parents=True, exist_ok=True)
         self.config.write_text(

@@ -17,6 +17,7 @@ from stores.contract import DataStore, HttpUrl, Kind, ObjectInfo, Presentation
 from stores.errors import InvalidReference, ObjectChanged, Unavailable
 from stores.paths import check_ref
 from stores.settings import StoreSettings
+from stores.streams import presented
 from stores.transfer.engine import TransferEngine
 from stores.transfer.http import HttpByteStream, HttpPatience, HttpRangeReader, HttpTarget
 from stores.url_policy import ParsedUrl, check_url
@@ -94,10 +95,15 @@ class HttpStore(DataStore):
             return await self._target(info)
 
         if not info.ranges:
-            yield HttpByteStream(self._engine, info, target, patience=self._patience)
+            async with presented(HttpByteStream(self._engine, info, target, patience=self._patience)) as stream:
+                yield stream
             return
         reader = HttpRangeReader(self._engine, info, target, patience=self._patience)
-        yield reader if kind is Kind.RANGE_READER else self._engine.stream(reader)
+        if kind is Kind.RANGE_READER:
+            yield reader
+            return
+        async with presented(self._engine.stream(reader)) as stream:
+            yield stream
 
     async def aclose(self) -> None:
         async with self._opening:

@@ -21,6 +21,7 @@ from stores.contract import DataStore, Kind, ObjectInfo, PendingWrite, Presentat
 from stores.errors import InvalidReference, Unavailable
 from stores.paths import check_prefix, check_ref, in_listing
 from stores.settings import StoreSettings
+from stores.streams import presented
 from stores.to import S3TO
 from stores.transfer.engine import TransferEngine
 from stores.transfer.http import HttpPatience, HttpRangeReader, HttpTarget
@@ -77,7 +78,11 @@ class S3Store(DataStore):
         )
         signed = _Presigned(self._client, info.ref, expiry_s=self._presign_s, resolve=self._resolve)
         reader = HttpRangeReader(self._engine, info, signed.target, patience=patience)
-        yield reader if kind is Kind.RANGE_READER else self._engine.stream(reader)
+        if kind is Kind.RANGE_READER:
+            yield reader
+            return
+        async with presented(self._engine.stream(reader)) as stream:
+            yield stream
 
     def write(
         self, ref: str, kind: Kind, *, token: str, size: int | None = None, replace: bool = False

@@ -8,6 +8,7 @@
 No disk is involved, and no URL or credential leaves the process.
 """
 
+from stores.bridge.blocks import Memory
 from stores.bridge.server import serve
 
-__all__ = ["serve"]
+__all__ = ["Memory", "serve"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -22,19 +22,43 @@ RUN = 1 * MiB
 """What a sequential read fetches with one call."""
 
 
+class Memory:
+    """Bytes of objects that all exports of a process may hold together: each open one has an equal share."""
+
+    LEAST = 4 * RUN
+    """The smallest share: below it an export would not get on. More exports than that allows go beyond the sum."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._users = 0
+
+    @property
+    def share(self) -> int:
+        return max(self.LEAST, self._total // max(1, self._users))
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Somebody takes a share; those of the others shrink, as soon as what they hold is no longer in use."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+
+
 class _Run:
     """Consecutive pages, being loaded or loaded."""
 
-    __slots__ = ("buffer", "ended", "error", "loaded", "pins", "served", "start", "stop", "wanted")
+    __slots__ = ("buffer", "ended", "error", "fresh", "loaded", "pins", "served", "start", "stop")
 
-    def __init__(self, start: int, stop: int, buffer: bytearray, *, wanted: bool) -> None:
+    def __init__(self, start: int, stop: int, buffer: bytearray) -> None:
         self.start = start
         self.stop = stop
         self.buffer = buffer  # at least `stop - start` long
         self.loaded = asyncio.Event()
         self.error: StoreError | None = None
         self.pins = 0
-        self.wanted = wanted  # somebody asked for it, as opposed to: it was read ahead
+        self.fresh = True  # nobody has used it yet: it was begun for later
         self.served = 0  # bytes that sequential readers got of it, some perhaps twice
         self.ended = False  # its last byte was among them
 
@@ -44,13 +68,13 @@ class _Run:
 
 
 class BlockCache:
-    """Runs of one object, at most `memory` bytes of them, counting what is being loaded and what is being sent.
+    """Runs of one object, as many as its share of `memory` holds, counting what is being loaded and what is being sent.
 
     Loads are tasks of the cache, for a load goes on when the request that began it is cancelled: others may have joined it.
     The cache is therefore a context; loads under way at its end are cancelled.
     """
 
-    def __init__(self, reader: RangeReader, size: int, *, memory: int) -> None:
+    def __init__(self, reader: RangeReader, size: int, memory: Memory) -> None:
         self._reader = reader
         self._size = size
         self._loads = asyncio.TaskGroup()
@@ -90,13 +114,13 @@ class BlockCache:
         finally:
             self._unpin(run)
 
-    def begin(self, offset: int, stop: int, *, sequential: bool, ahead: bool) -> None:
-        """Start to load that range as far as memory allows without waiting. `ahead`: nobody asked for it yet."""
+    def begin(self, offset: int, stop: int, *, sequential: bool) -> None:
+        """Start to load that range for later, as far as memory allows: it takes none from what was begun before."""
         stop = min(stop, self._size)
         while offset < stop:
             run = self._runs.get(offset // PAGE)
             if run is None:
-                run = self._load(offset, stop, sequential, ahead)
+                run = self._load(offset, stop, sequential, for_later=True)
                 if run is None:
                     return
             offset = run.stop
@@ -104,16 +128,16 @@ class BlockCache:
     async def _obtain(self, offset: int, stop: int, sequential: bool) -> _Run:
         """The run at `offset`, pinned, perhaps still being loaded."""
         while True:
-            run = self._runs.get(offset // PAGE) or self._load(offset, stop, sequential, ahead=False)
+            run = self._runs.get(offset // PAGE) or self._load(offset, stop, sequential, for_later=False)
             if run is not None:
                 run.pins += 1
-                run.wanted = True
+                run.fresh = False
                 self._idle.pop(run, None)
                 return run
             self._room.clear()
             await self._room.wait()
 
-    def _load(self, offset: int, stop: int, sequential: bool, ahead: bool) -> _Run | None:
+    def _load(self, offset: int, stop: int, sequential: bool, *, for_later: bool) -> _Run | None:
         """A new run that begins with the page of `offset`; None if there is no memory for it now."""
         first = offset // PAGE
         border = first * PAGE // RUN * RUN + RUN
@@ -124,10 +148,10 @@ class BlockCache:
         while last * PAGE < end and last not in self._runs:
             last += 1
         end = min(end, last * PAGE)
-        buffer = self._buffer(end - first * PAGE, ahead)
+        buffer = self._buffer(end - first * PAGE, for_later)
         if buffer is None:
             return None
-        run = _Run(first * PAGE, end, buffer, wanted=not ahead)
+        run = _Run(first * PAGE, end, buffer)
         for page in run.pages:
             self._runs[page] = run
         self._loads.create_task(self._fill(run), name="nbd-load")
@@ -164,11 +188,11 @@ class BlockCache:
 
     # -------------------------------------------------------------------------------------------------- memory
 
-    def _buffer(self, length: int, ahead: bool) -> bytearray | None:
-        """Memory for a run. What was read ahead and not asked for yet is not given up for more of its kind."""
-        while self._used + length > self._memory:
+    def _buffer(self, length: int, for_later: bool) -> bytearray | None:
+        """Memory for a run, of the least recently used ones. What was begun for later is not given up for more of it."""
+        while self._used + length > self._memory.share:
             victim = next(iter(self._idle), None)
-            if victim is None or (ahead and not victim.wanted):
+            if victim is None or (for_later and victim.fresh):
                 return None
             del self._idle[victim]
             self._forget(victim)
@@ -176,7 +200,7 @@ class BlockCache:
         self._used += length
         if length == RUN and self._spare:
             return self._spare.pop()
-        while self._spare and self._used + len(self._spare) * RUN > self._memory:
+        while self._spare and self._used + len(self._spare) * RUN > self._memory.share:
             self._spare.pop()
         return bytearray(length)
 

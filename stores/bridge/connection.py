@@ -182,8 +182,8 @@ class Connection:
         for extent in extents:
             if not extent.zero:
                 stop = extent.offset + extent.length
-                cache.begin(extent.offset, min(stop, end), sequential=advice.sequential, ahead=False)
-                cache.begin(max(extent.offset, advice.start), min(stop, advice.stop), sequential=True, ahead=True)
+                cache.begin(extent.offset, min(stop, end), sequential=advice.sequential)
+                cache.begin(max(extent.offset, advice.start), min(stop, advice.stop), sequential=True)
 
     @asynccontextmanager
     async def _piece(self, zero: bool, offset: int, stop: int, advice: Advice) -> AsyncIterator[memoryview]:

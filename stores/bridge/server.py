@@ -7,13 +7,13 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import structlog
 
-from stores.bridge.blocks import RUN, BlockCache
+from stores.bridge.blocks import RUN, BlockCache, Memory
 from stores.bridge.connection import Connection, Served
 from stores.bridge.readahead import ReadAhead
 from stores.bridge.wire import ProtocolError
@@ -24,6 +24,8 @@ from stores.os_errors import translated
 _log = structlog.get_logger(__name__)
 
 _LONGEST_PATH = 107  # unix(7): sun_path without the final NUL
+PROCESS_MEMORY = Memory(32 * MiB)
+"""What the exports of one process hold at most, together: enough for one at full speed, and for eight at once."""
 _MAX_CLIENTS = 16  # more of them wait in the listen queue
 _SEND_BUFFER = 512 * KiB  # as far as net.core.wmem_max allows: a third less CPU than with the default of 208 KiB
 
@@ -34,49 +36,56 @@ async def serve(
     socket_path: Path,
     *,
     export: str = "",
-    memory: int = 24 * MiB,
+    memory: Memory = PROCESS_MEMORY,
     negotiation_s: float = 10.0,
 ) -> AsyncIterator[NbdExport]:
     """Serve the object read-only over NBD on a unix socket, until the context ends.
 
     The socket has mode 0600, in a directory of mode 0700, which is created if missing. It is there, and answers, when the
     context begins; when it ends, also by cancellation, the socket, every connection and every task are gone. `memory`
-    bounds the bytes of the object that are held at once, for however many clients (at least 4 MiB); a client has
-    `negotiation_s` seconds to come to its first request. A read that fails is answered EIO, and `NbdExport.failure` then
-    tells why.
+    bounds the bytes of the object that are held at once, for however many clients; all exports of the process share
+    it unless they are given another. A client has `negotiation_s` seconds to come to its first request. A read that
+    fails is answered EIO, and `NbdExport.failure` then tells why.
 
     Raises `StoreUnsupported` for an object of unknown size, `InvalidReference` for a path too long for a socket,
     `PolicyRefused` where others than the agent's user may enter the directory, `AlreadyExists` where the path is taken.
     """
-    served = _served(reader, export, memory, negotiation_s)
-    listener = _listen(socket_path)
-    try:
-        server = asyncio.create_task(_accept(listener, served), name="nbd-export")
-        try:
-            yield NbdExport(socket_path, export, reader.info, lambda: served.failure)
-        finally:
-            await _stop(server)
-    finally:
-        listener.close()
-        socket_path.unlink(missing_ok=True)
+    with memory.used():
+        served = _served(reader, export, memory, negotiation_s)
+        with _listening(socket_path) as listener:
+            server = asyncio.create_task(_accept(listener, served), name="nbd-export")
+            try:
+                yield NbdExport(socket_path, export, reader.info, lambda: served.failure)
+            finally:
+                await _stop(server)
 
 
-def _served(reader: RangeReader, export: str, memory: int, negotiation_s: float) -> Served:
+def _served(reader: RangeReader, export: str, memory: Memory, negotiation_s: float) -> Served:
     size = reader.info.size
     if size is None:
         raise StoreUnsupported(
             f"{reader.info.ref} cannot be exported: the store does not tell its size", ref=reader.info.ref
         )
-    window = memory // 2
+    window = memory.share // 2
     return Served(
         reader=reader,
         size=size,
         name=export,
-        cache=BlockCache(reader, size, memory=memory),
+        cache=BlockCache(reader, size, memory),
         ahead=ReadAhead(size, window),
         pins=window // RUN,
         negotiation_s=negotiation_s,
     )
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    listener = _listen(path)
+    try:
+        yield listener
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -1,0 +1,2 @@
+"""The byte path. Read `engine` first, then `pump`; over HTTP `http`, which stands on `wire` (the protocol, blocking), `answers`
+(what answers mean, pure), `target` and `connections`. `fairness`, `buffers` and `threads` are what transfers share."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Hashable
 
 from stores.contract import MiB
@@ -11,6 +12,11 @@ from stores.transfer.fairness import FairShare
 PIECE = 2 * MiB
 """Size of one buffer and of one ranged GET. Large enough that requests and thread switches cost little, small enough that
 eight transfers share the default budget with three pieces in flight each."""
+
+
+BUSY = 4
+"""Buffers being filled and emptied for each processor, over all transfers, as long as there are no more transfers than that.
+A thread works on each; more of them move no more bytes, but the event loop waits ever longer for its turn among them."""
 
 
 class BufferPool:
@@ -23,7 +29,7 @@ class BufferPool:
     def __init__(self, memory: int) -> None:
         if memory < PIECE:
             raise ValueError(f"the memory budget must be at least {PIECE} bytes, got {memory}")
-        self._share = FairShare(memory // PIECE)
+        self._share = FairShare(memory // PIECE, share=BUSY * (os.cpu_count() or 1))
         self._spare: list[memoryview] = []
 
     @property

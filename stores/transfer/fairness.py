@@ -7,36 +7,41 @@ from collections import Counter, deque
 from collections.abc import Hashable
 
 
-def may_take(*, held: int, free: int, owners: int, limit: int) -> bool:
-    """Whether an owner that holds `held` of `limit` may take one more while `free` are left and `owners` want some.
+def quota(*, share: int, owners: int) -> int:
+    """How many each of `owners` may hold when `share` are to be divided among them: equal parts, at least one."""
+    return max(1, share // max(1, owners))
 
-    Whoever has nothing gets the next free one. Beyond the first, an owner stays within an equal share, and a quarter of all
-    is kept for those who come later: slow transfers that fill their share cannot keep a new one from beginning.
+
+def may_take(*, held: int, free: int, limit: int, quota: int) -> bool:
+    """Whether an owner that holds `held` of `limit` may take one more while `free` are left.
+
+    Whoever has nothing gets the next free one. Beyond the first, an owner stays within its quota, and a quarter of all is
+    kept for those who come later: slow transfers that fill their share cannot keep a new one from beginning.
     """
     if held == 0:
         return free > 0
-    return free > limit // 4 and held < max(1, limit // owners)
+    return free > limit // 4 and held < quota
 
 
 class FairShare:
     """`limit` permits for any number of owners, first come first served among those who may take (`may_take`).
 
-    No owner waits for a second permit while it is the only way to give back its first: whoever holds one can finish with it.
-    For the event loop's thread, but for `pressed`.
+    An owner is never refused its first for the sake of another's second. For the event loop's thread, but for `pressed`.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, share: int | None = None) -> None:
+        """`share`: how many the owners divide among themselves, where that is less than `limit`; beyond it each gets one."""
         if limit < 1:
             raise ValueError("there must be something to share")
         self._limit = limit
+        self._share = min(limit, share or limit)
         self._held: Counter[Hashable] = Counter()
         self._waiting: deque[tuple[Hashable, asyncio.Future[None]]] = deque()
-        self._quota: int | None = None
+        self._quota = self._share
 
     def pressed(self, owner: Hashable) -> bool:
-        """Whether others wait while `owner` holds more than an equal share: it should give one back soon. From any thread."""
-        quota = self._quota
-        return quota is not None and self._held[owner] > quota
+        """Whether `owner` holds more than its quota by now, and should give one back soon. From any thread."""
+        return self._held[owner] > self._quota
 
     @property
     def taken(self) -> int:
@@ -44,9 +49,6 @@ class FairShare:
 
     async def acquire(self, owner: Hashable) -> None:
         """Waits for a permit. Cancelled, it holds none."""
-        if not self._waiting and self._grantable(owner, owners=len(self._held.keys() | {owner})):
-            self._held[owner] += 1
-            return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append((owner, turn))
         self._grant()
@@ -66,22 +68,16 @@ class FairShare:
             del self._held[owner]
         self._grant()
 
-    def _grantable(self, owner: Hashable, *, owners: int) -> bool:
-        return may_take(held=self._held[owner], free=self._limit - self.taken, owners=owners, limit=self._limit)
-
     def _grant(self) -> None:
-        """Hands free permits to whoever waits, in order, passing over owners that have their share."""
-        if not self._waiting:
-            return
-        owners = len(self._held.keys() | {owner for owner, turn in self._waiting if not turn.done()})
-        still: deque[tuple[Hashable, asyncio.Future[None]]] = deque()
-        for owner, turn in self._waiting:
-            if turn.done():
-                continue
-            if self._grantable(owner, owners=owners):
+        """Hands free permits to whoever waits, in order, passing over owners that have their quota."""
+        waiting = [(owner, turn) for owner, turn in self._waiting if not turn.done()]
+        owners = self._held.keys() | {owner for owner, _ in waiting}
+        self._quota = quota(share=self._share, owners=len(owners))
+        self._waiting.clear()
+        for owner, turn in waiting:
+            free = self._limit - self.taken
+            if may_take(held=self._held[owner], free=free, limit=self._limit, quota=self._quota):
                 self._held[owner] += 1
                 turn.set_result(None)
             else:
-                still.append((owner, turn))
-        self._waiting = still
-        self._quota = max(1, self._limit // owners) if still else None
+                self._waiting.append((owner, turn))

@@ -114,7 +114,7 @@ class _Current:
 
 @contextmanager
 def _threads(name: str, count: int) -> Iterator[Threads]:
-    threads = Threads(name, count)
+    threads = Threads(name, count, bulk=True)
     try:
         yield threads
     finally:

@@ -87,13 +87,13 @@ class World:
 async def world(
     *, limits: GateLimits | None = None, ca_file: Path | None = None, root: Path | None = None
 ) -> AsyncIterator[World]:
-    """On leaving asserts that no task, thread, socket, descriptor or process is left."""
-    base = Path(tempfile.mkdtemp(prefix="sa-"))
+    """On leaving asserts that no task, socket, descriptor or process is left. A `root` that is given stays."""
+    base = Path(tempfile.mkdtemp(prefix="sa-")) if root is None else root
     before = (_descriptors(), _children())
-    directory = root or base / "root"
+    directory = base / "root"
     directory.mkdir(exist_ok=True)
     runtime = base / "run"
-    runtime.mkdir(mode=0o700)
+    runtime.mkdir(mode=0o700, exist_ok=True)
     settings = StoreSettings(
         roots=(directory,),
         runtime_dir=runtime,
@@ -122,7 +122,8 @@ async def world(
     finally:
         await made.resolver.aclose()
         await engine.aclose()
-        shutil.rmtree(base, ignore_errors=True)
+        if root is None:
+            shutil.rmtree(base, ignore_errors=True)
 
 
 def records_of(*refs: str) -> set[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from stores.bridge import serve
+from stores.bridge import Memory, serve
 from stores.contract import Extent, KiB, MiB, ObjectInfo, RangeReader
 from stores.errors import AlreadyExists, InvalidReference, ObjectChanged, PolicyRefused, StoreUnsupported, Unavailable
 from stores.transfer.engine import TransferEngine
@@ -177,7 +177,7 @@ async def test_nbdcopy_gets_every_byte(
     socket: Path, tmp_path: Path, connections: int, holes: list[tuple[int, int]]
 ) -> None:
     source = Source(disk(), holes)
-    async with serve(source, socket, memory=4 * MiB) as export:
+    async with serve(source, socket, memory=Memory(4 * MiB)) as export:
         await tool("nbdcopy", f"--connections={connections}", url(socket), tmp_path / "copy")
         assert export.failure() is None
     assert sha256((tmp_path / "copy").read_bytes()) == sha256(disk())
@@ -482,7 +482,7 @@ async def test_a_client_that_leaves_in_the_middle_of_everything_leaves_nothing(s
 
 async def test_a_client_that_does_not_read_starves_nobody(socket: Path) -> None:
     source = Source(disk())
-    async with serve(source, socket, memory=4 * MiB), negotiated(socket) as stuck, negotiated(socket) as good:
+    async with serve(source, socket, memory=Memory(4 * MiB)), negotiated(socket) as stuck, negotiated(socket) as good:
         for n in range(50):
             stuck.send(READ, n % 10 * MiB, MiB)
         stuck.writer.transport.pause_reading()  # type: ignore[attr-defined]  # selector transports have it
@@ -492,6 +492,21 @@ async def test_a_client_that_does_not_read_starves_nobody(socket: Path) -> None:
     assert source.most <= 4 * MiB
 
 
+async def test_exports_share_memory(socket: Path) -> None:
+    memory = Memory(16 * MiB)
+    sources = [Source(disk(n)) for n in range(3)]
+    paths = [socket.with_name(str(n)) for n in range(3)]
+    async with serve(sources[0], paths[0], memory=memory), negotiated(paths[0]) as first:
+        assert memory.share == 16 * MiB
+        assert sha256(await whole(first, len(disk()))) == sha256(disk(0))
+        async with serve(sources[1], paths[1], memory=memory), serve(sources[2], paths[2], memory=memory):
+            assert memory.share == 16 * MiB // 3
+            async with negotiated(paths[1]) as second, negotiated(paths[2]) as third:
+                contents = await asyncio.gather(*(whole(client, len(disk())) for client in (first, second, third)))
+            assert [sha256(content) for content in contents] == [sha256(disk(n)) for n in range(3)]
+        assert memory.share == 16 * MiB
+
+
 async def test_more_clients_than_are_served_at_once_wait_for_their_turn(socket: Path) -> None:
     async def one() -> str:
         async with negotiated(socket) as client:
@@ -499,7 +514,7 @@ async def test_more_clients_than_are_served_at_once_wait_for_their_turn(socket: 
             client.send(DISC)
             return digest
 
-    async with serve(Source(disk()), socket, memory=8 * MiB):
+    async with serve(Source(disk()), socket, memory=Memory(8 * MiB)):
         assert set(await asyncio.gather(*(one() for _ in range(24)))) == {sha256(disk())}
 
 

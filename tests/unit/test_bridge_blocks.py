@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.bridge.blocks import PAGE, RUN, BlockCache
+from stores.bridge.blocks import PAGE, RUN, BlockCache, Memory
 from stores.bridge.readahead import ReadAhead
 from stores.contract import GiB, MiB, ObjectInfo, RangeReader
 from stores.errors import Unavailable
@@ -44,7 +44,7 @@ class Recorder(RangeReader):
 @asynccontextmanager
 async def opened(reader: Recorder, *, memory: int = 4 * MiB) -> AsyncIterator[BlockCache]:
     assert reader.info.size is not None
-    async with BlockCache(reader, reader.info.size, memory=memory) as cache:
+    async with BlockCache(reader, reader.info.size, Memory(memory)) as cache:
         yield cache
 
 
@@ -134,10 +134,10 @@ async def test_memory_is_never_passed_however_much_is_wanted(sequential: bool) -
 async def test_reading_ahead_takes_only_memory_that_nobody_needs() -> None:
     reader = Recorder()
     async with opened(reader) as cache:
-        cache.begin(0, SIZE, sequential=True, ahead=True)
+        cache.begin(0, SIZE, sequential=True)
         await asyncio.sleep(0.01)
         assert reader.reads == [(n * RUN, RUN) for n in range(4)]
-        cache.begin(4 * RUN, SIZE, sequential=True, ahead=True)
+        cache.begin(4 * RUN, SIZE, sequential=True)
         assert len(reader.reads) == 4, "what was read ahead is not dropped for more of the same"
         await read(cache, 6 * RUN, 10)
         assert reader.reads[4:] == [(6 * RUN, PAGE)], "but for what is needed now it is"
@@ -148,7 +148,7 @@ async def test_what_a_sequential_reader_has_had_makes_room() -> None:
     async with opened(reader) as cache:
         for n in range(8):
             await read(cache, n * RUN, RUN, sequential=True)
-            cache.begin((n + 1) * RUN, (n + 3) * RUN, sequential=True, ahead=True)
+            cache.begin((n + 1) * RUN, (n + 3) * RUN, sequential=True)
     assert sorted(reader.reads) == [(n * RUN, RUN) for n in range(8)] + [(8 * RUN, 1000)]
 
 
@@ -158,7 +158,7 @@ async def test_the_end_of_the_context_ends_the_loads() -> None:
 
     async def holder() -> None:
         async with opened(reader) as cache:
-            cache.begin(0, RUN, sequential=True, ahead=True)
+            cache.begin(0, RUN, sequential=True)
             await asyncio.Event().wait()
 
     task = asyncio.create_task(holder())

@@ -10,18 +10,43 @@ from contextlib import suppress
 import pytest
 
 from stores.transfer.buffers import PIECE, BufferPool
-from stores.transfer.fairness import FairShare, may_take
+from stores.transfer.fairness import FairShare, may_take, quota
 
 
 def test_the_first_permit_needs_only_a_free_one() -> None:
-    assert may_take(held=0, free=1, owners=100, limit=4)
-    assert not may_take(held=0, free=0, owners=1, limit=4)
+    assert may_take(held=0, free=1, limit=4, quota=1)
+    assert not may_take(held=0, free=0, limit=4, quota=4)
 
 
-def test_further_permits_stay_within_the_share_and_leave_a_reserve() -> None:
-    assert may_take(held=7, free=9, owners=2, limit=16)
-    assert not may_take(held=8, free=8, owners=2, limit=16)
-    assert not may_take(held=1, free=4, owners=2, limit=16)
+def test_further_permits_stay_within_the_quota_and_leave_a_reserve() -> None:
+    assert may_take(held=7, free=9, limit=16, quota=8)
+    assert not may_take(held=8, free=8, limit=16, quota=8)
+    assert not may_take(held=1, free=4, limit=16, quota=8)
+
+
+def test_quotas_are_equal_parts_and_at_least_one() -> None:
+    assert [quota(share=8, owners=owners) for owners in (0, 1, 2, 3, 8, 9)] == [8, 8, 4, 2, 1, 1]
+
+
+async def test_beyond_the_share_each_owner_has_one_and_the_rich_are_pressed() -> None:
+    share = FairShare(24, share=8)
+    for _ in range(8):
+        await asyncio.wait_for(share.acquire(0), 1)
+    assert not share.pressed(0)
+    for owner in range(1, 13):
+        await asyncio.wait_for(share.acquire(owner), 1)
+    assert share.pressed(0)
+    for _ in range(7):
+        share.release(0)
+    assert not any(share.pressed(owner) for owner in range(13))
+    waiting = asyncio.create_task(share.acquire(5))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    for owner in range(7, 13):
+        share.release(owner)
+    for owner in range(4):
+        share.release(owner)
+    await asyncio.wait_for(waiting, 1)
 
 
 async def test_a_newcomer_gets_one_while_a_greedy_owner_waits_for_more() -> None:
@@ -36,6 +61,8 @@ async def test_a_newcomer_gets_one_while_a_greedy_owner_waits_for_more() -> None
     for task in greedy:
         task.cancel()
     await asyncio.gather(*greedy, return_exceptions=True)
+    for _ in range(held - 4):
+        share.release("greedy")
     assert not share.pressed("greedy")
 
 

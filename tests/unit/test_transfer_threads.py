@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from stores.transfer.threads import SharedThreads, Threads
+from stores.transfer.threads import BULK_NICE, SharedThreads, Threads
 
 
 @pytest.fixture
@@ -88,3 +89,14 @@ async def test_a_slow_owner_does_not_take_all_threads() -> None:
     wake.set()
     await asyncio.gather(*blocked)
     shared.close()
+
+
+async def test_bulk_threads_stand_back_and_only_they() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    before = niceness()
+    bulk = Threads("test-bulk", 1, bulk=True)
+    assert await bulk.run(niceness) == min(19, before + BULK_NICE)
+    bulk.close()
+    assert niceness() == before
