@@ -33,6 +33,11 @@ def charge_of(size: int) -> int:
     return -(-size // BLOCK) * BLOCK + METADATA
 
 
+def file_of(key: str, reservation: str) -> str:
+    """The name of an entry's file: one for each fill. Two fills of one key never meet under one name."""
+    return f"{key}.{reservation}"
+
+
 class LeaseLost(StoreError):
     """This process was silent for longer than its lease, and others went on without it. Nothing of it was published."""
 
@@ -46,6 +51,7 @@ class Entry:
     id: int
     pool: str
     key: str
+    file: str
     store: str
     ref: str
     version: str | None
@@ -294,6 +300,7 @@ def publish(
     row = {
         "pool": held.pool,
         "key": facts.key,
+        "file": file_of(facts.key, reservation),
         "store": facts.store,
         "ref": facts.ref,
         "version": facts.version,
@@ -512,6 +519,7 @@ def _entry(row: Row[Any]) -> Entry:
         id=row.id,
         pool=row.pool,
         key=row.key,
+        file=row.file,
         store=row.store,
         ref=row.ref,
         version=row.version,

@@ -69,6 +69,7 @@ entries = Table(
     Column("id", _Id, primary_key=True, autoincrement=True),
     Column("pool", String, ForeignKey("pools.id"), nullable=False),
     Column("key", String, nullable=False),
+    Column("file", String, nullable=False),  # its name: unique for ever, so that removing one can never hit a later one
     Column("store", String, nullable=False),
     Column("ref", String, nullable=False),
     Column("version", String, nullable=True),
