@@ -64,17 +64,37 @@ class TransferEngine:
         return await self._calls.run(partial(function, *args, **kwargs))
 
     async def fetch(
-        self, source: RangeReader, destination: Path, *, digests: Sequence[str] = (), progress: Progress | None = None
+        self,
+        source: RangeReader,
+        destination: Path,
+        *,
+        digests: Sequence[str] = (),
+        progress: Progress | None = None,
+        whole: Sequence[tuple[int, int]] = (),
+        arrived: Callable[[int, int], None] | None = None,
     ) -> Fetched:
         """All of `source` into `destination`, which is made or emptied: read in parallel, written in place, past the page
         cache where the file system allows. Holes of the source and blocks of zeroes take no room.
+
+        `whole`: (start, end) of what an interrupted fetch of the same object has left in `destination`; it is kept and not
+        read from `source` again, only from the file, for the digests. `arrived`: told (start, end) of each part that the
+        file holds from then on.
 
         `IntegrityError` when the size is unknown; `NoSpace`, `DeviceFault`; whatever `source` raises.
         """
         size = known_size(source)
         digester = Digester(digests)
-        async with self._opened(destination, size) as file:
-            await self._pump(source, file, digester if digests else None, progress)
+        async with self._opened(destination, size, kept=bool(whole)) as file:
+            pump = Pump(
+                source,
+                file=file,
+                digester=digester if digests else None,
+                buffers=self.buffers,
+                progress=progress or Silent(),
+                whole=whole,
+                arrived=arrived,
+            )
+            await pump.run()
         return Fetched(size, digester.hexdigests())
 
     async def store_stream(
@@ -119,7 +139,8 @@ class TransferEngine:
     ) -> dict[str, str]:
         """Digests of all of `source`, read in parallel, computed in order."""
         digester = Digester(names)
-        await self._pump(source, None, digester, progress)
+        pump = Pump(source, file=None, digester=digester, buffers=self.buffers, progress=progress or Silent())
+        await pump.run()
         return digester.hexdigests()
 
     def stream(self, reader: RangeReader) -> ByteStream:
@@ -132,15 +153,9 @@ class TransferEngine:
             await asyncio.to_thread(threads.close)
         self.connections.close()
 
-    async def _pump(
-        self, source: RangeReader, file: PlacedFile | None, digester: Digester | None, progress: Progress | None
-    ) -> None:
-        pump = Pump(source, file=file, digester=digester, buffers=self.buffers, progress=progress or Silent())
-        await pump.run()
-
     @asynccontextmanager
-    async def _opened(self, path: Path, size: int) -> AsyncIterator[PlacedFile]:
-        file = PlacedFile(path)
+    async def _opened(self, path: Path, size: int, *, kept: bool = False) -> AsyncIterator[PlacedFile]:
+        file = PlacedFile(path, kept=kept)
         disk = self._disk.of(file)
         try:
             await disk.run(partial(file.open, size))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
 
@@ -15,6 +15,7 @@ from stores.transfer.buffers import BufferPool
 from stores.transfer.digests import Digester
 from stores.transfer.pieces import Piece, Turns, windows, zero_views
 from stores.transfer.placed import PlacedFile
+from stores.transfer.ranges import Ranges
 from stores.transfer.threads import Threads
 
 WIDTH_LIMIT = 12
@@ -36,13 +37,20 @@ class Pump:
         digester: Digester | None,
         buffers: BufferPool,
         progress: Progress,
+        whole: Sequence[tuple[int, int]] = (),
+        arrived: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Data goes to `file`, where there is one, in any order; everything goes to `digester` in order, holes as zeroes."""
+        """Data goes to `file`, where there is one, in any order; everything goes to `digester` in order, holes as zeroes.
+
+        `whole` and `arrived`: see `TransferEngine.fetch`.
+        """
         self._source = source
         self._file = file
         self._digester = digester
         self._buffers = buffers
         self._progress = progress
+        self._whole = Ranges(whole)
+        self._arrived = arrived
         self._width = min(source.parallel, WIDTH_LIMIT)
         self._owner: Hashable = object()
         self._loop = asyncio.get_running_loop()
@@ -85,11 +93,24 @@ class Pump:
                 if not self._todo:
                     return None
                 piece = self._todo.popleft()
-            if not piece.zero:
+            if self._file is not None and self._whole.cover(piece.offset, piece.offset + piece.length):
+                self._finish(piece, self._read_back(piece, buffer))
+            elif not piece.zero:
                 current.piece = piece
                 return piece.offset, buffer[: piece.length]
-            self._finish(piece, zero_views(piece.length))
+            else:
+                if self._file is not None:
+                    self._file.zero(piece.offset, piece.length)
+                self._finish(piece, zero_views(piece.length))
         return None
+
+    def _read_back(self, piece: Piece, buffer: memoryview) -> Iterator[memoryview]:
+        """What the file holds already, in views into `buffer`; zeroes where the source has a hole."""
+        if piece.zero:
+            yield from zero_views(piece.length)
+        elif self._file is not None:
+            self._file.read(piece.offset, buffer[: piece.length])
+            yield buffer[: piece.length]
 
     def _put(self, current: _Current, offset: int, view: memoryview) -> None:
         """In a thread."""
@@ -103,7 +124,12 @@ class Pump:
             with self._turns.turn(piece.index):
                 for view in views:
                     self._digester.update(view)
-        self._loop.call_soon_threadsafe(self._progress.advance, piece.length)
+        self._loop.call_soon_threadsafe(self._tell, piece)
+
+    def _tell(self, piece: Piece) -> None:
+        self._progress.advance(piece.length)
+        if self._arrived is not None:
+            self._arrived(piece.offset, piece.offset + piece.length)
 
 
 class _Current:

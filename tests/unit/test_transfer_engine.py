@@ -16,6 +16,7 @@ from stores.contract import Extent, KiB, MiB, ObjectInfo, RangeReader
 from stores.errors import IntegrityError, NotFound, TooLarge, Unavailable
 from stores.transfer.buffers import PIECE
 from stores.transfer.engine import TransferEngine
+from stores.transfer.ranges import Ranges
 
 
 class Memory(RangeReader):
@@ -121,6 +122,49 @@ async def test_zero_blocks_inside_data_take_no_room(engine: TransferEngine, tmp_
     await engine.fetch(Memory(content), tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == content
     assert (tmp_path / "file").stat().st_blocks * 512 <= len(content) / 4 * 1.02
+
+
+async def test_an_interrupted_fetch_goes_on_with_what_is_whole(engine: TransferEngine, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    left = bytearray(os.urandom(len(CONTENT)))  # garbage in the places that were not whole, those of zeroes included
+    whole = [(0, 2 * PIECE), (3 * PIECE - 100, 4 * PIECE), (6 * PIECE, 7 * PIECE)]
+    for start, end in whole:
+        left[start:end] = CONTENT[start:end]
+    path.write_bytes(left)
+    source, progress = Memory(CONTENT), Counting()
+    arrived: list[tuple[int, int]] = []
+    found = await engine.fetch(
+        source,
+        path,
+        digests=["sha256"],
+        progress=progress,
+        whole=whole,
+        arrived=lambda start, end: arrived.append((start, end)),
+    )
+    assert path.read_bytes() == CONTENT
+    assert found.digests["sha256"] == sha256(CONTENT)
+    assert source.read_bytes == len(CONTENT) - 4 * PIECE
+    assert progress.done == len(CONTENT)
+    assert list(Ranges(arrived)) == [(0, len(CONTENT))]
+
+
+async def test_holes_of_the_source_hide_what_an_interrupted_fetch_left(engine: TransferEngine, tmp_path: Path) -> None:
+    content = bytes(3 * PIECE) + os.urandom(PIECE)
+    source = Memory(content, [Extent(0, 3 * PIECE, True), Extent(3 * PIECE, PIECE, False)])
+    (tmp_path / "file").write_bytes(b"\xff" * (3 * PIECE) + content[3 * PIECE :])
+    found = await engine.fetch(source, tmp_path / "file", digests=["sha256"], whole=[(3 * PIECE, 4 * PIECE)])
+    assert (tmp_path / "file").read_bytes() == content
+    assert found.digests["sha256"] == sha256(content)
+    assert source.read_bytes == 0
+
+
+async def test_what_was_left_must_be_there(engine: TransferEngine, tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        await engine.fetch(Memory(CONTENT), tmp_path / "file", whole=[(0, PIECE)])
+    (tmp_path / "file").write_bytes(CONTENT[:-1])
+    with pytest.raises(IntegrityError):
+        await engine.fetch(Memory(CONTENT), tmp_path / "file", whole=[(0, PIECE)])
+    assert (tmp_path / "file").read_bytes() == CONTENT[:-1]
 
 
 async def test_an_unknown_size_is_refused(engine: TransferEngine, tmp_path: Path) -> None:
