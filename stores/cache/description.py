@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 
-from stores.cache.ledger import Facts, file_of
+from stores.cache.ledger import Facts
 from stores.contract import KiB
 from stores.errors import IntegrityError, TooLarge
 
@@ -16,12 +16,17 @@ DESCRIPTION_LIMIT = 4 * KiB
 """Bytes: one block, as the charge of an entry has it (`stores.cache.ledger.METADATA`)."""
 
 
+def file_of(key: str, fill: str) -> str:
+    """The name of an entry's file: of what it is, and of the fill that made it."""
+    return f"{key.partition('.')[0]}.{fill}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """`reservation` is the fill that made the file; `digest` is `{ALGORITHM}hex` over the whole content, if it is known."""
+    """`fill` is the reservation that made the file; `digest` is `{ALGORITHM}hex` over the whole content, if it is known."""
 
     key: str
-    reservation: str
+    fill: str
     store: str
     ref: str
     version: str | None
@@ -31,7 +36,7 @@ class Description:
 
     @property
     def file(self) -> str:
-        return file_of(self.key, self.reservation)
+        return file_of(self.key, self.fill)
 
     def facts(self, inode: int, mtime_ns: int) -> Facts:
         """What the ledger keeps of it."""
@@ -64,7 +69,7 @@ class Description:
             values = json.loads(data)
             if set(values) != {field.name for field in fields(cls)} or values["layout"] != LAYOUT:
                 raise ValueError(f"its layout is not {LAYOUT}")
-            for name in ("key", "reservation", "store", "ref"):
+            for name in ("key", "fill", "store", "ref"):
                 if not isinstance(values[name], str):
                     raise ValueError(f"{name} is not a text")
             if type(values["size"]) is not int or values["size"] < 0:
