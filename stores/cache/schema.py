@@ -1,12 +1,14 @@
 """The ledger's tables, and how an older database becomes a newer one. One schema for SQLite and PostgreSQL.
 
 A pool's row holds the sums over its entries and reservations, so that a bound is checked by reading one row; every
-transaction that changes a part changes the sum with it.
+transaction that changes a part changes the sum with it (`stores.cache.ledger.check_sums` compares them).
+
+Every row belongs to one pool, and transactions of one pool come one after the other: no two of them meet on a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 from sqlalchemy import (
@@ -22,6 +24,8 @@ from sqlalchemy import (
     Table,
     inspect,
 )
+
+from stores.errors import Retry, StoreError
 
 metadata = MetaData()
 _Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up by itself only in a column of type INTEGER
@@ -44,24 +48,31 @@ pools = Table(
     metadata,
     Column("id", String, primary_key=True),
     Column("limit_bytes", BigInteger, nullable=False),
-    Column("used", BigInteger, nullable=False),  # charges of all entries that are on disk
-    Column("reserved", BigInteger, nullable=False),
-    Column(
-        "held", BigInteger, nullable=False
-    ),  # part of `used` that may not be evicted: pinned, dirty, evicting, quarantined
-    Column("small", BigInteger, nullable=False),  # part of `used` in the probationary queue
-    Column("next_turn", BigInteger, nullable=False),  # counts up: the order of the queues
+    Column("used", BigInteger, nullable=False),  # charges of all entries
+    Column("reserved", BigInteger, nullable=False),  # charges of all reservations
+    Column("held", BigInteger, nullable=False),  # part of `used` that may not be evicted now (`ledger.is_held`)
+    Column("small", BigInteger, nullable=False),  # part of `used` that was used once only
+    Column("entries", BigInteger, nullable=False),  # how many
+    Column("ghosts", BigInteger, nullable=False),  # charges of all ghosts
+    Column("next_turn", BigInteger, nullable=False),  # counts up with every use: the order of recency
+    # The running comparison with plain LRU: see `stores.cache.policy.Comparison`.
+    Column("horizon", BigInteger, nullable=False),
+    Column("recent", BigInteger, nullable=False),
+    Column("bias", Float, nullable=False),
+    Column("credit", Float, nullable=False),
 )
 
 owners = Table(
     "owners",
     metadata,
-    Column("id", String, primary_key=True),  # one per start of a process
+    Column("id", String, primary_key=True),  # one per pool and start of a process
+    Column("pool", String, ForeignKey("pools.id"), nullable=False),
     Column("host", String, nullable=False),
     Column("boot", String, nullable=False),
     Column("pid", Integer, nullable=False),
-    Column("expires", Float, nullable=False),
+    Column("expires", Float, nullable=False),  # clock of leases
 )
+Index("owners_by_pool", owners.c.pool, owners.c.expires)
 
 entries = Table(
     "entries",
@@ -76,36 +87,43 @@ entries = Table(
     Column("size", BigInteger, nullable=False),
     Column("charge", BigInteger, nullable=False),
     Column("state", String, nullable=False),
+    Column("evictor", String, nullable=True),  # the owner who removes it, while it is evicting
     Column("queue", String, nullable=False),
-    Column("turn", BigInteger, nullable=False),
-    Column("frequency", Integer, nullable=False),
+    Column("turn", BigInteger, nullable=False),  # of its last use
+    Column("hits", BigInteger, nullable=False),
     Column("pins", Integer, nullable=False),
     Column("digest", String, nullable=True),
     Column("inode", BigInteger, nullable=True),
     Column("mtime_ns", BigInteger, nullable=True),
     Column("published", Float, nullable=False),  # wall clock
     Column("used_at", Float, nullable=False),  # wall clock
+    Column("proved_at", Float, nullable=False),  # wall clock; when its digest was last checked in full
 )
 Index("entries_by_key", entries.c.pool, entries.c.key, unique=True)
-Index("entries_by_turn", entries.c.pool, entries.c.state, entries.c.queue, entries.c.turn)
-Index("entries_by_use", entries.c.pool, entries.c.state, entries.c.used_at)
+Index("entries_by_recency", entries.c.pool, entries.c.turn)
+Index("entries_by_queue", entries.c.pool, entries.c.state, entries.c.pins, entries.c.queue, entries.c.turn)
+Index("entries_by_use", entries.c.pool, entries.c.state, entries.c.pins, entries.c.used_at)
+Index("entries_by_age", entries.c.pool, entries.c.state, entries.c.pins, entries.c.published)
+Index("entries_by_proof", entries.c.pool, entries.c.state, entries.c.proved_at, entries.c.id)
 
 pins = Table(
     "pins",
     metadata,
-    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("pool", String, ForeignKey("pools.id"), primary_key=True),
+    Column("id", String, primary_key=True),  # chosen by who pins
     Column("entry", _Id, ForeignKey("entries.id"), nullable=False),
     Column("owner", String, nullable=True),  # None: until somebody unpins it, over restarts
     Column("reason", String, nullable=False),
     Column("since", Float, nullable=False),  # wall clock
 )
 Index("pins_by_entry", pins.c.entry)
-Index("pins_by_owner", pins.c.owner)
+Index("pins_by_owner", pins.c.pool, pins.c.owner)
+Index("pins_by_age", pins.c.pool, pins.c.since)
 
 reservations = Table(
     "reservations",
     metadata,
-    Column("id", String, primary_key=True),
+    Column("id", String, primary_key=True),  # chosen by who asks
     Column("pool", String, ForeignKey("pools.id"), nullable=False),
     Column("owner", String, nullable=False),
     Column("charge", BigInteger, nullable=False),
@@ -115,51 +133,67 @@ reservations = Table(
     Column("since", Float, nullable=False),  # wall clock
 )
 Index("reservations_by_key", reservations.c.pool, reservations.c.key, unique=True)
-Index("reservations_by_owner", reservations.c.owner)
+Index("reservations_by_owner", reservations.c.pool, reservations.c.owner)
+Index("reservations_by_age", reservations.c.pool, reservations.c.since)
 
 waiters = Table(
     "waiters",
     metadata,
-    Column("id", _Id, primary_key=True, autoincrement=True),  # FIFO
+    Column("place", _Id, primary_key=True, autoincrement=True),  # FIFO
     Column("pool", String, ForeignKey("pools.id"), nullable=False),
+    Column("id", String, nullable=False, unique=True),  # chosen by who waits
     Column("owner", String, nullable=False),
     Column("charge", BigInteger, nullable=False),
-    Column("deadline", Float, nullable=False),
+    Column("deadline", Float, nullable=False),  # clock of leases
+    sqlite_autoincrement=True,  # a place is never given twice
 )
-Index("waiters_by_pool", waiters.c.pool, waiters.c.id)
+Index("waiters_by_place", waiters.c.pool, waiters.c.place)
+Index("waiters_by_owner", waiters.c.pool, waiters.c.owner)
 
-ghosts = Table(
+ghosts = Table(  # keys that went by the policy's choice, to judge that choice by
     "ghosts",
     metadata,
-    Column("id", _Id, primary_key=True, autoincrement=True),  # oldest first
-    Column("pool", String, ForeignKey("pools.id"), nullable=False),
-    Column("key", String, nullable=False),
+    Column("pool", String, ForeignKey("pools.id"), primary_key=True),
+    Column("key", String, primary_key=True),
+    Column("queue", String, nullable=False),
+    Column("turn", BigInteger, nullable=False),
+    Column("charge", BigInteger, nullable=False),
 )
-Index("ghosts_by_key", ghosts.c.pool, ghosts.c.key, unique=True)
+Index("ghosts_by_recency", ghosts.c.pool, ghosts.c.turn)
 
 
 def _create(connection: Connection) -> None:
     metadata.create_all(connection)
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_create,)
+Migration = Callable[[Connection], None]
+
+MIGRATIONS: tuple[Migration, ...] = (_create,)
 """Step n takes a database of version n to n + 1. Never edited once released; only appended to."""
 
 
-class LedgerTooNew(Exception):
-    """The database was made by a later release."""
+class LedgerTooNew(StoreError):
+    """The database was made by a later release, and was left as it is."""
+
+    retry = Retry.OPERATOR
 
 
-def migrate(connection: Connection) -> None:
-    """Bring the database to this release's version, in the caller's transaction."""
+def migrate(connection: Connection, steps: Sequence[Migration] = MIGRATIONS) -> None:
+    """Bring the database to this release's version, in the caller's transaction, which others have to be kept out of."""
     found = 0
     if inspect(connection).has_table(versions.name):
         found = connection.execute(versions.select()).scalar_one()
-    if found > len(MIGRATIONS):
+    if found == len(steps):
+        return
+    if found > len(steps):
         raise LedgerTooNew(
-            f"the ledger has version {found}, this release knows {len(MIGRATIONS)}: install the newer release"
+            f"the cache ledger has version {found} and this release knows {len(steps)}: install the newer release again",
+            found=found,
+            known=len(steps),
         )
-    for step in MIGRATIONS[found:]:
+    for step in steps[found:]:
         step(connection)
-    connection.execute(versions.delete())
-    connection.execute(versions.insert().values(version=len(MIGRATIONS)))
+    if found == 0:
+        connection.execute(versions.insert().values(version=len(steps)))
+    else:
+        connection.execute(versions.update().values(version=len(steps)))
