@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # What the agent itself runs (qemu), what the tests check it with (nbd, nginx), and what builds the demo's guest.
-PACKAGES := python3-venv qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin nginx-light \
+PACKAGES := python3-venv postgresql-15 qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin nginx-light \
             busybox-static cpio kmod mtools syslinux genisoimage zstd xz-utils bzip2 systemd util-linux curl
 
 .PHONY: help demo test lint bench packages clean

@@ -8,9 +8,9 @@ of objects used once passes through and never touches what is in daily use.
 
 What is learned from is the comparison with LRU itself (the idea of a shadow directory, as in the set duelling of Qureshi et
 al., ISCA 2007). Turns count uses; `Comparison.horizon` is the turn back to which LRU would have kept everything, ghosts
-included. A hit beyond the horizon is a gain over LRU and raises the bias; a miss on a ghost within it is a loss and lowers it. An object
-used before that neither would have kept suggests a little more bias, but only while gains pay for losses (`credit`). So on work
-that favours pure recency the cache is LRU, give or take one part in a thousand, and elsewhere it leaves LRU behind.
+included. A hit beyond the horizon is a gain over LRU and raises the bias; a miss on a ghost within it is a loss and lowers it.
+An object used before that neither would have kept suggests a little more bias, but only while gains pay for losses (`credit`).
+So on work that favours pure recency the cache is LRU, give or take one part in a thousand, and elsewhere it leaves LRU behind.
 
 Chosen with benchmarks/cache_policy.py, on traces with scans, drift, phases, loops, strong recency and boot storms: S3-FIFO,
 SIEVE, 2Q and ARC all win on scans, and each loses to LRU by 2 to 50 % on drifting or strongly recent ones; this one on none.
