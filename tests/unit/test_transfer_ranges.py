@@ -41,5 +41,5 @@ def test_text_brings_it_back(ranges: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("text", ["x", "3", "5-2", "-1-2", "1-2;3-4"])
 def test_other_text_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="range|invalid literal"):
+    with pytest.raises(ValueError, match=r"range|invalid literal"):
         Ranges.parse(text)
