@@ -108,7 +108,7 @@ class CacheReader(RangeReader):
             if self._file is None or self._file.copy != copy:
                 file = _File(copy)
                 with suppress(FileNotFoundError):
-                    await copy.pool.touch(file.open)
+                    await copy.pool.access.touch(file.open)
                     if self._file is not None:
                         self._file.close()
                     self._file = file
@@ -160,8 +160,13 @@ class _File:
         self._closed = False
 
     def open(self) -> None:
-        """In a thread."""
-        descriptor = os.open(self.copy.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        """In a thread. `FileNotFoundError`: what arrived has got another name since."""
+        try:
+            descriptor = os.open(self.copy.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise translate(error, str(self.copy.path)) from error
         with self._lock:
             if self._closed:
                 os.close(descriptor)
@@ -171,7 +176,7 @@ class _File:
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         into: list[memoryview] = [buffer]
         try:
-            await self.copy.pool.touch(partial(self._read, offset, len(buffer), into))
+            await self.copy.pool.access.touch(partial(self._read, offset, len(buffer), into))
         finally:
             with self._lock:
                 into.clear()

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -56,11 +57,10 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A copy that is whole, pinned for as long as the flight that brought it lasts. `fetched`: not a hit."""
+    """A copy that is whole, pinned for as long as the flight that brought it lasts."""
 
     copy: Copy
     held: Held
-    fetched: bool
 
 
 class Filling:
@@ -119,7 +119,7 @@ class Filling:
             return transfer.result()
         except StoreError as error:
             if self._is_of_the_disk(error):
-                raise await self._pool.failed(error) from error
+                await self._pool.access.touch(partial(_fail, error))
             raise
         finally:
             await uninterrupted(self._stopped(transfer))
@@ -181,6 +181,11 @@ class Filling:
             if seen > self._fill.size:
                 await self._ladder.grow(self._pool, self._fill, seen, deadline=lambda: self._flight.deadline)
             yield piece
+
+
+def _fail(error: StoreError) -> None:
+    """As a call on the pool's directory: the pool judges by it."""
+    raise error
 
 
 class _Prefix(Silent):

@@ -36,7 +36,7 @@ class Flight(Generic[C, T]):
     def __init__(self, key: str) -> None:
         self.key = key
         self.stage = Stage.LOOKING
-        self.followed = False  # whether somebody else joined
+        self.fetched = False  # whether it has to be fetched, by whomever
         self.deadline = 0.0  # until when somebody would wait for room; of the loop's clock
         self.copy: C | None = None  # what arrives
         self.arrived = Ranges()  # which parts of that are there
@@ -121,8 +121,6 @@ class Flights(Generic[C, T]):
         if flight is None:
             flight = self._flights[key] = Flight(key)
             self._tasks[flight] = asyncio.create_task(self._fly(flight, journey), name=f"cache-{key[:12]}")
-        else:
-            flight.followed = True
         flight.deadline = max(flight.deadline, deadline)
         flight.aboard += 1
         try:

@@ -16,10 +16,11 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Self
 
 from stores.cache.health import PoolSick
-from stores.cache.ledger import Statistics, charge_of
+from stores.cache.ledger import Statistics, charge_of, statistics
 from stores.cache.policy import PoolState, Refuse
 from stores.cache.pool import Fill, Pool
 from stores.contract import MiB
@@ -31,6 +32,12 @@ STEP = 4 * MiB
 
 POLL_S = (0.05, 0.5)
 """Shortest and longest pause between two looks at the queue. Within the process nobody waits for them: see `Turn`."""
+
+PLACE_S = 5.0
+"""For how much longer than needed a place is kept, if nobody gives it up: longer than the last look of who stands there."""
+
+CLOCKS_DIFFER_S = 0.01
+"""A place is not given up for less."""
 
 
 class CacheExhausted(StoreError):
@@ -147,7 +154,7 @@ class Ladder:
         found: dict[str, Statistics] = {}
         for pool in self._pools.values():
             with suppress(PoolSick):
-                found[pool.name] = await pool.statistics()
+                found[pool.name] = await pool.transact(partial(statistics, pool=pool.name))
         said = "; ".join(f"pool {name} {_in_words(numbers)}" for name, numbers in found.items())
         return CacheExhausted(
             f"no room in the cache for {needed} bytes until the deadline: {said or 'no pool is well'}; try again later, or"
@@ -175,13 +182,13 @@ class Ladder:
         )
 
     async def _try(
-        self, rungs: Sequence[Pool], key: str, size: int, numbers: Mapping[str, int] | None = None
+        self, rungs: Sequence[Pool], key: str, size: int, places: Mapping[str, str] | None = None
     ) -> Room | None:
         """Each pool once. None: there is no room now."""
         sick = []
         for pool in rungs:
             try:
-                answer = await pool.reserve(key, size, waiter=(numbers or {}).get(pool.name))
+                answer = await pool.reserve(key, size, waiter=(places or {}).get(pool.name))
             except PoolSick:
                 sick.append(pool.name)
                 continue
@@ -198,8 +205,7 @@ class Ladder:
                 room = await self._queue(places, rungs, key, size, deadline)
         except BaseException:
             if room is not None:  # cancelled while the other places were given up
-                with suppress(PoolSick):
-                    await uninterrupted(room.pool.abandon(room.fill))
+                await uninterrupted(room.pool.abandon(room.fill))
             raise
         return room
 
@@ -210,7 +216,7 @@ class Ladder:
         pause = POLL_S[0]
         while True:
             await places.keep(deadline() - clock())
-            room = await self._try(rungs, key, size, places.numbers)
+            room = await self._try(rungs, key, size, places.by_pool)
             if room is not None:
                 places.taken(room.pool)
                 return room
@@ -225,32 +231,31 @@ class _Places:
     """Our places in the queues of several pools; given up at the end of the context."""
 
     def __init__(self, pools: Sequence[Pool], size: int) -> None:
-        self.numbers: dict[str, int] = {}
+        self.by_pool: dict[str, str] = {}
         self._pools = pools
         self._size = size
         self._until = float("-inf")
 
     async def keep(self, seconds: float) -> None:
-        """Places that are ours for that long. One whose time was shorter is given up for another at the end."""
+        """Places that are ours for that long. One whose time is shorter is given up for another, at the end."""
         clock = asyncio.get_running_loop().time
-        if clock() + seconds <= self._until + 0.001:
+        if clock() + seconds <= self._until + CLOCKS_DIFFER_S:
             return
         await self._leave()
         self._until = clock() + seconds
         for pool in self._pools:
             with suppress(PoolSick):
-                self.numbers[pool.name] = await pool.join_queue(self._size, seconds)
+                self.by_pool[pool.name] = await pool.join_queue(self._size, seconds + PLACE_S)
 
     def taken(self, pool: Pool) -> None:
         """This pool's place was used up."""
-        self.numbers.pop(pool.name, None)
+        self.by_pool.pop(pool.name, None)
 
     async def _leave(self) -> None:
         for pool in self._pools:
-            number = self.numbers.pop(pool.name, None)
-            if number is not None:
-                with suppress(PoolSick):  # our places there end with our lease
-                    await pool.leave_queue(number)
+            place = self.by_pool.pop(pool.name, None)
+            if place is not None:
+                await pool.leave_queue(place)
 
     async def __aenter__(self) -> Self:
         return self
