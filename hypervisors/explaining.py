@@ -30,7 +30,7 @@ class How(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One half of a negotiation. `chosen` is None where nothing fits; `via` is native or bridge."""
+    """One half of a negotiation. `chosen` is None where nothing fits; `via` is native, bridge or cache."""
 
     store: str
     ref: str
@@ -111,9 +111,7 @@ def _how(handler: HypervisorHandler, operation: Operation, source: ImageSpec, ta
 
 def _reading(ctx: Context, data: DataTO, accepts: Accepts) -> tuple[Side, StorageError | None]:
     store = ctx.resolver.store(data.store)
-    offered = store.offers()
-    negotiation = negotiate(store.id, offered, accepts.kinds, ranges=Kind.RANGE_READER in offered)
-    return _side(store, ref_of(data), accepts, negotiation)
+    return _side(store, ref_of(data), accepts, ctx.resolver.negotiate(store, None, accepts.kinds))
 
 
 def _writing(ctx: Context, data: DataTO, fills: Accepts) -> tuple[Side, StorageError | None]:

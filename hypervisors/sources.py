@@ -15,7 +15,6 @@ from hypervisors.narrowing import as_reader, as_stream
 from hypervisors.records import Records
 from stores.contract import DataStore, Kind, MiB, ObjectInfo, RangeReader
 from stores.errors import InvalidReference, StoreUnsupported
-from stores.resolver import negotiate
 from stores.to import ImageFormat
 from stores.transfer.compression import Expander, sniff_compression
 from stores.transfer.digests import Checksum
@@ -103,7 +102,7 @@ async def opened(
         if checksum is not None:
             # What a tool fetches by itself would have to be fetched once more for the checksum.
             accepted = tuple(kind for kind in accepted if kind is not Kind.HTTP_URL)
-        if checksum is not None and _read_by_a_tool(store, info, accepted):
+        if checksum is not None and ctx.resolver.negotiate(store, info, accepted).chosen is Kind.NBD_EXPORT:
             reader = follower = DigestingReader(reader, checksum.algorithm, ctx.engine)
         store = InspectedStore(store, reader)
     async with ctx.resolver.open(store, info, accepted) as presentation:
@@ -123,10 +122,6 @@ async def with_parents(ctx: Context, examined: Examined) -> AsyncIterator[Source
             parents.append(Source(presentation, ImageSpec(above.format if above is not None else parent.format)))
         top = await stack.enter_async_context(ctx.resolver.open(examined.store, examined.info, (Kind.LOCAL_PATH,)))
         yield Source(top, examined.spec, tuple(parents))
-
-
-def _read_by_a_tool(store: DataStore, info: ObjectInfo, accepted: tuple[Kind, ...]) -> bool:
-    return negotiate(store.id, store.offers(info), accepted, ranges=True).chosen is Kind.NBD_EXPORT
 
 
 async def _examined_at_random(

@@ -118,3 +118,9 @@ class DeviceFault(StoreError):
     """A local disk or mount failed: EIO, EROFS, ESTALE and the like."""
 
     retry = Retry.OPERATOR
+
+
+class CacheFailure(StoreError):
+    """The cache could not make a copy, and the object's own store is not to blame: whoever can do without a copy does."""
+
+    retry = Retry.YES

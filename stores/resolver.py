@@ -10,12 +10,12 @@ import secrets
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from stores.contract import DataStore, Kind, ObjectInfo, PendingWrite, Presentation, RangeReader
-from stores.errors import InvalidReference, PolicyRefused, StoreUnsupported
-from stores.negotiation import Negotiation, Reason, Via, negotiate
+from stores.contract import DataStore, Kind, ObjectInfo, PendingWrite, Presentation, Progress, RangeReader
+from stores.errors import CacheFailure, InvalidReference, PolicyRefused, StoreUnsupported
+from stores.negotiation import CacheUse, Negotiation, Reason, Via, negotiate
 from stores.paths import check_ref
 from stores.secret import Secret
 from stores.settings import StoreSettings
@@ -24,7 +24,11 @@ from stores.transfer.engine import TransferEngine
 from stores.wrappers.reporting import ReportingStore, StoreObserver
 from stores.wrappers.retrying import RetryingStore
 
-__all__ = ["SUPPORTED", "Negotiation", "Reason", "Resolver", "Via", "negotiate"]
+if TYPE_CHECKING:  # what it stands on is only loaded where there is a cache
+    from stores.cache.cache import Cache
+    from stores.cache.proxy import CachingStore
+
+__all__ = ["SUPPORTED", "CacheUse", "Negotiation", "Reason", "Resolver", "Via", "negotiate"]
 
 DIRECTORY_POOLS = ("Filesystem", "SharedMountPoint")
 """Pool types that are a directory of the host, by their path."""
@@ -44,16 +48,24 @@ SUPPORTED = (
 class Resolver:
     """Stores by what commands say of them. One per process.
 
-    `observer` is told of every call to every store.
+    `observer` is told of every call to every store. `cache` makes files of objects; closing it, before the resolver, is up to
+    whoever made it.
     """
 
     def __init__(
-        self, settings: StoreSettings, engine: TransferEngine, *, observer: StoreObserver | None = None
+        self,
+        settings: StoreSettings,
+        engine: TransferEngine,
+        *,
+        observer: StoreObserver | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self._settings = settings
         self._engine = engine
         self._observer = observer
+        self._cache = cache
         self._stores: dict[Hashable, DataStore] = {}
+        self._preferring: set[str] = set()  # ids of stores whose objects are worth caching
 
     def store(self, to: DataStoreTO) -> DataStore:
         """The store that `to` means: the same object for the same place and credentials, another one when any of these
@@ -63,23 +75,56 @@ class Resolver:
         if identity not in self._stores:
             store = self._make(to)
             self._stores[identity] = ReportingStore(store, self._observer) if self._observer else store
+            if to.storeType in self._settings.cache.prefer:
+                self._preferring.add(store.id)
         return self._stores[identity]
 
     async def stat(self, to: DataStoreTO, ref: str) -> ObjectInfo:
         return await self.store(to).stat(ref)
 
+    def negotiate(
+        self, store: DataStore, info: ObjectInfo | None, kinds: Sequence[Kind], *, cache: CacheUse | None = None
+    ) -> Negotiation:
+        """How `open` would present the object; with None, an object of that store in general. Contacts nothing."""
+        offered = store.offers(info)
+        ranges = Kind.RANGE_READER in offered if info is None else info.ranges
+        return negotiate(store.id, offered, kinds, ranges=ranges, cache=self._use(store, cache))
+
     @asynccontextmanager
-    async def open(self, store: DataStore, info: ObjectInfo, kinds: Sequence[Kind]) -> AsyncIterator[Presentation]:
-        """The object in the first form that fits, until the context ends. `RequirementNotMet` before any byte moves."""
-        outcome = negotiate(store.id, store.offers(info), kinds, ranges=info.ranges)
+    async def open(
+        self,
+        store: DataStore,
+        info: ObjectInfo,
+        kinds: Sequence[Kind],
+        *,
+        cache: CacheUse | None = None,
+        wait_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> AsyncIterator[Presentation]:
+        """The object in the first form that fits, until the context ends. `RequirementNotMet` before any byte moves.
+
+        `info` is what a fresh `stat` said. `cache`: what it is for, where the configuration should not decide. `wait_s`: how
+        long to wait for room in the cache at most; then `CacheExhausted` (`stores.cache.ladder`), unless the store itself has
+        another form that fits. `progress` is told of what has to be fetched into the cache.
+        """
+        use = self._use(store, cache)
+        outcome = self.negotiate(store, info, kinds, cache=use)
         if outcome.chosen is None:
             raise outcome.refusal()
-        if outcome.via is Via.NATIVE:
-            async with store.present(info, outcome.chosen) as presentation:
-                yield presentation
-        else:
-            async with store.present(info, Kind.RANGE_READER) as reader, self._bridge(reader) as export:
-                yield export
+        async with AsyncExitStack() as stack:
+            if outcome.via is Via.CACHE:
+                cached = self._cached(store, use, wait_s, progress)
+                try:
+                    presentation = await stack.enter_async_context(self._made(cached, info, outcome.chosen))
+                except CacheFailure as error:
+                    without = negotiate(store.id, outcome.offered, kinds, ranges=info.ranges)
+                    if without.chosen is None:
+                        raise
+                    cached.bypassed(info, error)
+                    presentation = await stack.enter_async_context(self._made(store, info, without.chosen))
+            else:
+                presentation = await stack.enter_async_context(self._made(store, info, outcome.chosen))
+            yield presentation
 
     def create(
         self,
@@ -104,6 +149,34 @@ class Resolver:
             while self._stores:
                 _, store = self._stores.popitem()
                 stack.push_async_callback(store.aclose)
+
+    def _use(self, store: DataStore, asked: CacheUse | None) -> CacheUse | None:
+        """What the cache is for with this store: None where there is no cache."""
+        if self._cache is None:
+            return None
+        return asked or (CacheUse.PREFERRED if store.id in self._preferring else CacheUse.NEEDED)
+
+    def _cached(
+        self, store: DataStore, use: CacheUse | None, wait_s: float | None, progress: Progress | None
+    ) -> CachingStore:
+        from stores.cache.proxy import CachingStore
+
+        assert self._cache is not None
+        assert use is not None
+        settings = self._settings.cache
+        if wait_s is None:
+            wait_s = settings.preferred_wait_s if use is CacheUse.PREFERRED else settings.wait_s
+        return CachingStore(store, self._cache, use=use, wait_s=wait_s, progress=progress)
+
+    @asynccontextmanager
+    async def _made(self, store: DataStore, info: ObjectInfo, kind: Kind) -> AsyncIterator[Presentation]:
+        """What the store offers, or by the bridge what can be made of its ranges."""
+        if kind in store.offers(info):
+            async with store.present(info, kind) as presentation:
+                yield presentation
+        else:
+            async with store.present(info, Kind.RANGE_READER) as reader, self._bridge(reader) as export:
+                yield export
 
     def _bridge(self, reader: Presentation) -> AbstractAsyncContextManager[Presentation]:
         from stores.bridge import serve

@@ -39,6 +39,25 @@ class UrlSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSettings:
+    """How the cache is used, where there is one."""
+
+    prefer: frozenset[str] = frozenset()
+    """Store types (`storeType` of a `DataStoreTO`, such as `s3`) whose objects are read through the cache even where they
+    could be read without: worth it where the same templates are deployed again and again."""
+
+    wait_s: float = 60.0
+    """How long to wait for room for what only the cache can give, when whoever asks does not say."""
+
+    preferred_wait_s: float = 5.0
+    """The same where the cache is only preferred: then the store itself is read."""
+
+    def __post_init__(self) -> None:
+        if self.wait_s < 0 or self.preferred_wait_s < 0:
+            raise ValueError("wait_s and preferred_wait_s must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
     """Settings of all stores."""
 
@@ -58,6 +77,7 @@ class StoreSettings:
     """Permissions of files that are written into directories."""
 
     urls: UrlSettings = UrlSettings()
+    cache: CacheSettings = CacheSettings()
 
     ca_file: Path | None = None
     """PEM bundle of authorities to trust besides those of the system."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 
-from stores.cache.ledger import Facts
+from stores.cache.ledger import Facts, file_of
 from stores.contract import KiB
 from stores.errors import IntegrityError, TooLarge
 
@@ -14,11 +14,6 @@ LAYOUT = 1
 
 DESCRIPTION_LIMIT = 4 * KiB
 """Bytes: one block, as the charge of an entry has it (`stores.cache.ledger.METADATA`)."""
-
-
-def file_of(key: str, fill: str) -> str:
-    """The name of an entry's file: of what it is, and of the fill that made it."""
-    return f"{key.partition('.')[0]}.{fill}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

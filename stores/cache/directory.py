@@ -32,6 +32,9 @@ OBJECTS = "objects"
 QUARANTINE = "quarantine"
 OWNERS = "owners"
 BUCKETS = tuple(f"{OBJECTS}/{number:02x}" for number in range(256))
+LEDGER = "ledger.sqlite"
+"""Name of an embedded ledger's file."""
+
 FOLDERS = (OWNERS, FILL, OBJECTS, *BUCKETS, QUARANTINE)
 
 _LAYOUT_FILE = "layout.json"
@@ -63,7 +66,7 @@ class PoolDirectory:
         self.file_mode = file_mode
         self._name = name
         self._root = -1
-        self._alive = -1
+        self._alive: list[int] = []
 
     def open(self) -> bool:
         """Opens the directory, and makes it where it is missing. Whether it is a pool already.
@@ -99,22 +102,25 @@ class PoolDirectory:
 
     def close(self) -> None:
         """Idempotent."""
-        descriptors = (self._alive, self._root)
-        self._alive = self._root = -1
+        descriptors = (*self._alive, self._root)
+        self._alive, self._root = [], -1
         for descriptor in descriptors:
             if descriptor >= 0:
                 os.close(descriptor)
 
     # ------------------------------------------------------------------------------------------------- who is alive
 
-    def live(self, owner: str, before: PoolDirectory | None = None) -> None:
-        """Shows to the other processes of this host that `owner` lives, until `close` or death. `before` showed it so far."""
-        if before is not None and before._alive >= 0:
-            self._alive, before._alive = before._alive, -1
-            return
+    def live(self, owner: str) -> None:
+        """Shows to the other processes of this host that `owner` lives: until `close`, `inherit` or death. Owners before it
+        seem to live as long, since threads of theirs may still write."""
         with self.touching(), self.folder(OWNERS) as owners:
-            self._alive = os.open(checked(owner), _MAKE, 0o600, dir_fd=owners)
-            fcntl.flock(self._alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = os.open(checked(owner), _MAKE, 0o600, dir_fd=owners)
+            self._alive.append(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def inherit(self, before: PoolDirectory) -> None:
+        """Takes over what `live` shows through another opening of the same pool."""
+        self._alive, before._alive = before._alive, []
 
     def lives(self, owner: str) -> bool:
         """Whether a process of this host still has the lock of `owner`."""

@@ -8,14 +8,14 @@ whoever else works on the pool. Durable steps come in an order in which every pr
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stores.cache.description import DESCRIPTION_LIMIT, Description, file_of
+from stores.cache.description import DESCRIPTION_LIMIT, Description
 from stores.cache.directory import FILL, OBJECTS, QUARANTINE, PoolDirectory, checked
-from stores.cache.ledger import Entry, Facts, LeaseLost
+from stores.cache.ledger import Entry, Facts, LeaseLost, file_of
 from stores.errors import IntegrityError, NotFound
 
 
@@ -97,22 +97,25 @@ class Entries:
         return made.facts(status.st_ino, status.st_mtime_ns)
 
     def discard(self, key: str | None, fill: str) -> None:
-        """Removes everything of a fill that did not become an entry. Idempotent."""
+        """Removes everything of a fill that did not become an entry. Idempotent.
+
+        The unfinished file goes first: whoever is about to publish it then cannot any more.
+        """
         with self._directory.touching(fill):
+            self._directory.remove(FILL, f"{fill}.part", f"{fill}.json")
             if key is not None:
                 file = file_of(key, fill)
                 self._directory.remove(folder_of(file), file, f"{file}.json")
-            self._directory.remove(FILL, f"{fill}.json", f"{fill}.part")
 
     # ---------------------------------------------------------------------------------------------------- entries
 
     def path_of(self, entry: Entry) -> Path:
-        file = checked(file_of(entry.key, entry.fill))
+        file = checked(entry.file)
         return self._directory.path / folder_of(file) / file
 
     def prove(self, entry: Entry) -> str | None:
         """Why the file is not the one that was published, as far as a look at its status tells; None: it is."""
-        file = file_of(entry.key, entry.fill)
+        file = entry.file
         try:
             with self._directory.touching(file), self._directory.opened(folder_of(file), file) as (_, status):
                 pass
@@ -140,23 +143,28 @@ class Entries:
         except (NotFound, IntegrityError):
             return None
 
-    @contextmanager
-    def reading(self, entry: Entry) -> Iterator[int]:
-        """A descriptor of an entry's file, past the page cache where the file system can: a scrub must not push out what
-        the host works with."""
-        file = file_of(entry.key, entry.fill)
+    def read_past_cache(self, entry: Entry, offset: int, length: int, put: Callable[[memoryview], None]) -> int:
+        """Gives up to `length` bytes from `offset` to `put`, and returns how many there were. A multiple of 4 KiB both.
+
+        Past the page cache where the file system can: it sees what is on the disk, and pushes nothing out that is in use.
+        """
         with (
-            self._directory.touching(file),
-            self._directory.opened(folder_of(file), file, direct=True) as (descriptor, _),
+            self._directory.touching(entry.file),
+            self._directory.opened(folder_of(entry.file), entry.file, direct=True) as (descriptor, _),
+            mmap.mmap(-1, length) as aligned,
+            memoryview(aligned) as view,
         ):
-            yield descriptor
+            count = os.preadv(descriptor, [view], offset)
+            with view[:count] as part:
+                put(part)
+            return count
 
     def remove(self, entries: Sequence[Entry]) -> None:
         """Removes files and descriptions, in quarantine or not: durable when this returns. Idempotent."""
         changed = set()
         with self._directory.touching():
             for entry in entries:
-                file = file_of(entry.key, entry.fill)
+                file = entry.file
                 for folder in (folder_of(file), QUARANTINE):
                     self._directory.remove(folder, file, f"{file}.json")
                     changed.add(folder)
@@ -165,7 +173,7 @@ class Entries:
 
     def set_aside(self, entry: Entry) -> None:
         """Moves what did not prove itself to the quarantine. Idempotent."""
-        file = file_of(entry.key, entry.fill)
+        file = entry.file
         with self._directory.touching(file):
             for name in (file, f"{file}.json"):
                 try:

@@ -24,7 +24,7 @@ from stores.cache.ledger import Statistics, charge_of, statistics
 from stores.cache.policy import PoolState, Refuse
 from stores.cache.pool import Fill, Pool
 from stores.contract import MiB
-from stores.errors import Retry, StoreError, TooLarge
+from stores.errors import CacheFailure, Retry, TooLarge
 from stores.uninterrupted import uninterrupted
 
 STEP = 4 * MiB
@@ -40,21 +40,19 @@ CLOCKS_DIFFER_S = 0.01
 """A place is not given up for less."""
 
 
-class CacheExhausted(StoreError):
+class CacheExhausted(CacheFailure):
     """No pool had room until the deadline. Details carry bytes: `needed`, and for each of the `pools` `limit`, `used`,
     `reserved`, `pinned`, `dirty`, and who has held any of it for the longest."""
 
-    retry = Retry.YES
 
-
-class LargerThanCache(TooLarge):
+class LargerThanCache(CacheFailure, TooLarge):
     """The object is larger than every pool: waiting will not help."""
 
+    retry = Retry.NO
 
-class CacheUnavailable(StoreError):
-    """Every pool that could take the object is sick."""
 
-    retry = Retry.YES
+class CacheUnavailable(CacheFailure):
+    """Every pool that could take the object is sick, or was lost while it arrived."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ of objects used once passes through and never touches what is in daily use.
 What is learned from is the comparison with LRU itself (the idea of a shadow directory, as in the set duelling of Qureshi et
 al., ISCA 2007). Turns count uses; `Comparison.horizon` is the turn back to which LRU would have kept everything, ghosts
 included. A hit beyond the horizon is a gain over LRU and raises the bias; a miss on a ghost within it is a loss and lowers it.
-An object used before that neither would have kept suggests a little more bias, but only while gains pay for losses (`credit`).
-So on work that favours pure recency the cache is LRU, give or take one part in a thousand, and elsewhere it leaves LRU behind.
+An object used before that neither would have kept suggests a little more bias, but only while gains pay for losses (`credit`,
+which is forgiven when a pool is opened). So on work that favours pure recency the cache is LRU, give or take one part in a
+thousand, and elsewhere it leaves LRU behind.
 
 Chosen with benchmarks/cache_policy.py, on traces with scans, drift, phases, loops, strong recency and boot storms: S3-FIFO,
 SIEVE, 2Q and ARC all win on scans, and each loses to LRU by 2 to 50 % on drifting or strongly recent ones; this one on none.
@@ -27,9 +28,8 @@ from typing import TypeAlias
 
 MAX_BIAS = 10.0
 STEP = 30.0  # how fast the bias moves: per pool limit of bytes that were gained or lost
-SUGGESTION = 0.3  # the same for an object that only comes back after both would have dropped it
+SUGGESTION = 1.0  # the same for an object that only comes back after both would have dropped it
 MAX_CREDIT = 1.0  # pool limits of bytes by which gains of long ago may pay for losses now
-FORGIVEN = 0.0005  # share of the bytes missed that may be lost to LRU for finding out whether it still is the best
 
 
 class Queue(StrEnum):
@@ -247,19 +247,23 @@ def hit(seen: Comparison, *, turn: int, charge: int, limit: int) -> Comparison:
 def missed(seen: Comparison, ghost: Ghost | None, *, charge: int, limit: int) -> tuple[Queue, Comparison]:
     """An object of `charge` came in, last seen as `ghost`: its queue, and what was learned. It counts as recent after this."""
     share = charge / limit
-    forgiven = seen.credit if seen.credit >= 0 else min(0.0, seen.credit + FORGIVEN * share)
     if ghost is None:
-        return Queue.SMALL, replace(seen, recent=seen.recent + charge, credit=forgiven)
+        return Queue.SMALL, replace(seen, recent=seen.recent + charge)
     if ghost.turn > seen.horizon:
         loss = ghost.charge / limit
         return Queue.MAIN, replace(
             seen,
             recent=seen.recent - ghost.charge + charge,
             bias=_within(seen.bias - STEP * loss),
-            credit=forgiven - loss,
+            credit=seen.credit - loss,
         )
-    suggested = SUGGESTION * share if ghost.queue is Queue.MAIN and forgiven >= 0 else 0.0
-    return Queue.MAIN, replace(seen, recent=seen.recent + charge, bias=_within(seen.bias + suggested), credit=forgiven)
+    suggested = SUGGESTION * share if ghost.queue is Queue.MAIN and seen.credit >= 0 else 0.0
+    return Queue.MAIN, replace(seen, recent=seen.recent + charge, bias=_within(seen.bias + suggested))
+
+
+def forgiven(seen: Comparison) -> Comparison:
+    """What was lost to LRU in former times says little about now: once in a while, look again whether a bias pays."""
+    return seen if seen.credit >= 0 else replace(seen, credit=0.0)
 
 
 def beyond(seen: Comparison, *, turn: int, charge: int) -> Comparison:

@@ -20,20 +20,14 @@ from stores.cache.arriving import CacheReader, CacheStream
 from stores.cache.cache import Cache, Outcome
 from stores.cache.filling import Copy, Landed
 from stores.cache.flights import Flight
-from stores.cache.health import PoolSick
-from stores.cache.ladder import CacheExhausted, CacheUnavailable, LargerThanCache
-from stores.cache.ledger import LeaseLost
 from stores.contract import DataStore, Kind, LocalPath, ObjectInfo, Presentation, Progress
-from stores.errors import StoreError
+from stores.errors import CacheFailure, StoreError
 from stores.negotiation import CacheUse
 from stores.paths import check_ref
 from stores.streams import presented
 from stores.wrappers.base import WrapperStore
 
 log = structlog.get_logger(__name__)
-
-CACHE_FAILURES = (CacheExhausted, CacheUnavailable, LargerThanCache, PoolSick, LeaseLost)
-"""What the cache fails with, as against the store: then whoever can do without it does."""
 
 _OF_BYTES = frozenset({Kind.RANGE_READER, Kind.BYTE_STREAM})
 
@@ -76,10 +70,10 @@ class CachingStore(WrapperStore):
             if from_cache and (not native or self._use is CacheUse.PREFERRED):
                 try:
                     presentation = await self._cached(stack, info, kind)
-                except CACHE_FAILURES as error:
+                except CacheFailure as error:
                     if not native:
                         raise
-                    self._bypassed(info, error)
+                    self.bypassed(info, error)
             if presentation is None:
                 presentation = await stack.enter_async_context(self.inner.present(info, kind))
             yield presentation
@@ -105,9 +99,10 @@ class CachingStore(WrapperStore):
             flight,
             info,
             direct=partial(self.inner.present, info, Kind.RANGE_READER) if ranges else None,
-            bypassed=partial(self._bypassed, info),
+            bypassed=partial(self.bypassed, info),
         )
 
-    def _bypassed(self, info: ObjectInfo, error: StoreError) -> None:
-        log.warning("cache_bypassed", store=self.id, ref=info.ref, why=error.message)
+    def bypassed(self, info: ObjectInfo, error: StoreError) -> None:
+        """Say that the store itself is read instead, and why."""
+        log.warning("cache.bypassed", store=self.id, ref=info.ref, why=error.message)
         self._cache.observer.requested(self.id, Outcome.BYPASS)

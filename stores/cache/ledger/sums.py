@@ -49,10 +49,13 @@ LAST_PLACE = 2**62
 
 def open_pool(tx: Transaction, pool: str, limit: int) -> None:
     """Make the pool known, or give it a new limit. A limit below what is used only keeps new bytes out until enough went."""
-    known = tx.connection.execute(update(pools).where(pools.c.id == pool).values(limit_bytes=limit)).rowcount
-    if not known:
-        row = dict.fromkeys(_COUNTERS, 0) | asdict(Comparison())
-        tx.connection.execute(insert(pools).values(row | {"id": pool, "limit_bytes": limit}))
+    row = tx.connection.execute(_POOL, {"pool": pool}).one_or_none()
+    if row is None:
+        first = dict.fromkeys(_COUNTERS, 0) | asdict(Comparison())
+        tx.connection.execute(insert(pools).values(first | {"id": pool, "limit_bytes": limit}))
+        return
+    tx.connection.execute(update(pools).where(pools.c.id == pool).values(limit_bytes=limit))
+    learn(tx, row, policy.forgiven(comparison(row)))
 
 
 def pool_row(tx: Transaction, pool: str) -> Row[Any]:
