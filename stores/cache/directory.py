@@ -37,7 +37,7 @@ LEDGER = "ledger.sqlite"
 
 FOLDERS = (OWNERS, FILL, OBJECTS, *BUCKETS, QUARANTINE)
 
-_LAYOUT_FILE = "layout.json"
+LAYOUT_FILE = "layout.json"
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,200}")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -80,7 +80,7 @@ class PoolDirectory:
             self._root = os.open(self.path, _FOLDER)
             self._check_owner(os.fstat(self._root))
             try:
-                descriptor = os.open(_LAYOUT_FILE, _READ, dir_fd=self._root)
+                descriptor = os.open(LAYOUT_FILE, _READ, dir_fd=self._root)
             except FileNotFoundError:
                 return False
             with os.fdopen(descriptor, "rb") as file:
@@ -95,9 +95,9 @@ class PoolDirectory:
                     os.mkdir(folder, directory_mode(self.file_mode), dir_fd=self._root)
             with self.folder(OBJECTS) as objects:
                 os.fsync(objects)
-            temporary = f"{_LAYOUT_FILE}.{os.getpid()}"
+            temporary = f"{LAYOUT_FILE}.{os.getpid()}"
             self.write_new(temporary, json.dumps({"layout": LAYOUT, "pool": self._name}).encode(), self._root)
-            os.rename(temporary, _LAYOUT_FILE, src_dir_fd=self._root, dst_dir_fd=self._root)
+            os.rename(temporary, LAYOUT_FILE, src_dir_fd=self._root, dst_dir_fd=self._root)
             os.fsync(self._root)
 
     def close(self) -> None:
