@@ -73,6 +73,7 @@ class Entries:
                             seen=status.st_size,
                         )
                     os.fsync(descriptor)
+                    status = os.fstat(descriptor)  # some file systems set the time of change when they write
                 with pool.folder(FILL) as folder:
                     pool.write_new(description, made.encode(), folder)
                 pool.move(FILL, description, folder_of(made.file), f"{made.file}.json")
