@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,14 +52,14 @@ class Postgres:
         return done.stdout.decode().strip()
 
 
-def _as_user(argv: list[str | Path]) -> list[str]:
+def _as_user(argv: Sequence[str | Path]) -> list[str]:
     """PostgreSQL refuses to run as root."""
     plain = [str(part) for part in argv]
     return ["runuser", "-u", USER, "--", *plain] if os.geteuid() == 0 else plain
 
 
 def _ready(directory: Path, port: int) -> bool:
-    asked = [BIN / "pg_isready", "-q", "-h", str(directory), "-p", str(port)]
+    asked: list[str | Path] = [BIN / "pg_isready", "-q", "-h", directory, "-p", str(port)]
     return subprocess.run(asked, check=False, timeout=WAIT_S).returncode == 0
 
 
@@ -75,7 +75,7 @@ def postgres() -> Iterator[Postgres]:
             user = pwd.getpwnam(USER)
             for path in (directory, secret):
                 os.chown(path, user.pw_uid, user.pw_gid)
-        initdb = [BIN / "initdb", "-D", data, "-U", USER, "--no-sync", "-E", "UTF8", "--locale=C"]
+        initdb: list[str | Path] = [BIN / "initdb", "-D", data, "-U", USER, "--no-sync", "-E", "UTF8", "--locale=C"]
         access = ["--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={secret}"]
         subprocess.run(_as_user([*initdb, *access]), check=True, capture_output=True, timeout=WAIT_S)
         with (data / "postgresql.conf").open("a") as settings:
@@ -92,7 +92,7 @@ def postgres() -> Iterator[Postgres]:
             wait_for(lambda: _ready(directory, port), server, log)
             yield Postgres(port, directory)
         finally:
-            stop = [BIN / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop"]
+            stop: list[str | Path] = [BIN / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop"]
             subprocess.run(_as_user(stop), check=True, capture_output=True, timeout=WAIT_S)
             server.wait(WAIT_S)
     finally:
