@@ -14,7 +14,7 @@ which is forgiven when a pool is opened). So on work that favours pure recency t
 thousand, and elsewhere it leaves LRU behind.
 
 Chosen with benchmarks/cache_policy.py, on traces with scans, drift, phases, loops, strong recency and boot storms: S3-FIFO,
-SIEVE, 2Q and ARC all win on scans, and each loses to LRU by 2 to 50 % on drifting or strongly recent ones; this one on none.
+SIEVE, 2Q and ARC all win on scans, and each loses to LRU by 2 to 60 % on drifting or strongly recent ones; this one on none.
 
 Charges are bytes on disk, metadata and rounding included.
 """
