@@ -12,14 +12,13 @@ from stores.backends.filesystem import FilesystemStore
 from stores.contract import GiB, KiB, Kind
 from stores.errors import AlreadyExists, IntegrityError
 from stores.transfer.engine import TransferEngine
-from tests.contract.store_contract import TOKEN, StoreContract, content
+from tests.contract.store_contract import TOKEN, Hooks, StoreContract, content
 from tests.doubles.mounts import mounted_tmpfs
 
 
-class OverDirectory(StoreContract):
+class DirectoryHooks(Hooks):
     """Hooks into a directory."""
 
-    sparse_size = 64 * GiB + 17
     root: Path
     puts = 0
 
@@ -44,6 +43,10 @@ class OverDirectory(StoreContract):
 
     async def everything_left(self) -> set[str]:
         return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if not path.is_dir()}
+
+
+class OverDirectory(DirectoryHooks, StoreContract):
+    sparse_size = 64 * GiB + 17
 
     @pytest.fixture
     async def engine(self) -> AsyncIterator[TransferEngine]:

@@ -13,12 +13,12 @@ from stores.wrappers.base import WrapperStore
 from stores.wrappers.reporting import ReportingStore
 from stores.wrappers.retrying import RetryingStore
 from stores.wrappers.verified import Expected, VerifiedStore
-from tests.contract.store_contract import StoreContract
+from tests.contract.store_contract import Hooks, StoreContract
 from tests.doubles.counting import Counting
 
 
-class OverMemory(StoreContract):
-    """Hooks into a `MemoryStore`'s objects."""
+class MemoryHooks(Hooks):
+    """Into a `MemoryStore`'s objects."""
 
     sparse_size = 64 * GiB + 17
     memory: MemoryStore
@@ -47,6 +47,10 @@ class OverMemory(StoreContract):
     async def everything_left(self) -> set[str]:
         assert not self.memory._pending
         return set(self.memory._objects)
+
+
+class OverMemory(MemoryHooks, StoreContract):
+    pass
 
 
 class TestMemoryStore(OverMemory):
