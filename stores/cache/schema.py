@@ -116,7 +116,7 @@ pins = Table(
     Column("reason", String, nullable=False),
     Column("since", Float, nullable=False),  # wall clock
 )
-Index("pins_by_entry", pins.c.entry)
+Index("pins_by_entry", pins.c.entry, pins.c.since)
 Index("pins_by_owner", pins.c.pool, pins.c.owner)
 Index("pins_by_age", pins.c.pool, pins.c.since)
 

@@ -13,10 +13,7 @@ from stores.cache.ledger import Abandoned, Follow, Hit, LeaseLost, Leaving, Miss
 from stores.cache.policy import Evict, Grant, Hold, Limits, Queue, Refuse, Wait
 from stores.cache.schema import EntryState, pools
 from stores.errors import AlreadyExists, NotFound
-from tests.ledgers import LEASE_S, POOL, SIZE, UNIT, Book, book, ledger_database, memory
-
-__all__ = ["book", "ledger_database", "memory"]
-
+from tests.ledgers import LEASE_S, POOL, SIZE, UNIT, Book
 
 # ---------------------------------------------------------------------------------------------------------- room
 
@@ -146,13 +143,17 @@ async def test_a_reservation_is_given_back_once(book: Book) -> None:
     assert (await book.sums()).reserved == 0
 
 
-async def test_two_do_not_fill_one_key(book: Book) -> None:
+@pytest.mark.parametrize("published", [False, True])
+async def test_two_do_not_fill_one_key(book: Book, published: bool) -> None:
     await book.request("x", "a")
+    if published:
+        await book.publish("x", "a")
     with pytest.raises(AlreadyExists):
         await book.do(
             lambda tx: ledger.request(tx, POOL, UNIT, reservation="r2", owner="a", key="x", waiter="w2", wait_s=1)
         )
-    assert (await book.sums()).reserved == UNIT
+    sums = await book.sums()
+    assert sums.used + sums.reserved == UNIT
 
 
 # ------------------------------------------------------------------------------------------------- who has what
@@ -485,7 +486,7 @@ async def test_entries_are_listed_by_pages_with_what_holds_them(book: Book) -> N
     await book.request("3", "a")
     await book.publish("3", "a")
     first = await book.do(lambda tx: ledger.list_entries(tx, POOL, limit=3))
-    rest = await book.do(lambda tx: ledger.list_entries(tx, POOL, limit=3, after=first[-1].entry.id))
+    rest = await book.do(lambda tx: ledger.list_entries(tx, POOL, limit=3, after=first[-1].entry.key))
     assert [(each.entry.key, each.hold) for each in first + rest] == [
         ("0", None),
         ("1", None),

@@ -28,7 +28,7 @@ from stores.cache.ledger.rows import (
 )
 from stores.cache.ledger.sums import account, comparison, forget, learn, pool_row, take_turn
 from stores.cache.policy import Queue
-from stores.cache.schema import EntryState, entries, pins, reservations
+from stores.cache.schema import EntryState, entries, owners, pins, reservations
 from stores.errors import NotFound, StoreError
 
 _FILLING = select(reservations).where(reservations.c.pool == bindparam("pool"), reservations.c.key == bindparam("key"))
@@ -40,6 +40,7 @@ _CHANGE = (
     .values({name: bindparam(f"to_{name}") for name in ("key", "state", "queue", "turn", "hits", "pins", "used_at")})
     .returning(entries)
 )
+_POOL_OF = select(owners.c.pool).where(owners.c.id == bindparam("owner"))
 _INSERT = insert(entries).returning(entries)
 _PIN = text(
     "INSERT INTO pins (pool, id, entry, owner, reason, since) VALUES (:pool, :id, :entry, :owner, :reason, :since)"
@@ -190,12 +191,11 @@ def publish(
 
 def _published_before(tx: Transaction, reservation: str, facts: Facts, *, owner: str, pin: str, reason: str) -> Entry:
     """The outcome of a publication that was done without its caller hearing of it."""
-    rows = tx.connection.execute(select(entries.c.pool, entries.c.id).where(entries.c.key == facts.key))
-    for row in rows.all():
-        found = existing(tx, row.pool, row.id)
-        if found.file == file_of(facts.key, reservation) and found.state is not EntryState.EVICTING:
-            require_lease(tx, found.pool, owner)
-            return _keep(tx, found, pin=pin, owner=owner, reason=reason)
+    pool = tx.connection.execute(_POOL_OF, {"owner": owner}).scalar_one_or_none()
+    found = None if pool is None else entry(tx, pool, facts.key)
+    if found is not None and found.file == file_of(facts.key, reservation) and found.state is not EntryState.EVICTING:
+        require_lease(tx, found.pool, owner)
+        return _keep(tx, found, pin=pin, owner=owner, reason=reason)
     raise LeaseLost(f"the reservation for {facts.ref} was given back", ref=facts.ref, reservation=reservation)
 
 

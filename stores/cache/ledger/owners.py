@@ -46,8 +46,9 @@ def renew(tx: Transaction, pool: str, owner: str, lease_s: float) -> None:
 
 
 def retire(tx: Transaction, pool: str, owner: str) -> None:
-    """An orderly end: as if the lease had run out now. Idempotent."""
-    tx.connection.execute(update(owners).where(owners.c.id == owner, owners.c.pool == pool).values(expires=0.0))
+    """The owner has ended, or is known to be dead: its lease has run out now. Idempotent."""
+    alive = and_(owners.c.id == owner, owners.c.pool == pool, owners.c.expires > tx.now)
+    tx.connection.execute(update(owners).where(alive).values(expires=tx.now))
 
 
 def reap(tx: Transaction, pool: str, *, owner: str, grace_s: float = 0.0) -> Abandoned:

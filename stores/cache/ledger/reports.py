@@ -78,13 +78,13 @@ def list_entries(
     tx: Transaction,
     pool: str,
     *,
-    after: int = 0,
+    after: str = "",
     limit: int = 100,
     state: EntryState | None = None,
     min_age_s: float = 0.0,
 ) -> tuple[Shown, ...]:
-    """A page of entries, in the order of their ids; the next page begins `after` the last id. Pins are not listed."""
-    query = select(entries).where(entries.c.pool == pool, entries.c.id > after).order_by(entries.c.id).limit(limit)
+    """A page of entries, in the order of their keys; the next page begins `after` the last key. Pins are not listed."""
+    query = select(entries).where(entries.c.pool == pool, entries.c.key > after).order_by(entries.c.key).limit(limit)
     if state is not None:
         query = query.where(entries.c.state == state)
     found = map(to_entry, tx.connection.execute(query))

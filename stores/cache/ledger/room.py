@@ -10,8 +10,7 @@ from sqlalchemy import Row, bindparam, delete, insert, select, update
 from stores.cache import policy
 from stores.cache.database import Transaction
 from stores.cache.ledger.eviction import mark_victims
-from stores.cache.ledger.rows import Entry, LeaseLost, require_lease, to_reservation
-from stores.cache.ledger.rows import Reservation as Reservation
+from stores.cache.ledger.rows import Entry, LeaseLost, Reservation, entry, require_lease, to_reservation
 from stores.cache.ledger.sums import LAST_PLACE, account, pool_state
 from stores.cache.policy import Decision, Evict, Grant, Wait
 from stores.cache.schema import reservations, waiters
@@ -66,12 +65,14 @@ def request(
     puts it there (for `wait_s` seconds), so that nobody takes the room while the caller removes files; then it asks again.
     `Wait` does not: see `wait_in_line`. `Grant` and `Refuse` take it out.
 
-    Raises `LeaseLost`; `AlreadyExists` when somebody else fills `key` since the caller looked: look again.
+    Raises `LeaseLost`; `AlreadyExists` when somebody has filled `key`, or does, since the caller looked: look again.
     """
     require_lease(tx, pool, owner)
     if (held := _find(tx, reservation)) is not None:
         _own(held, owner)
         return Answer(Grant())
+    if key is not None and (_filling(tx, pool, key) or entry(tx, pool, key)) is not None:
+        raise AlreadyExists(f"the cache pool {pool} has {key}, or somebody fills it: look again", pool=pool, key=key)
     place = tx.connection.execute(_PLACE, {"id": waiter}).scalar_one_or_none()
     state = pool_state(tx, pool, free_limit=free_limit, before=LAST_PLACE if place is None else place)
     decision = policy.decide(state, charge)
@@ -83,8 +84,6 @@ def request(
             wait_in_line(tx, pool, charge, waiter=waiter, owner=owner, wait_s=wait_s)
         return Answer(decision, chosen)
     if isinstance(decision, Grant):
-        if key is not None and (other := _filling(tx, pool, key)) is not None:
-            raise AlreadyExists(f"{key} is being filled by {other.owner}", pool=pool, key=key)
         row = {"id": reservation, "pool": pool, "owner": owner, "charge": charge, "key": key, "since": tx.wall}
         tx.connection.execute(_INSERT, row | {"arrived": 0, "parts": ""})
         account(tx, pool, reserved=charge)

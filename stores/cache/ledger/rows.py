@@ -15,8 +15,9 @@ from stores.errors import NotFound, Retry, StoreError
 
 BLOCK = 4 * KiB
 METADATA = 8 * KiB  # the entry's own description, its names in directories, its row
-MAPPED = 1024  # bytes of a file for each byte in which its file system keeps where they are: ext4 has 340 extents in a block
-# (fs/ext4/ext4_extents.h), so this suffices for pieces of 12 KiB on average
+# Bytes of a file for each byte in which its file system keeps where they are: ext4 has 340 extents in a block
+# (fs/ext4/ext4_extents.h), so this suffices for pieces of 12 KiB on average.
+MAPPED = 1024
 
 
 def charge_of(size: int) -> int:
