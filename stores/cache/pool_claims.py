@@ -23,6 +23,7 @@ from stores.cache.health import PoolSick
 from stores.cache.lease import Lease
 from stores.cache.ledger import Answer, Entry, Facts, LeaseLost, WrongState, charge_of
 from stores.cache.policy import Decision, Evict, Grant, Hold, PoolState, Refuse, Wait
+from stores.cache.schema import EntryState
 from stores.cache.settings import PoolSettings
 from stores.cache.sqlite import boot_clock
 from stores.errors import NotFound
@@ -321,17 +322,27 @@ class PoolClaims:
         if self._held.pop(held.pin, None) is not None:
             await self._give_back(lambda: self._unpin(held.pin))
 
+    async def unpin_id(self, pin: str) -> None:
+        """For who has pinned by the ledger alone. Idempotent."""
+        await self._give_back(lambda: self._unpin(pin))
+
     async def refuse(self, held: Held, fault: str) -> None:
         """It did not prove itself: quarantined, never served again, not held any more. Its key is free for a better copy."""
         await self.quarantine(held.entry, fault)
         await self.unpin(held)
 
     async def quarantine(self, entry: Entry, fault: str) -> None:
-        """Idempotent; whoever removes it at the same time wins."""
+        """Never serve this copy again. Idempotent; whoever removes it at the same time wins."""
+
+        def work(tx: Transaction) -> bool:
+            before = ledger.entry_by_id(tx, self.name, entry.id)
+            ledger.quarantine(tx, self.name, entry.id)
+            return before is not None and before.state is not EntryState.QUARANTINED
+
         with suppress(NotFound, WrongState):
-            await self.access.transact(lambda tx: ledger.quarantine(tx, self.name, entry.id))
-            self.counts.quarantined += 1
-            _log.warning("cache.quarantined", ref=entry.ref, store=entry.store, file=entry.file, fault=fault)
+            if await self.access.transact(work):
+                self.counts.quarantined += 1
+                _log.warning("cache.quarantined", pool=self.name, ref=entry.ref, file=entry.file, fault=fault)
             await self.access.touch(lambda: self.access.entries.set_aside(entry))
 
     async def evict(self, entry: Entry) -> Hold | None:

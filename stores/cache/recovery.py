@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from stores.cache import ledger
 from stores.cache.claims import Gone
@@ -85,7 +85,7 @@ async def bury_dead(pool: PoolClaims) -> None:
     """Processes of this host whose lock is free are dead, however long their leases still run."""
     for owner in await pool.transact(lambda tx: _neighbours(tx, pool)):
         if not await pool.access.touch(partial(pool.access.directory.lives, owner)):
-            await pool.transact(partial(_end_lease, owner=owner))
+            await pool.transact(partial(ledger.retire, pool=pool.name, owner=owner))
             await pool.access.touch(partial(pool.access.directory.bury, owner))
 
 
@@ -93,11 +93,6 @@ def _neighbours(tx: Transaction, pool: PoolClaims) -> list[str]:
     here = owners.c.pool == pool.name, owners.c.host == pool.lease.host, owners.c.boot == boot_id()
     others = select(owners.c.id).where(*here, owners.c.id != pool.lease.owner, owners.c.expires > tx.now)
     return list(tx.connection.execute(others).scalars())
-
-
-def _end_lease(tx: Transaction, owner: str) -> None:
-    """From now on, so that there is still time to go on with its fills."""
-    tx.connection.execute(update(owners).where(owners.c.id == owner, owners.c.expires > tx.now).values(expires=tx.now))
 
 
 async def forget(pool: PoolClaims) -> None:
