@@ -23,6 +23,7 @@ from stores.cache.ledger import Entry, WrongState
 from stores.cache.ledger.rows import to_entry
 from stores.cache.pool_claims import PoolClaims
 from stores.cache.schema import EntryState, entries, owners, reservations
+from stores.cache.sqlite import SUFFIXES
 from stores.errors import NotFound
 
 _log = structlog.get_logger(__name__)
@@ -81,7 +82,7 @@ def _expected(tx: Transaction, pool: str, folder: str) -> tuple[list[Entry], set
     fills = run(select(reservations.c.id, reservations.c.key).where(reservations.c.pool == pool)).all()
     if folder == "":
         return [], {name for name in FOLDERS if "/" not in name} | {LAYOUT_FILE, "lost+found"} | {
-            LEDGER + suffix for suffix in ("", "-wal", "-shm", "-journal")
+            LEDGER + suffix for suffix in SUFFIXES
         }
     if folder == OWNERS:
         return [], set(run(select(owners.c.id).where(owners.c.pool == pool)).scalars())

@@ -7,12 +7,14 @@ that fails undoes itself alone.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +29,9 @@ from stores.errors import DeviceFault, NoSpace, StoreError, Unavailable
 
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 30.0  # another process of this host holds the write lock: its transactions take milliseconds
+_LOCK = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 BATCH = 64  # transactions in one commit: the last of them waits for all
+SUFFIXES = ("", "-wal", "-shm", "-journal", "-next", "-turn")  # of the files that belong to a ledger
 CACHE_KIB = 16 * 1024  # pages kept in memory: the paths to a million entries' rows
 TYPED: dict[int, tuple[type[StoreError], str]] = {  # https://www.sqlite.org/rescode.html
     sqlite3.SQLITE_BUSY: (Unavailable, "another process holds it for too long; try again"),
@@ -96,6 +100,7 @@ class SqliteDatabase:
         self._jobs: queue.SimpleQueue[_Job | _End] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._connection: Connection | None = None
+        self._locks: list[int] | None = None
 
     async def transact(self, work: Callable[[Transaction], T]) -> T:
         if self._thread is None:
@@ -135,11 +140,12 @@ class SqliteDatabase:
     def _run(self, batch: list[_Job]) -> None:
         """All in one commit. What ends that ends them all."""
         try:
-            connection = self._connect()
-            with connection.begin():
-                for job in batch:
-                    self._run_one(connection, job)
-        except (DBAPIError, sqlite3.Error) as error:
+            with self._turn():
+                connection = self._connect()
+                with connection.begin():
+                    for job in batch:
+                        self._run_one(connection, job)
+        except (DBAPIError, sqlite3.Error, OSError) as error:
             failure = self._typed(error)
             self._disconnect()
         except StoreError as error:
@@ -149,6 +155,26 @@ class SqliteDatabase:
             return
         for job in batch:
             job.failure = failure
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Processes take turns. SQLite alone lets them sleep and try again, and who is unlucky waits for seconds.
+
+        There are two locks, so that who has just had a turn cannot be quicker than the one who waits for it. The kernel frees
+        them when a process dies.
+        """
+        if self._locks is None:
+            self._locks = [os.open(f"{self._path}-{name}", _LOCK, 0o600) for name in ("next", "turn")]
+        following, turn = self._locks
+        fcntl.flock(following, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+        finally:
+            fcntl.flock(following, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(turn, fcntl.LOCK_UN)
 
     def _run_one(self, connection: Connection, job: _Job) -> None:
         connection.exec_driver_sql("SAVEPOINT one")
@@ -161,7 +187,7 @@ class SqliteDatabase:
             job.failure = self._typed(error) if isinstance(error, DBAPIError) else error
         connection.exec_driver_sql("RELEASE one")
 
-    def _typed(self, error: DBAPIError | sqlite3.Error) -> StoreError:
+    def _typed(self, error: DBAPIError | sqlite3.Error | OSError) -> StoreError:
         original = error.orig if isinstance(error, DBAPIError) else error
         code = getattr(original, "sqlite_errorcode", 0) & 0xFF
         kind, advice = TYPED.get(code, (DeviceFault, "check the disk and the file"))
@@ -204,6 +230,9 @@ class SqliteDatabase:
             with suppress(DBAPIError):  # a connection that failed may fail to roll back too; it is closed all the same
                 connection.close()
             connection.engine.dispose()
+        locks, self._locks = self._locks, None
+        for lock in locks or ():
+            os.close(lock)
 
 
 def _in_transaction(connection: Connection) -> bool:
