@@ -57,8 +57,8 @@ class CacheReader(RangeReader):
         await self._stack.aclose()
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
-        size, end = self.info.size or 0, offset + len(buffer)
-        if offset < 0 or end > size:
+        size, end = self.info.size, offset + len(buffer)
+        if offset < 0 or (size is not None and end > size):
             raise IntegrityError(
                 f"{self.info.ref} ends at byte {size}, and bytes up to {end} were asked for", size=size, needed=end
             )

@@ -21,7 +21,7 @@ from typing import Self
 
 from stores.cache.health import PoolSick
 from stores.cache.ledger import Statistics, charge_of, statistics
-from stores.cache.policy import PoolState, Refuse
+from stores.cache.policy import PoolState
 from stores.cache.pool import Fill, Pool
 from stores.contract import MiB
 from stores.errors import CacheFailure, Retry, TooLarge
@@ -133,13 +133,17 @@ class Ladder:
         """
         clock = asyncio.get_running_loop().time
         wanted = max(size, fill.size + max(STEP, fill.size // 4))
-        while (answer := await pool.grow(fill, wanted)) is not None:
+        while await pool.grow(fill, wanted) is not None:
             if wanted > size:
                 wanted = size  # no more than is needed now
                 continue
-            if isinstance(answer, Refuse):
+            limit, charge = (await pool.state()).limit, charge_of(size)
+            if charge > limit:
                 raise LargerThanCache(
-                    f"the object of unknown size is too large for pool {pool.name}: {answer.reason}", seen=size
+                    f"an object of unknown size turned out larger than pool {pool.name}: {charge} bytes are needed, and it"
+                    f" holds {limit}",
+                    limit=limit,
+                    seen=charge,
                 )
             left = deadline() - clock()
             if left <= 0:

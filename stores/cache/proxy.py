@@ -85,7 +85,7 @@ class CachingStore(WrapperStore):
         flight = await stack.enter_async_context(bring(inner, info, wait_s=self._wait_s, progress=self._progress))
         if kind is Kind.LOCAL_PATH:
             return LocalPath(flight.result().copy.path, info)
-        if kind is Kind.RANGE_READER and info.size is None:
+        if info.size is None and flight.over:
             info = replace(info, size=flight.result().held.entry.size)
         reader = await stack.enter_async_context(self._reader(flight, info))
         if kind is Kind.RANGE_READER:

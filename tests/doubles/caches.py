@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from stores.cache import ledger
 from stores.cache.cache import Cache, Outcome
 from stores.cache.directory import LEDGER
 from stores.cache.pool import Pool, PoolSettings
+from stores.cache.schema import EntryState
 from stores.cache.settings import HOUSEKEEPING
 from stores.cache.sqlite import SqliteDatabase
 from stores.contract import MiB
@@ -91,7 +91,7 @@ async def nothing_left(pool: Pool) -> None:
     directory = pool.settings.directory
     assert not list((directory / "fill").iterdir())
     found = {path.name for path in (directory / "objects").rglob("*") if not path.is_dir()}
-    known = {entry.file for entry in entries}
+    known = {entry.file for entry in entries if entry.state is not EntryState.QUARANTINED}
     assert found == known | {f"{name}.json" for name in known}
     await pool.transact(lambda tx: ledger.check_sums(tx, pool.name))
 
@@ -104,10 +104,6 @@ async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
         await asyncio.sleep(0.005)
 
 
-def smaller(settings: PoolSettings, room: int) -> PoolSettings:
-    return replace(settings, limit=room + HOUSEKEEPING)
-
-
 def blocks_in(directory: Path) -> int:
     """Bytes on disk of all that is below a directory, itself included, as the file system counts them."""
     total = 0
@@ -117,6 +113,3 @@ def blocks_in(directory: Path) -> int:
         except FileNotFoundError:
             continue  # went meanwhile
     return total
-
-
-Action = Callable[[], Awaitable[None]]
