@@ -1,0 +1,126 @@
+"""A cache pool in a process of its own that dies at a chosen durable step.
+
+A durable step is whatever another process could see afterwards: a file made, renamed or removed, a folder made, an fsync, a
+commit of the ledger. They are counted as they happen, so that no test has a list of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+
+from stores.cache import upkeep
+from stores.cache.pool_claims import PoolClaims
+from stores.cache.reconcile import Report
+from stores.cache.sqlite import SqliteDatabase
+from tests.pools import add, content_of, publish, reserve, running
+
+LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Life:
+    """Two objects are there; a third is fetched and takes their room; it stays. The steps of the third are counted, or those
+    of the start before it."""
+
+    root: Path
+    counts: Literal["use", "start"] = "use"
+    die_at: int | None = None
+
+    @property
+    def directory(self) -> Path:
+        return self.root / "pool"
+
+
+class _Steps:
+    def __init__(self, die_at: int | None) -> None:
+        self._die_at = die_at
+        self.counting = False
+        self.taken: list[str] = []
+
+    def step(self, name: str) -> None:
+        if self.counting:
+            self.taken.append(name)
+            if len(self.taken) == self._die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(self) -> None:
+        sys.addaudithook(self._audit)
+        for name in ("fsync", "fdatasync"):
+            setattr(os, name, self._counted(getattr(os, name)))
+        setattr(upkeep, "reconcile", _nothing)  # noqa: B010  hundreds of transactions that change nothing
+        setattr(SqliteDatabase, "_run", self._counted(SqliteDatabase._run))  # noqa: B010  mypy would not have it
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        makes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_CREAT
+        if makes or event in ("os.rename", "os.remove", "os.mkdir"):
+            self.step(event)
+
+    def _counted(self, function: Any) -> Any:
+        @functools.wraps(function)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            self.step(function.__name__)
+            return result
+
+        return counted
+
+
+async def _nothing(pool: PoolClaims) -> Report:
+    return Report()
+
+
+async def _use(life: Life, steps: _Steps) -> None:
+    steps.counting = life.counts == "start"
+    async with running(life.directory, units=2, high=1.0) as pool:
+        steps.counting = False
+        for name in "ab":
+            await add(pool, name)
+        steps.counting = life.counts == "use"
+        fill = await reserve(pool, "c")
+        fill.path.write_bytes(content_of("c"))
+        await pool.note(fill, [(0, fill.size // 2)])
+        await pool.unpin(await publish(pool, fill, "c"))
+        steps.counting = False
+
+
+def _live(life: Life, told: Path) -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    steps = _Steps(life.die_at)
+    steps.watch()
+    asyncio.run(_use(life, steps))
+    told.write_text(json.dumps(steps.taken))
+
+
+def live(life: Life) -> list[str] | None:
+    """In a new process: the steps that it took. None: died as told."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.doubles.mortal_pool"])
+    told = life.root / "steps.json"
+    process = context.Process(target=_live, args=(life, told))
+    process.start()
+    process.join(LIMIT_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise AssertionError(f"{life} did not end")
+    code = process.exitcode
+    process.close()
+    if life.die_at is not None and code == -signal.SIGKILL:
+        assert not told.exists()
+        return None
+    assert code == 0, f"exit code {code} of {life}"
+    taken: list[str] = json.loads(told.read_text())
+    told.unlink()
+    return taken
