@@ -67,6 +67,15 @@ async def test_room_is_made_by_evicting_and_kept_for_who_made_it(book: Book) -> 
     await book.sums()
 
 
+async def test_who_is_refused_does_not_wait(book: Book) -> None:
+    await book.request("x", "a", units=5)
+    await book.wait("y", "a", units=8)
+    assert isinstance((await book.request("y", "a", units=8)).decision, Wait)
+    await book.open(7)
+    assert isinstance((await book.request("y", "a", units=8)).decision, Refuse)
+    assert (await book.request("z", "a", units=2)).decision == Grant()
+
+
 async def test_those_who_wait_are_served_in_their_order(book: Book) -> None:
     await book.request("all", "a", units=10)
     for name in ("first", "second", "third"):
@@ -216,6 +225,15 @@ async def test_what_was_not_removed_can_be_used_again(book: Book) -> None:
         await book.do(lambda tx: ledger.spare(tx, POOL, [entry.id], owner="a"))
     assert (await book.sums()).held == 0
     assert isinstance(await book.look("x", "a", "1"), Hit)
+
+
+async def test_only_the_evictor_spares(book: Book) -> None:
+    entry = await book.have("x", "a")
+    await book.register("b")
+    await book.do(lambda tx: ledger.evict(tx, POOL, entry.id, owner="a"))
+    await book.do(lambda tx: ledger.spare(tx, POOL, [entry.id], owner="b"))
+    assert isinstance(await book.look("x", "b", "1"), Leaving)
+    assert (await book.sums()).held == UNIT
 
 
 async def test_publishing_again_is_publishing_once(book: Book) -> None:
