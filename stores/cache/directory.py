@@ -88,7 +88,7 @@ class PoolDirectory:
             return True
 
     def lay_out(self) -> None:
-        """Makes the folders that are missing. Idempotent, and many processes may do it at once."""
+        """Makes the folders, and then the file that says so. Idempotent, and many processes may do it at once."""
         with self.touching():
             for folder in FOLDERS:
                 with suppress(FileExistsError):
@@ -114,7 +114,7 @@ class PoolDirectory:
         """Shows to the other processes of this host that `owner` lives: until `close`, `inherit` or death. Owners before it
         seem to live as long, since threads of theirs may still write."""
         with self.touching(), self.folder(OWNERS) as owners:
-            descriptor = os.open(checked(owner), _MAKE, 0o600, dir_fd=owners)
+            descriptor = os.open(checked(owner), _READ | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=owners)
             self._alive.append(descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

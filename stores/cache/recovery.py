@@ -44,7 +44,8 @@ async def open_up(pool: PoolClaims) -> None:
             directory=str(access.directory.path),
         )
     await access.touch(access.directory.probe)
-    await access.touch(access.directory.lay_out)
+    if not known:
+        await access.touch(access.directory.lay_out)
     try:
         await (pool.lease.renew() if pool.lease.owner else pool.lease.begin())
     except LeaseLost:

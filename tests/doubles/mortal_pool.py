@@ -31,8 +31,8 @@ LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class Life:
-    """Two objects are there; a third is fetched and takes their room; it stays. The steps of the third are counted, or those
-    of the start before it."""
+    """Two objects come, then a third, which takes the room of the first: its steps are counted. Or those of a start, after
+    which nothing comes."""
 
     root: Path
     counts: Literal["use", "start"] = "use"
@@ -85,6 +85,8 @@ async def _use(life: Life, steps: _Steps) -> None:
     steps.counting = life.counts == "start"
     async with running(life.directory, units=2, high=1.0) as pool:
         steps.counting = False
+        if life.counts == "start":
+            return
         for name in "ab":
             await add(pool, name)
         steps.counting = life.counts == "use"

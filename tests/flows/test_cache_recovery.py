@@ -94,16 +94,23 @@ async def test_death_in_the_middle_of_a_start() -> None:
     with life_in_a_new_place() as life:
         steps = live(life)
         assert steps is not None
-    for died_at in (len(steps) // 2, len(steps) - 4):
-        in_start = 1
-        died = True
-        while died:
-            with life_in_a_new_place() as life:
-                live(Life(life.root, die_at=died_at))
-                died = live(Life(life.root, die_at=in_start, counts="start")) is None
-                await is_accounted_for(life)
-            in_start += 1 if in_start < 5 else 7
-        assert in_start > 5
+    in_start = 1
+    died = True
+    while died:
+        with life_in_a_new_place() as life:
+            live(Life(life.root, die_at=len(steps) - 4))
+            died = live(Life(life.root, die_at=in_start, counts="start")) is None
+            await is_accounted_for(life)
+        in_start += 1
+    assert in_start > 5
+
+
+@pytest.mark.parametrize("step", [1, 100, 266])
+async def test_death_in_the_middle_of_the_very_first_start(step: int) -> None:
+    with life_in_a_new_place() as life:
+        live(Life(life.root, counts="start", die_at=step))
+        assert live(Life(life.root)) is not None
+        assert await is_accounted_for(life) == "whole"
 
 
 async def touches_of_a_start(directory: Path, entries: int) -> int:
