@@ -215,7 +215,9 @@ class PoolDirectory:
                 if error.errno == errno.ELOOP:
                     raise IntegrityError("a symbolic link is in its place", name=name) from None
                 if error.errno == errno.EACCES:
-                    raise IntegrityError("it may not be read any more: somebody has changed its owner", name=name) from None
+                    raise IntegrityError(
+                        "it may not be read any more: somebody has changed its owner", name=name
+                    ) from None
                 raise
         try:
             status = os.fstat(descriptor)

@@ -149,8 +149,9 @@ async def test_a_mount_that_hangs_does_not_hold_the_pool(tmp_path: Path) -> None
 async def test_a_ledger_that_hangs_or_fails_is_a_sick_pool(tmp_path: Path) -> None:
     async with running(tmp_path / "pool", call_s=0.5) as pool:
         held = await put(pool, "a")
-        ledger_hangs = threading.Event()
-        stuck = asyncio.create_task(pool._database.transact(lambda tx: ledger_hangs.wait()))
+        begun, ledger_hangs = threading.Event(), threading.Event()
+        stuck = asyncio.create_task(pool._database.transact(lambda tx: (begun.set(), ledger_hangs.wait())))
+        await asyncio.to_thread(begun.wait)
         with pytest.raises(PoolSick):
             await pool.find(key_of("a"), "test")
         await pool.unpin(held)
