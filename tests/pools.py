@@ -29,7 +29,8 @@ def settings_of(directory: Path, *, units: int = 4, **changes: Any) -> PoolSetti
         "limit": HOUSEKEEPING + units * UNIT,
         "housekeeping": HOUSEKEEPING,
     }
-    return PoolSettings(**(values | changes))
+    values.update(changes)
+    return PoolSettings(**values)
 
 
 def make_pool(directory: Path, *, units: int = 4, **changes: Any) -> Pool:

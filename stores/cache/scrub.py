@@ -16,7 +16,8 @@ from functools import partial
 from stores.cache import ledger
 from stores.cache.description import Description
 from stores.cache.ledger import Entry
-from stores.cache.pool_claims import PoolClaims, new_id
+from stores.cache.pool_base import new_id
+from stores.cache.pool_claims import PoolClaims
 from stores.contract import MiB
 from stores.errors import InvalidReference, NotFound
 from stores.transfer.digests import Digester, parse_checksum

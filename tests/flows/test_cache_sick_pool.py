@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from stores.cache.database import Transaction
 from stores.cache.health import PoolSick
 from stores.cache.pool import Held, Pool
 from stores.cache.sqlite import SqliteDatabase
@@ -150,7 +151,12 @@ async def test_a_ledger_that_hangs_or_fails_is_a_sick_pool(tmp_path: Path) -> No
     async with running(tmp_path / "pool", call_s=0.5) as pool:
         held = await put(pool, "a")
         begun, ledger_hangs = threading.Event(), threading.Event()
-        stuck = asyncio.create_task(pool._database.transact(lambda tx: (begun.set(), ledger_hangs.wait())))
+
+        def hang(tx: Transaction) -> None:
+            begun.set()
+            ledger_hangs.wait()
+
+        stuck = asyncio.create_task(pool._database.transact(hang))
         await asyncio.to_thread(begun.wait)
         with pytest.raises(PoolSick):
             await pool.find(key_of("a"), "test")
