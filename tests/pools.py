@@ -23,7 +23,7 @@ UNIT = ledger.charge_of(SIZE)
 
 def settings_of(directory: Path, *, units: int = 4, **changes: Any) -> PoolSettings:
     """Room for so many objects of `SIZE` bytes."""
-    values = {
+    values: dict[str, Any] = {
         "name": "pool",
         "directory": directory,
         "limit": HOUSEKEEPING + units * UNIT,
