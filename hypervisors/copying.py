@@ -206,11 +206,13 @@ async def _source(
     store, info = origin
     if request.source.store.storeType == "primary":
         examined = await vouched_for(store, info, request.source.format)
-        async with with_parents(ctx, examined) as source:
+        wanted = target_spec(handler, examined.spec.format, request.destination)
+        handler.fills(operation, wanted)
+        kinds = handler.accepts(operation, examined.spec, wanted).kinds
+        async with with_parents(ctx, examined, kinds) as source:
             size = (await handler.measure(source)).virtual_size
             source = replace(source, spec=replace(source.spec, virtual_size=size))
-            spec = _sized(target_spec(handler, source.spec.format, request.destination), source.spec)
-            yield source, spec, None
+            yield source, _sized(wanted, source.spec), None
     else:
         async with examine(store, info, request.source.format, ctx.limits) as examined:
             spec = _sized(target_spec(handler, examined.spec.format, request.destination), examined.spec)

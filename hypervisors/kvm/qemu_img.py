@@ -58,10 +58,11 @@ class QemuImg:
         *,
         size: int,
         direct_source: bool,
+        direct_target: bool,
         progress: Progress,
     ) -> None:
-        """The content of the node `source` into `target`, without its backing chain. `size` is the virtual size;
-        `direct_source` reads past the page cache, which `direct_io_works` has to allow."""
+        """The content of the node `source` into `target`, without its backing chain. `size` is the virtual size. Direct is
+        past the page cache: only where `direct_io_works`."""
         done = 0
 
         def advance(fraction: float) -> None:
@@ -69,7 +70,7 @@ class QemuImg:
             progress.advance(int(fraction * size) - done)
             done = int(fraction * size)
 
-        cache = "none" if direct_io_works(target) else "writeback"
+        cache = "none" if direct_target else "writeback"
         source_cache = "none" if direct_source else "writeback"
         argv = ["qemu-img", "convert", "-p", "-t", cache, "-T", source_cache, "-W", "-m", _COROUTINES]
         await self._run(
@@ -150,7 +151,7 @@ def _text(error: ToolFailed) -> str:
 
 
 def direct_io_works(path: Path) -> bool:
-    """Whether the file system takes O_DIRECT; without it qemu refuses cache mode `none`."""
+    """Whether the file system takes O_DIRECT; without it qemu refuses cache mode `none`. Blocking."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
     except OSError as error:
