@@ -198,6 +198,10 @@ def test_a_signature_is_found_in_any_surroundings(around: str, secret: str) -> N
         assert secret not in logs.redact_text(text)
 
 
+def test_no_escape_sequence_reaches_a_terminal() -> None:
+    assert logs.redact_text("a\x1b]0;owned\x07b\x9bc\r\n\td") == "a\\x1b]0;owned\\x07b\\x9bc\\x0d\n\td"
+
+
 def test_long_fields_are_cut() -> None:
     text = logs.redact_text("x" * 100_000)
     assert len(text) < logs.MAX_TEXT + 100
