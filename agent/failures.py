@@ -112,6 +112,7 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     errors.NotFound: 404,
     errors.AlreadyExists: 409,
     errors.AccessDenied: 502,
+    errors.TlsFailed: 502,
     errors.Unavailable: 503,
     errors.ObjectChanged: 409,
     errors.IntegrityError: 502,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from stores.contract import BlockingCalls, ByteStream, KiB, ObjectInfo, RangeReader
-from stores.errors import IntegrityError, PolicyRefused, StorageError, Unavailable
+from stores.errors import IntegrityError, StorageError, TlsFailed, Unavailable
 from stores.transfer.answers import check_range, check_version, may_be_stale, retry_after_s, status_error, strong_etag
 from stores.transfer.engine import TransferEngine
 from stores.transfer.target import HttpPatience, HttpTarget
@@ -127,8 +127,8 @@ class _Source:
         )
 
 
-def _untrusted(error: ssl.SSLCertVerificationError, target: HttpTarget) -> PolicyRefused:
-    return PolicyRefused(
+def _untrusted(error: ssl.SSLCertVerificationError, target: HttpTarget) -> TlsFailed:
+    return TlsFailed(
         f"the certificate of {target.host} is not trusted: {error.verify_message}; check the CA file", host=target.host
     )
 

@@ -18,9 +18,9 @@ from stores.errors import (
     IntegrityError,
     NotFound,
     ObjectChanged,
-    PolicyRefused,
     StoreError,
     StoreUnsupported,
+    TlsFailed,
     Unavailable,
 )
 from stores.transfer.buffers import PIECE
@@ -127,7 +127,7 @@ async def test_an_untrusted_certificate_is_refused_at_once(
     engine: TransferEngine, nginx: NginxServer, published: str, tmp_path: Path
 ) -> None:
     reader = reader_of(engine, nginx.tls_port, f"/{published}", version=None, tls=ssl.create_default_context())
-    with pytest.raises(PolicyRefused, match="certificate"):
+    with pytest.raises(TlsFailed, match="certificate"):
         await fetched(engine, reader, tmp_path)
 
 
