@@ -143,6 +143,14 @@ def test_several_problems_are_listed(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == "K: m\n  a: x\n  b: y\n"
 
 
+def test_no_escape_sequence_reaches_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show_failure({"kind": "NotFound", "retryable": "no", "message": "no object \x1b]0;owned\x07 é"})
+    show_answer({"id": "c", "command": "X", "state": "odd", "accepted_at": 1.0, "names": ["\x9b2J"]})
+    printed = capsys.readouterr()
+    assert printed.err == "NotFound: no object \\x1b]0;owned\\x07 é\n"
+    assert printed.out.endswith("names: \\x9b2J\n")
+
+
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
