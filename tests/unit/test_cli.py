@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,18 @@ from agent.cli_show import show_answer, size
 from stores.errors import NoSpace, NotFound, Unavailable
 
 
+def whole_request(connection: socket.socket) -> bytes:
+    """Body included: hanging up on unread bytes would be a reset."""
+    seen = b""
+    while b"\r\n\r\n" not in seen:
+        seen += connection.recv(65536)
+    head, _, body = seen.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    while length is not None and len(body) < int(length[1]):
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
 @contextmanager
 def answering(path: Path, *answers: bytes) -> Iterator[list[bytes]]:
     """Something that listens, takes one request for each answer, says that, and hangs up. Gives the requests."""
@@ -33,7 +46,7 @@ def answering(path: Path, *answers: bytes) -> Iterator[list[bytes]]:
             for answer in answers:
                 connection, _ = listener.accept()
                 with connection:
-                    requests.append(connection.recv(65536))
+                    requests.append(whole_request(connection))
                     connection.sendall(answer)
 
         thread = threading.Thread(target=serve, name="answering")
