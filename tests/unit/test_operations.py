@@ -266,6 +266,21 @@ async def test_recovery_needs_no_image_store(here: World) -> None:
     assert (await here.operations.recover(HypervisorType.KVM, Copy(source, target), "c-1")).outcome == "undone"
 
 
+@pytest.mark.parametrize("path", ["../escape", "a//b", ".storage-agent/x"])
+async def test_a_request_that_could_not_begin_is_undone(here: World, path: str) -> None:
+    pool = here.pool()
+    rbd = PrimaryDataStoreTO(uuid="p", poolType="RBD", path="x")
+    for request in (
+        Create(VolumeObjectTO(path=path, dataStore=pool, size=1)),
+        Delete(VolumeObjectTO(path=path, dataStore=pool)),
+        Resize(VolumeObjectTO(path=path, dataStore=pool), 2),
+        Copy(VolumeObjectTO(path="v", dataStore=pool), VolumeObjectTO(path="v", dataStore=rbd)),
+        Copy(VolumeObjectTO(path="v", dataStore=pool), TemplateObjectTO(path="t", imageDataStore=S3)),
+        CreatePool(rbd),
+    ):
+        assert (await here.operations.recover(HypervisorType.KVM, request, "c-1")).outcome == "undone"
+
+
 async def test_deletion_is_finished_or_was_not_begun(here: World) -> None:
     volume = VolumeObjectTO(path="v1", dataStore=here.pool(), size=4 * MiB)
     await here.operations.create(here.call("c-1"), Create(volume))
