@@ -103,17 +103,20 @@ _CASES = (
 
 
 def acceptances() -> str:
-    """Operation, hypervisor and store: how the handler gets at the source."""
+    """Operation, hypervisor and store: how the handler gets at the source. Stores that fare alike share a column."""
     engine = TransferEngine()
     places = _places(engine)
-    return _table(
-        ("hypervisor", "operation", "case", *(place.name for place in places)),
-        (
-            (hypervisor, case.operation.value, case.what, *(_cell(handler, case, place) for place in places))
-            for hypervisor, handler in handlers(engine, ToolRunner()).items()
-            for case in _CASES
-        ),
-    )
+    tables = []
+    for hypervisor, handler in handlers(engine, ToolRunner()).items():
+        columns: dict[tuple[str, ...], list[str]] = {}
+        for place in places:
+            columns.setdefault(tuple(_cell(handler, case, place) for case in _CASES), []).append(place.name)
+        head = (f"{hypervisor}", "case", *(", ".join(names) for names in columns.values()))
+        rows = [
+            (case.operation.value, case.what, *(cells[row] for cells in columns)) for row, case in enumerate(_CASES)
+        ]
+        tables.append(_table(head, rows))
+    return "\n\n".join(tables)
 
 
 def _cell(handler: HypervisorHandler, case: Case, place: Place) -> str:

@@ -158,6 +158,7 @@ def check_pytest(words: list[str]) -> None:
 
 CHECKS = {
     "storage-agent": check_storage_agent,
+    ".venv/bin/storage-agent": check_storage_agent,
     "make": check_make,
     ".venv/bin/python": check_python,
     "python": check_python,
