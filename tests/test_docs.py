@@ -27,6 +27,7 @@ from agent.failures import http_status
 from agent.metrics import Metrics
 from agent.transports.http_api.problems import RequestProblem
 from agent.transports.http_api.routes import ROUTES
+from hypervisors.contract import Operation
 from hypervisors.images import qcow2
 from stores import url_policy
 from stores.errors import StorageError
@@ -67,6 +68,11 @@ def test_generated_blocks_are_up_to_date(page: Page) -> None:
 
 def test_every_generated_block_is_on_a_page() -> None:
     assert sorted(name for page in PAGES for name in block_names(page.text)) == sorted(BLOCKS)
+
+
+def test_every_operation_is_on_its_page() -> None:
+    text = page("hypervisors").section("How a source is read").text
+    assert [operation for operation in Operation if operation not in text] == []
 
 
 @each_page
