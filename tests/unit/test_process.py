@@ -201,6 +201,23 @@ async def test_cancel_leaves_no_process(runner: ToolRunner, tmp_path: Path, stub
     assert all(map(gone, pids))
 
 
+async def test_cancel_while_the_tool_starts_leaves_no_process(runner: ToolRunner, tmp_path: Path) -> None:
+    """The fork has happened, the loop has not yet seen it: the tool and its child run already."""
+    script = f"sleep 1000 & echo $! > {tmp_path}/child; echo $$ > {tmp_path}/pid; wait"
+    for _ in range(20):
+        task = asyncio.create_task(runner.run([SHELL, "-c", script], deadline_s=None))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.001)  # holds the loop up, as a busy machine does
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert gone(int((tmp_path / "child").read_text()))
+        assert gone(int((tmp_path / "pid").read_text()))
+        (tmp_path / "pid").unlink()
+
+
 async def test_sigterm_comes_first_so_that_a_tool_can_clean_up(runner: ToolRunner, tmp_path: Path) -> None:
     script = f"trap 'echo bye > {tmp_path}/bye; exit 0' TERM; echo $$ > {tmp_path}/pid; sleep 1000 & wait"
     task = asyncio.create_task(ToolRunner(grace_s=30).run([SHELL, "-c", script], deadline_s=None))
