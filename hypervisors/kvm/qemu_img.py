@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypervisors.contract import ImageInUse
+from hypervisors.contract import ImageLocked
 from hypervisors.images.formats import DRIVERS, json_filename
 from hypervisors.process import ToolFailed, ToolRunner
 from stores.contract import Progress
@@ -82,7 +82,8 @@ class QemuImg:
     async def check(self, node: Mapping[str, object]) -> None:
         """`IntegrityError` unless the image's own metadata is consistent. Leaked clusters are no fault."""
         try:
-            await self._run(["qemu-img", "check", "-q", json_filename(node)])
+            # It reads all metadata, which grows with the image: as long as the command itself may take.
+            await self._run(["qemu-img", "check", "-q", json_filename(node)], deadline_s=None)
         except ToolFailed as error:
             if error.details.get("exit_code") == _LEAKS_ONLY:
                 return
@@ -111,7 +112,7 @@ class QemuImg:
         await self._run(["qemu-img", "resize", "-q", *(["--shrink"] if shrink else []), json_filename(node), str(size)])
 
     async def sizes(self, node: Mapping[str, object], *, running: bool = False) -> Sizes:
-        """`running`: also of an image that a running guest writes (`-U`); otherwise that is `ImageInUse`."""
+        """`running`: also of an image that a running guest writes (`-U`); otherwise that is `ImageLocked`."""
         argv = ["qemu-img", "info", *(["-U"] if running else []), "--output=json"]
         info = json.loads(await self._run([*argv, json_filename(node)]))
         return Sizes(virtual=int(info["virtual-size"]), physical=int(info["actual-size"]))
@@ -142,7 +143,7 @@ def explained(error: ToolFailed) -> Exception:
     if os.strerror(errno.EIO) in text or os.strerror(errno.EROFS) in text or os.strerror(errno.ESTALE) in text:
         return DeviceFault(f"a disk or mount failed: {text}; check it", said=text)
     if '"write" lock' in text or '"consistent read" lock' in text:
-        return ImageInUse(f"another process has the image open, its virtual machine perhaps: {text}", said=text)
+        return ImageLocked(f"another process has the image open, its virtual machine perhaps: {text}", said=text)
     return error
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hypervisors.contract import ImageInUse, ImageSpec, OperationUnsupported, Source
+from hypervisors.contract import ImageLocked, ImageSpec, OperationUnsupported, Source
 from hypervisors.kvm.nodes import own_node, source_node
 from hypervisors.kvm.qemu_img import QemuImg, direct_io_works, explained
 from hypervisors.process import ToolFailed, ToolLimits, ToolResult, ToolRunner
@@ -163,8 +163,8 @@ def failed(text: str, exit_code: int = 1) -> ToolFailed:
         ("qemu-img: Disk quota exceeded", NoSpace),
         ("qemu-img: error while reading at byte 0: Input/output error", DeviceFault),
         ("qemu-img: Could not open: Read-only file system", DeviceFault),
-        ('qemu-img: Failed to get "write" lock\nIs another process using the image?', ImageInUse),
-        ('qemu-img: Failed to get shared "write" lock', ImageInUse),
+        ('qemu-img: Failed to get "write" lock\nIs another process using the image?', ImageLocked),
+        ('qemu-img: Failed to get shared "write" lock', ImageLocked),
         ("qemu-img: Something else", ToolFailed),
     ],
 )
