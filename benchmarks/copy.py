@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.disk import ram_disk, write_rate
-from benchmarks.harness import Contestant, Row, Verdict, at_least, at_most, compare, conclude, show
+from benchmarks.harness import Contestant, Row, Sample, Verdict, at_least, at_most, compare, conclude, show
 from benchmarks.image import make_images
 from stores.contract import GiB
 from tests.servers import Certificates, S3Server, make_certificates, run_nginx, run_seaweed
@@ -93,12 +93,15 @@ class Bench:
             env |= {"AWS_ACCESS_KEY_ID": source.server.access_key, "AWS_SECRET_ACCESS_KEY": source.server.secret_key}
         return Contestant(name, ["sh", "-ec", f"{download} {staged}; {convert}; sync {volume}; rm {staged}"], env)
 
-    def after(self, contestant: Contestant) -> None:
+    def after(self, contestant: Contestant, sample: Sample) -> None:
         """The volume has the image's content, whoever made it; then it goes."""
         volume = self.pool / VOLUME
-        compared = ["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", str(self.image), str(volume)]
-        subprocess.run(compared, check=True, stdout=subprocess.DEVNULL)
-        volume.unlink()
+        if not sample.stalled:
+            compared = ["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", str(self.image), str(volume)]
+            subprocess.run(compared, check=True, stdout=subprocess.DEVNULL)
+        for left in (*self.pool.iterdir(), *self.staging.iterdir()):
+            if left.is_file():
+                left.unlink()
         shutil.rmtree(self.pool / ".storage-agent", ignore_errors=True)
         subprocess.run(["sync"], check=True)
 

@@ -18,7 +18,7 @@ def main() -> None:
     options = parser.parse_args()
     agent = Contestant("storage-agent --help", [str(Path(sys.executable).parent / "storage-agent"), "--help"])
     python = Contestant("python -c pass", [sys.executable, "-c", "pass"])
-    rows = compare([agent, python], rounds=options.rounds, after=lambda contestant: None)
+    rows = compare([agent, python], rounds=options.rounds, after=lambda contestant, sample: None)
     verdict = at_most("storage-agent --help, s", rows[0].wall_s, LIMIT_S)
     conclude([verdict], {"start-up": rows}, options.json)
     sys.exit(0 if verdict.met else 1)
