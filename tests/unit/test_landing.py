@@ -20,6 +20,7 @@ from stores.errors import ChecksumMismatch, IntegrityError, NotFound, TooLarge
 from stores.to import ImageFormat
 from stores.transfer.digests import Checksum
 from stores.transfer.engine import TransferEngine
+from stores.transfer.threads import Threads
 from tests.doubles.disk_images import disk_content, file_hash
 
 
@@ -53,6 +54,18 @@ async def test_what_the_gate_saw_is_what_everybody_gets() -> None:
     assert await reader.read(90, 140) == b"\3" * 10 + b"\1" * 50 + b"\2" * 70 + b"\3" * 10
     assert await reader.read(0, 10) == b"\4" * 10
     assert await reader.read(0, 10) == b"\5" * 10  # nothing is kept any more
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_bulk_reads_get_what_the_gate_saw_too(sealed: bool) -> None:
+    reader, threads, found = InspectedReader(Fickle()), Threads("test-inspected", 1), list[bytes]()
+    await reader.read(100, 50)
+    if sealed:
+        reader.seal()
+    parts = iter([(90, memoryview(bytearray(20))), (110, memoryview(bytearray(50)))])
+    await reader.read_each(lambda: next(parts, None), lambda offset, view: found.append(bytes(view)), threads)
+    threads.close()
+    assert found == [b"\2" * 10 + b"\1" * 10, b"\1" * 40 + b"\3" * 10]
 
 
 async def test_an_inspection_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
