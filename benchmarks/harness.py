@@ -25,7 +25,7 @@ from rich.table import Table
 
 MIB = 1024 * 1024
 WIDTH = 120
-LIMIT_S = 300.0
+LIMIT_S = 180.0
 """A contestant that takes longer has stalled (`qemu-img convert` from a URL sometimes waits for ever): it is killed."""
 
 
