@@ -68,7 +68,17 @@ async def pid_in(file: Path) -> int:
 
 
 def gone(pid: int) -> bool:
-    """Whether there is no such process, or only its entry: init has not looked yet."""
+    """Whether there is no such process, or only its entry: init has not looked yet.
+
+    A process closes its pipes, by which we know of its end, a moment before the kernel shows it as ended.
+    """
+    give_up = time.monotonic() + 10
+    while not ended(pid) and time.monotonic() < give_up:
+        time.sleep(0.01)
+    return ended(pid)
+
+
+def ended(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
     except (FileNotFoundError, ProcessLookupError):
@@ -234,7 +244,7 @@ async def test_a_second_cancel_does_not_wait_for_the_grace(tmp_path: Path) -> No
     pid = await pid_in(tmp_path / "pid")
     task.cancel()
     await asyncio.sleep(0.05)
-    assert not gone(pid)
+    assert not ended(pid)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
