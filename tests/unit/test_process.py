@@ -299,9 +299,6 @@ def test_kill_9_of_the_agent_kills_the_tool(tmp_path: Path) -> None:
     finally:
         parent.kill()
         parent.wait()
-    give_up = time.monotonic() + 30
-    while not gone(pid) and time.monotonic() < give_up:
-        time.sleep(0.01)
     assert gone(pid)
 
 
