@@ -140,11 +140,23 @@ class Pump:
     def buffer_for(self, piece: Piece) -> memoryview:
         return self._supply.take(piece.index)
 
-    def arrived(self, piece: Piece, buffer: memoryview) -> None:
-        """`piece` is at the beginning of `buffer`."""
+    def arrived(self, piece: Piece, buffer: memoryview) -> bool:
+        """`piece` is at the beginning of `buffer`. Whether the worker keeps the buffer: without a digest it does, unless others
+        are in need of it, so that it goes on with its span and no other thread has to wake."""
         if self._file is not None:
             self._file.write(piece.offset, buffer[: piece.length])
-        self._hash(piece, iter([buffer[: piece.length]]), buffer)
+        kept = self._hashed is None and not self._buffers.pressed(self._owner)
+        if kept:
+            self._loop.call_soon_threadsafe(self._progress.advance, piece.length)
+        else:
+            self._hash(piece, iter([buffer[: piece.length]]), buffer)
+        return kept
+
+    def give_up(self, piece: Piece, buffer: memoryview | None) -> None:
+        """`piece` needs its buffer no more, where it had one."""
+        kept = self._supply.give(piece.index, buffer, pressed=self._buffers.pressed(self._owner))
+        if not kept:
+            self._loop.call_soon_threadsafe(self._give_back, id(buffer))
 
     def _hash(self, piece: Piece, views: Iterator[memoryview], buffer: memoryview | None) -> None:
         if self._hashed is None:
@@ -153,9 +165,7 @@ class Pump:
             self._hashed.submit(piece.index, views, partial(self._finish, piece, buffer))
 
     def _finish(self, piece: Piece, buffer: memoryview | None) -> None:
-        kept = self._supply.give(piece.index, buffer, pressed=self._buffers.pressed(self._owner))
-        if not kept:
-            self._loop.call_soon_threadsafe(self._give_back, id(buffer))
+        self.give_up(piece, buffer)
         self._loop.call_soon_threadsafe(self._progress.advance, piece.length)
 
 
@@ -165,20 +175,24 @@ class _Worker:
     def __init__(self, pump: Pump) -> None:
         self._pump = pump
         self._span: deque[Piece] = deque()
-        self._present: tuple[Piece, memoryview] | None = None
+        self._present: tuple[Piece, memoryview] | None = None  # also after its arrival, as long as the buffer is kept
 
     def take(self) -> tuple[int, memoryview] | None:
+        kept = self._present
         self._span = self._span or self._pump.claim()
         if not self._span:
+            if kept is not None:
+                self._pump.give_up(*kept)
             return None
         piece = self._span.popleft()
-        buffer = self._pump.buffer_for(piece)
+        buffer = kept[1] if kept is not None else self._pump.buffer_for(piece)
         self._present = piece, buffer
         return piece.offset, buffer[: piece.length]
 
     def put(self, offset: int, view: memoryview) -> None:
         assert self._present is not None
-        self._pump.arrived(*self._present)
+        if not self._pump.arrived(*self._present):
+            self._present = None
 
     def ahead(self) -> int:
         return sum(piece.length for piece in self._span)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 
 
@@ -20,51 +21,58 @@ class Supply:
         self._ordered = ordered
         self._next = 0  # all pieces before it have come back
         self._free: list[memoryview] = []
-        self._waiting: set[int] = set()
+        self._waiting: dict[int, queue.SimpleQueue[memoryview | None]] = {}
         self._served: set[int] = set()
         self._stopped = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
 
     def add(self, buffer: memoryview) -> None:
         """One more to hand out."""
-        with self._changed:
+        with self._lock:
             self._free.append(buffer)
-            self._changed.notify_all()
+            self._hand_out()
 
     def take(self, number: int) -> memoryview:
         """A buffer for the piece of that number. Blocks until there is one; `Stopped` when there never will be."""
-        with self._changed:
-            self._waiting.add(number)
-            self._changed.wait_for(lambda: self._stopped or self._may_take(number))
-            self._waiting.remove(number)
-            self._changed.notify_all()
+        turn: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        with self._lock:
             if self._stopped:
                 raise Stopped
-            self._served.add(number)
-            return self._free.pop()
+            self._waiting[number] = turn
+            self._hand_out()
+        buffer = turn.get()
+        if buffer is None:
+            raise Stopped
+        return buffer
 
     def give(self, number: int, buffer: memoryview | None, *, pressed: bool) -> bool:
         """Piece `number` is done, and with it its buffer, where it had one. False when the buffer is not kept: it is not, when
         others outside are in need of it (`pressed`) and the transfer can go on without."""
-        with self._changed:
+        with self._lock:
             self._served.discard(number)
             self._next = number + 1
             kept = buffer is None or not pressed or not self._lowest_has_one()
             if buffer is not None and kept:
                 self._free.append(buffer)
-            self._changed.notify_all()
+            self._hand_out()
             return kept
 
     def stop(self) -> None:
         """Ends all waiting."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
-            self._changed.notify_all()
+            while self._waiting:
+                self._waiting.popitem()[1].put(None)
 
-    def _may_take(self, number: int) -> bool:
-        if not self._free or number != min(self._waiting):
-            return False
-        return number == self._next or self._lowest_has_one(besides=1)
+    def _hand_out(self) -> None:
+        """Wakes exactly those who get a buffer: with many transfers at once, threads that wake in vain would keep the event
+        loop from its turn."""
+        while self._waiting and self._free:
+            number = min(self._waiting)
+            if number != self._next and not self._lowest_has_one(besides=1):
+                return
+            self._served.add(number)
+            self._waiting.pop(number).put(self._free.pop())
 
     def _lowest_has_one(self, *, besides: int = 0) -> bool:
         """Whether the piece that all others wait for has a buffer, or will find a free one, `besides` so many."""
