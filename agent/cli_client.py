@@ -57,7 +57,8 @@ class Client:
         return _json_of(response.status, text)
 
     def events(self, command_id: str) -> Iterator[tuple[str, Json]]:
-        """Server-sent events of a command, as (name, data). Ends when the agent ends it; `Unreachable` when it breaks."""
+        """Server-sent events of a command, as (name, data). Ends when the agent ends it or the connection breaks, which
+        look alike here: only an `end` event says that the command ended. `Unreachable` where it cannot begin."""
         with self._request("GET", f"/v1/commands/{command_id}/events", None, STREAM_TIMEOUT_S, {}) as response:
             if response.status != 200:
                 _json_of(response.status, response.read())

@@ -57,15 +57,24 @@ def fail(failure: dict[str, Any], as_json: bool, code: Exit | None = None) -> No
     raise SystemExit(code if code is not None else BY_RETRY.get(str(failure.get("retryable")), Exit.FAILED))
 
 
+def say(text: str, *, error: bool = False) -> None:
+    """Print text that may hold names from outside: what could command a terminal is shown as an escape instead."""
+    print(printable(text), file=sys.stderr if error else sys.stdout)
+
+
+def printable(text: str) -> str:
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
 def show_failure(failure: dict[str, Any]) -> None:
     """On standard error: kind and message, then what can be done, then the details that the message does not hold."""
     advice = {"yes": "trying again later may help", "operator": "an operator has to act first"}
     hint = advice.get(str(failure.get("retryable")))
-    print(f"{failure.get('kind')}: {failure.get('message')}" + (f" ({hint})" if hint else ""), file=sys.stderr)
+    say(f"{failure.get('kind')}: {failure.get('message')}" + (f" ({hint})" if hint else ""), error=True)
     problems = (failure.get("details") or {}).get("problems")
     if isinstance(problems, list) and len(problems) > 1:
         for problem in problems:
-            print(f"  {problem.get('at')}: {problem.get('problem')}", file=sys.stderr)
+            say(f"  {problem.get('at')}: {problem.get('problem')}", error=True)
 
 
 def _failure(error: StorageError) -> dict[str, Any]:

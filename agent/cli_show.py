@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from agent.cli_client import Json
+from agent.cli_exit import say
 
 if TYPE_CHECKING:  # imported where something is drawn
     from rich.console import Console
@@ -36,9 +37,9 @@ def show_status(status: Json) -> None:
     state = (
         "ready" if status["ready"] else "not ready: " + ("stopping" if not status["accepting"] else "journal unusable")
     )
-    print(f"storage-agent {status['version']} ({status['hypervisor']}): {state}")
-    print(f"running {status['running']} of {status['concurrency']}, waiting {status['waiting']}", end="")
-    print(f" (queue limit {status['queue_limit']}), up since {when(status['started_at'])}")
+    say(f"storage-agent {status['version']} ({status['hypervisor']}): {state}")
+    queue = f"waiting {status['waiting']} (queue limit {status['queue_limit']})"
+    say(f"running {status['running']} of {status['concurrency']}, {queue}, up since {when(status['started_at'])}")
 
 
 def show_answers(answers: Iterable[Json]) -> None:
@@ -58,34 +59,34 @@ def show_answers(answers: Iterable[Json]) -> None:
 
 def show_answer(answer: Json) -> None:
     """One command: its state, and what it gave back."""
-    print(
+    say(
         f"command {answer['id']} {answer['command']}: {answer['state']}"
         + (f" in {_took(answer)}" if _took(answer) else "")
     )
     progress = answer.get("progress")
     if progress:
-        print(f"  {_progress(progress)}")
+        say(f"  {_progress(progress)}")
     error = answer.get("error")
     if error:
-        print(f"  {error['kind']} (retryable: {error['retryable']}): {error['message']}")
+        say(f"  {error['kind']} (retryable: {error['retryable']}): {error['message']}")
     for name, value in answer.items():
         if name not in _ENVELOPE:
-            print(f"  {name}: {_value(name, value)}")
+            say(f"  {name}: {_value(name, value)}")
 
 
 def show_explanation(explanation: Any) -> None:
     """Both sides of the negotiation (`hypervisors.operations.Explanation`)."""
-    print(f"{explanation.operation} on {explanation.hypervisor}")
+    say(f"{explanation.operation} on {explanation.hypervisor}")
     for name, side in (("source", explanation.source), ("target", explanation.target)):
         if side is None:
             continue
-        print(f"\n{name}    {side.ref} in {side.store}")
-        print(f"  accepted  {', '.join(side.accepted)} ({side.because})")
-        print(f"  offered   {', '.join(side.offered) or 'nothing'}")
-        print(f"  chosen    {side.chosen or 'nothing'}" + (f", {side.via}" if side.via else ""))
+        say(f"\n{name}    {side.ref} in {side.store}")
+        say(f"  accepted  {', '.join(side.accepted)} ({side.because})")
+        say(f"  offered   {', '.join(side.offered) or 'nothing'}")
+        say(f"  chosen    {side.chosen or 'nothing'}" + (f", {side.via}" if side.via else ""))
         for reason in side.reasons:
-            print(f"            {reason}")
-    print(f"\nrefused: {explanation.refusal}" if explanation.refusal else f"\nhow: {explanation.how}")
+            say(f"            {reason}")
+    say(f"\nrefused: {explanation.refusal}" if explanation.refusal else f"\nhow: {explanation.how}")
 
 
 class Follower:
@@ -111,7 +112,7 @@ class Follower:
         if self._bar is not None:
             self._bar.update(progress)
         elif not self._quiet and progress["phase"] != self._phase:
-            print(f"{self._name}: {progress['phase']}", file=sys.stderr)
+            say(f"{self._name}: {progress['phase']}", error=True)
         self._phase = progress["phase"]
 
 

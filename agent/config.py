@@ -109,6 +109,11 @@ class PoolsSection(Section):
     mount_root: AbsolutePath = Field(
         Path("/mnt"), description="Pools of type NetworkFilesystem are the already mounted directories MOUNT_ROOT/UUID."
     )
+    file_mode: str = Field(
+        "0660",
+        pattern=r"^0[0-7]{3}$",
+        description="Permissions of images, in octal. Group access lets qemu, which runs as another user, open them.",
+    )
     nfs_mounts: dict[str, AbsolutePath] = Field(
         {},
         description="NFS exports that are mounted here, for image stores that are named by URL.",
@@ -144,6 +149,10 @@ class UrlsSection(Section):
         (80, 443), description="Ports that a URL may name. Empty: any port."
     )
     max_redirects: int = Field(5, ge=0, le=20, description="Redirects that one request may follow.")
+    external_fetch: bool = Field(
+        False,
+        description="Hand plain URLs to qemu-img for conversions, unseen by this policy. Otherwise the agent fetches.",
+    )
 
 
 class ImagesSection(Section):

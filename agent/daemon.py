@@ -11,6 +11,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
@@ -43,6 +44,7 @@ def run(config: Config) -> None:
 async def serve(config: Config, notifier: Notifier, passed: Sequence[socket.socket] = ()) -> None:
     """Serve until SIGTERM or SIGINT; when this returns, nothing runs and every outcome is recorded."""
     config.agent.runtime_dir.mkdir(mode=_SOCKETS_MODE, parents=True, exist_ok=True)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4, thread_name_prefix="agent-call"))
     stop = _stop_signal()
     async with contextlib.AsyncExitStack() as stack:
         parts = build(config)

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from agent.commands import Failure
-from hypervisors.contract import ImageRefused, OperationUnsupported
+from hypervisors.contract import ImageInUse, ImageLocked, ImageRefused, OperationUnsupported, SizeRefused
+from hypervisors.process import ToolTimeout
 from stores import errors
 from stores.errors import Retry, StorageError
 
@@ -112,6 +113,7 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     errors.NotFound: 404,
     errors.AlreadyExists: 409,
     errors.AccessDenied: 502,
+    errors.TlsFailed: 502,
     errors.Unavailable: 503,
     errors.ObjectChanged: 409,
     errors.IntegrityError: 502,
@@ -122,6 +124,10 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     errors.StoreUnsupported: 501,
     errors.RequirementNotMet: 409,
     errors.DeviceFault: 500,
+    ImageInUse: 409,
+    ImageLocked: 409,
+    SizeRefused: 422,
+    ToolTimeout: 504,
     ImageRefused: 422,
     OperationUnsupported: 501,
 }

@@ -47,15 +47,18 @@ _SECRET_TEXT: tuple[tuple[re.Pattern[str], str], ...] = (
 
 # Every pattern above needs one of these: most text has none of them, and one search is cheaper than eight.
 _HINT = re.compile(r"(?i)amz|credential|signature|accesskey|bearer|basic|://|pass|secret|token|api_?key|temp_url")
+# Names and messages come from outside; an escape sequence in one must not reach an operator's terminal.
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def redact_text(text: str) -> str:
-    """`text` without whatever looks like a credential, and of bounded length."""
+    """`text` without whatever looks like a credential, without control characters, and of bounded length."""
     length = len(text)
     text = text[:MAX_TEXT]
     if _HINT.search(text):
         for pattern, replacement in _SECRET_TEXT:
             text = pattern.sub(replacement, text)
+    text = text.translate(_CONTROL)
     return text if length <= MAX_TEXT else f"{text}... ({length} characters)"
 
 

@@ -21,8 +21,6 @@ from prometheus_client import (
     generate_latest,
 )
 
-from agent.version import VERSION
-
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _COMMAND_BUCKETS = (0.005, 0.02, 0.1, 0.5, 1, 5, 15, 60, 300, 1800, 7200)  # a no-op to a template of terabytes
@@ -40,7 +38,6 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.build = Info("storage_agent_build", "Version of the agent.", registry=self.registry)
-        self.build.info({"version": VERSION})
         self.commands_accepted = Counter(
             "storage_agent_commands_accepted",
             "Commands journalled, by command name.",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from collections.abc import Mapping, MutableMapping
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
@@ -30,10 +29,6 @@ class Notifier:
     def status(self, text: str) -> None:
         """One line that `systemctl status` shows."""
         self._send(f"STATUS={text}")
-
-    def reloading(self) -> None:
-        """Must be followed by `ready`. Type=notify-reload wants the time beside it."""
-        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
         self._send("STOPPING=1", "STATUS=stopping")

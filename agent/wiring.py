@@ -119,11 +119,13 @@ def store_settings(config: Config) -> StoreSettings:
         mount_root=config.pools.mount_root,
         nfs_mounts=config.pools.nfs_mounts,
         runtime_dir=config.agent.runtime_dir,
+        file_mode=int(config.pools.file_mode, 8),
         urls=UrlSettings(
             allow_http=urls.allow_http,
             allow_networks=urls.allow_networks,
             ports=urls.ports,
             max_redirects=urls.max_redirects,
+            external_fetch=urls.external_fetch,
         ),
         ca_file=config.tls.ca_file,
         connect_timeout=transfer.connect_timeout_s,

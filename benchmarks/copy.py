@@ -1,6 +1,6 @@
 """The main job against the classical way: an object becomes a volume, durable on disk when the clock stops.
 
-    python -m benchmarks.copy [--rounds N] [--directory DIRECTORY] [--json FILE]
+    python -m benchmarks.copy [--rounds N] [--only COURSE] [--directory DIRECTORY] [--json FILE]
 
 Staging is what clouds do today: download to a directory, `qemu-img convert` into the volume, remove the download. It runs with
 the client that they use (aws) and with the fastest one for a plain URL (curl).
@@ -14,13 +14,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness import Contestant, Row, Verdict, at_least, at_most, compare, conclude, show
+from benchmarks.disk import ram_disk, write_rate
+from benchmarks.harness import Contestant, Row, Sample, Verdict, at_least, at_most, compare, conclude, show
 from benchmarks.image import make_images
+from stores.contract import GiB
 from tests.servers import Certificates, S3Server, make_certificates, run_nginx, run_seaweed
 
 TOOLS = Path(sys.executable).parent
@@ -54,8 +56,8 @@ class Bench:
         settings = {"pools": str(work / "pools"), "ca_file": str(certificates.ca_file)}
         (work / "settings.json").write_text(json.dumps(settings))
 
-    def agent(self, name: str, source: Object) -> Contestant:
-        command = self.work / f"{name}-{source.format}.json".replace("/", "-")
+    def agent(self, source: Object) -> Contestant:
+        command = self.work / "command.json"
         command.touch(mode=0o600)
         destination = {
             "type": "volume",
@@ -65,7 +67,9 @@ class Bench:
         }
         template = {"type": "template", "path": source.key, "format": source.format, "imageDataStore": source.store}
         command.write_text(json.dumps({"command": "Copy", "source": template, "destination": destination}))
-        return Contestant(name, [sys.executable, "-m", "benchmarks.copy_client", str(command), str(self.work)])
+        return Contestant(
+            "storage-agent", [sys.executable, "-m", "benchmarks.copy_client", str(command), str(self.work)]
+        )
 
     def staged_by_aws(self, source: Object) -> Contestant:
         sign = "" if source.server else "--no-sign-request"
@@ -89,12 +93,15 @@ class Bench:
             env |= {"AWS_ACCESS_KEY_ID": source.server.access_key, "AWS_SECRET_ACCESS_KEY": source.server.secret_key}
         return Contestant(name, ["sh", "-ec", f"{download} {staged}; {convert}; sync {volume}; rm {staged}"], env)
 
-    def after(self, contestant: Contestant) -> None:
+    def after(self, contestant: Contestant, sample: Sample) -> None:
         """The volume has the image's content, whoever made it; then it goes."""
         volume = self.pool / VOLUME
-        compared = ["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", str(self.image), str(volume)]
-        subprocess.run(compared, check=True, stdout=subprocess.DEVNULL)
-        volume.unlink()
+        if not sample.stalled:
+            compared = ["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", str(self.image), str(volume)]
+            subprocess.run(compared, check=True, stdout=subprocess.DEVNULL)
+        for left in (*self.pool.iterdir(), *self.staging.iterdir()):
+            if left.is_file():
+                left.unlink()
         shutil.rmtree(self.pool / ".storage-agent", ignore_errors=True)
         subprocess.run(["sync"], check=True)
 
@@ -133,73 +140,103 @@ def ratio(rows: Sequence[Row], other: int, what: str) -> float:
     return float(getattr(rows[other], what) / getattr(rows[0], what))
 
 
-def run(work: Path, images: tuple[Path, Path], rounds: int) -> tuple[list[Verdict], dict[str, list[Row]]]:
-    raw, qcow2 = images
-    size = qcow2.stat().st_size
-    certificates = make_certificates(work)
-    bench = Bench(work, certificates, qcow2)
-    tables: dict[str, list[Row]] = {}
-    verdicts: list[Verdict] = []
+@dataclass(frozen=True)
+class Sources:
+    """The image on every server."""
 
-    def course(title: str, contestants: Sequence[Contestant]) -> list[Row]:
-        rows = compare(contestants, rounds=rounds, after=bench.after)
-        show(title, rows, size=size)
-        tables[title] = rows
+    nginx: Object
+    nginx_tls: Object
+    weed: Object
+    weed_raw: Object
+    nginx_raw: Object  # as S3, so that we have to go through the bridge, and as a plain URL for qemu-img
+
+
+class Courses:
+    """The races, each a table."""
+
+    def __init__(self, bench: Bench, sources: Sources, rounds: int, size: int) -> None:
+        self.tables: dict[str, list[Row]] = {}
+        self._bench = bench
+        self._sources = sources
+        self._rounds = rounds
+        self._size = size
+
+    def same_format(self, disk: str) -> list[Verdict]:
+        """The main job on a fast disk, in every way that it may arrive."""
+        bench, given = self._bench, self._sources
+        ours, aws, curl = bench.agent, bench.staged_by_aws, bench.staged_by_curl
+        plain = self._race(f"qcow2 from nginx to a qcow2 volume, {disk}", ours, aws, curl, source=given.nginx)
+        tls = self._race(f"the same over TLS, {disk}", ours, aws, curl, source=given.nginx_tls)
+        weed = self._race(f"qcow2 from SeaweedFS to a qcow2 volume, {disk}", ours, aws, source=given.weed)
+        return [
+            at_least("nginx, same format: time of staging / ours", ratio(plain, 1, "wall_s"), 5),
+            at_least("nginx, same format: CPU of staging / ours", ratio(plain, 1, "cpu_s"), 6),
+            at_most("bytes written / size of the volume", plain[0].extra["written"] / self._size, 1.02),
+            at_least("nginx over TLS, same format: time of staging / ours", ratio(tls, 1, "wall_s"), 4),
+            at_least("SeaweedFS, same format: time of staging / ours", ratio(weed, 1, "wall_s"), 2.5),
+            at_least("SeaweedFS, same format: CPU of staging / ours", ratio(weed, 1, "cpu_s"), 6),
+        ]
+
+    def conversion(self, disk: str) -> list[Verdict]:
+        """Raw to qcow2, through the bridge."""
+        bench, given = self._bench, self._sources
+        ours, aws = bench.agent, bench.staged_by_aws
+        weed = self._race(f"raw from SeaweedFS to a qcow2 volume, {disk}", ours, aws, source=given.weed_raw)
+        title = f"raw from nginx to a qcow2 volume, {disk}"
+        plain = self._race(title, ours, bench.tuned_qemu_img, aws, source=given.nginx_raw)
+        return [
+            at_least("SeaweedFS, conversion: time of staging / ours", ratio(weed, 1, "wall_s"), 4),
+            at_most("conversion: our time / tuned qemu-img from a URL", 1 / ratio(plain, 1, "wall_s"), 1.3),
+            at_least("nginx, conversion: time of staging / ours", ratio(plain, 2, "wall_s"), 4),
+        ]
+
+    def on_own_disk(self, disk: str) -> None:
+        """For comparison, without a goal: what is left of it where the disk is the bottleneck."""
+        bench = self._bench
+        title = f"qcow2 from nginx to a qcow2 volume, {disk}"
+        self._race(title, bench.agent, bench.staged_by_aws, source=self._sources.nginx)
+
+    def _race(self, title: str, *contestants: Callable[[Object], Contestant], source: Object) -> list[Row]:
+        rows = compare([make(source) for make in contestants], rounds=self._rounds, after=self._bench.after)
+        show(title, rows, size=self._size)
+        self.tables[title] = rows
         return rows
-
-    with servers(work, images, certificates) as (plain, tls, weed):
-        source = http_object(plain, qcow2.name, "QCOW2")
-        rows = course(
-            "qcow2 from nginx to a qcow2 volume",
-            [bench.agent("storage-agent", source), bench.staged_by_aws(source), bench.staged_by_curl(source)],
-        )
-        verdicts += [
-            at_least("nginx, same format: time of staging (aws) / ours", ratio(rows, 1, "wall_s"), 5),
-            at_least("nginx, same format: CPU of staging (aws) / ours", ratio(rows, 1, "cpu_s"), 6),
-            at_most("bytes written / size of the volume", rows[0].extra["written"] / size, 1.02),
-        ]
-        source = http_object(tls, qcow2.name, "QCOW2")
-        rows = course(
-            "the same over TLS",
-            [bench.agent("storage-agent", source), bench.staged_by_aws(source), bench.staged_by_curl(source)],
-        )
-        verdicts.append(at_least("nginx TLS, same format: time of staging (aws) / ours", ratio(rows, 1, "wall_s"), 4))
-        source = s3_object(weed.endpoint, qcow2.name, "QCOW2", weed)
-        rows = course(
-            "qcow2 from SeaweedFS to a qcow2 volume",
-            [bench.agent("storage-agent", source), bench.staged_by_aws(source)],
-        )
-        verdicts += [
-            at_least("SeaweedFS, same format: time of staging / ours", ratio(rows, 1, "wall_s"), 2.5),
-            at_least("SeaweedFS, same format: CPU of staging / ours", ratio(rows, 1, "cpu_s"), 6),
-        ]
-        source = s3_object(weed.endpoint, raw.name, "RAW", weed)
-        rows = course(
-            "raw from SeaweedFS to a qcow2 volume (bridge)",
-            [bench.agent("storage-agent", source), bench.staged_by_aws(source)],
-        )
-        verdicts.append(at_least("SeaweedFS, conversion: time of staging / ours", ratio(rows, 1, "wall_s"), 4))
-        source = s3_object(plain, raw.name, "RAW", None)
-        rows = course(
-            "raw from nginx to a qcow2 volume (ours through the bridge)",
-            [bench.agent("storage-agent", source), bench.tuned_qemu_img(source), bench.staged_by_aws(source)],
-        )
-        verdicts += [
-            at_most("conversion: our time / tuned qemu-img from a URL", 1 / ratio(rows, 1, "wall_s"), 1.3),
-            at_least("nginx, conversion: time of staging / ours", ratio(rows, 2, "wall_s"), 4),
-        ]
-    return verdicts, tables
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--directory", type=Path, default=Path("build/bench"))
+    parser.add_argument("--directory", type=Path, default=Path("build/bench"), help="for images, servers and slow disk")
+    parser.add_argument("--only", choices=["same", "conversion", "own-disk"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    images = make_images(options.directory)
-    with tempfile.TemporaryDirectory(dir=options.directory.resolve()) as work:
-        verdicts, tables = run(Path(work), images, options.rounds)
+    raw, qcow2 = make_images(options.directory)
+    size = qcow2.stat().st_size
+    verdicts: list[Verdict] = []
+    tables: dict[str, list[Row]] = {}
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.directory.resolve())))
+        fast = stack.enter_context(ram_disk(8 * GiB))
+        certificates = make_certificates(work)
+        plain, tls, weed = stack.enter_context(servers(work, (raw, qcow2), certificates))
+        sources = Sources(
+            nginx=http_object(plain, qcow2.name, "QCOW2"),
+            nginx_tls=http_object(tls, qcow2.name, "QCOW2"),
+            weed=s3_object(weed.endpoint, qcow2.name, "QCOW2", weed),
+            weed_raw=s3_object(weed.endpoint, raw.name, "RAW", weed),
+            nginx_raw=s3_object(plain, raw.name, "RAW", None),
+        )
+        courses = Courses(Bench(fast, certificates, qcow2), sources, options.rounds, size)
+        disk = f"disk of {write_rate(fast) / 1e6:.0f} MB/s"
+        if options.only in (None, "same"):
+            verdicts += courses.same_format(disk)
+        if options.only in (None, "conversion"):
+            verdicts += courses.conversion(disk)
+        tables |= courses.tables
+        if options.only in (None, "own-disk"):
+            courses = Courses(Bench(work / "slow", certificates, qcow2), sources, options.rounds, size)
+            courses.on_own_disk(f"own disk of {write_rate(work) / 1e6:.0f} MB/s")
+            tables |= courses.tables
     conclude(verdicts, tables, options.json)
     sys.exit(0 if all(verdict.met for verdict in verdicts) else 1)
 

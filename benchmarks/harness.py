@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ from rich.table import Table
 
 MIB = 1024 * 1024
 WIDTH = 120
+LIMIT_S = 180.0
+"""A contestant that takes longer has stalled (`qemu-img convert` from a URL sometimes waits for ever): it is killed."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,16 @@ class Sample:
     cpu_s: float
     peak_rss_mib: float
     extra: Mapping[str, float] = field(default_factory=dict)
+    stalled: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
-    """Medians of a contestant's runs."""
+    """Medians of a contestant's runs. Runs that stalled are counted apart, and for the medians took all of `LIMIT_S`."""
 
     name: str
     runs: int
+    stalled: int
     wall_s: float
     wall_spread_s: tuple[float, float]
     cpu_s: float
@@ -64,7 +69,7 @@ class ContestantFailed(Exception):
 
 
 def run_once(contestant: Contestant) -> Sample:
-    """`ContestantFailed` unless it exits 0."""
+    """`ContestantFailed` unless it exits 0, or has to be killed after `LIMIT_S`."""
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -73,13 +78,16 @@ def run_once(contestant: Contestant) -> Sample:
             stdout=output,
             stderr=errors,
             env={**os.environ, **contestant.env},
+            start_new_session=True,
         )
-        with watching_memory(process.pid) as memory:
+        with killed_after(process.pid, LIMIT_S) as over, watching_memory(process.pid) as memory:
             _, status, usage = os.wait4(process.pid, 0)
             wall_s = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         errors.seek(0)
+        if over.is_set():
+            return Sample(wall_s, usage.ru_utime + usage.ru_stime, memory.peak_mib, stalled=True)
         if process.returncode != 0:
             said = errors.read()[-2000:].decode(errors="replace")
             raise ContestantFailed(f"{contestant.name} exited {process.returncode}: {said}")
@@ -88,6 +96,24 @@ def run_once(contestant: Contestant) -> Sample:
         said_itself = json.loads(last[0])
         return Sample(said_itself.pop("wall_s"), said_itself.pop("cpu_s"), memory.peak_mib, said_itself)
     return Sample(wall_s, usage.ru_utime + usage.ru_stime, memory.peak_mib)
+
+
+@contextmanager
+def killed_after(session: int, limit_s: float) -> Iterator[threading.Event]:
+    """Kills a session's processes when the time is over; the event tells whether that was so."""
+    over = threading.Event()
+
+    def kill() -> None:
+        over.set()
+        os.killpg(session, signal.SIGKILL)
+
+    timer = threading.Timer(limit_s, kill)
+    timer.start()
+    try:
+        yield over
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 class Memory:
@@ -132,14 +158,17 @@ def _cpu_s() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def compare(contestants: Sequence[Contestant], *, rounds: int, after: Callable[[Contestant], None]) -> list[Row]:
+def compare(
+    contestants: Sequence[Contestant], *, rounds: int, after: Callable[[Contestant, Sample], None]
+) -> list[Row]:
     """Each contestant once a round, in a different order every round; `after` checks and removes what a run left."""
     samples: dict[str, list[Sample]] = {contestant.name: [] for contestant in contestants}
     for turn in range(rounds):
         shift = turn % len(contestants)
         for contestant in [*contestants[shift:], *contestants[:shift]]:
-            samples[contestant.name].append(run_once(contestant))
-            after(contestant)
+            sample = run_once(contestant)
+            samples[contestant.name].append(sample)
+            after(contestant, sample)
     return [_row(name, found) for name, found in samples.items()]
 
 
@@ -148,11 +177,12 @@ def _row(name: str, samples: Sequence[Sample]) -> Row:
     return Row(
         name,
         len(samples),
+        sum(sample.stalled for sample in samples),
         median(walls),
         (min(walls), max(walls)),
         median(sample.cpu_s for sample in samples),
         max(sample.peak_rss_mib for sample in samples),
-        {key: median(sample.extra[key] for sample in samples) for key in samples[0].extra},
+        {key: median(sample.extra[key] for sample in samples if key in sample.extra) for key in samples[0].extra},
     )
 
 
@@ -164,7 +194,7 @@ def show(title: str, rows: Sequence[Row], *, size: int) -> None:
     ours = rows[0]
     for row in rows:
         table.add_row(
-            row.name,
+            row.name + (f" (stalled {row.stalled} of {row.runs})" if row.stalled else ""),
             f"{size / row.wall_s / 1e6:.0f}",
             f"{row.wall_s:.2f} ({row.wall_spread_s[0]:.2f}-{row.wall_spread_s[1]:.2f})",
             f"{row.wall_s / ours.wall_s:.2f}",

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import ClassVar, TypeAlias
 
 from stores.contract import Kind, PendingWrite, Presentation, Progress
-from stores.errors import StorageError
+from stores.errors import Retry, StorageError
 from stores.to import ImageFormat, ProvisioningType
 from stores.transfer.digests import Checksum
 
@@ -46,8 +46,14 @@ class ImageInUse(HandlerError):
     """Other images are built on this one: details carry `children`."""
 
 
+class ImageLocked(HandlerError):
+    """Another process, a running guest perhaps, has the image open. Nothing was changed."""
+
+    retry = Retry.YES
+
+
 class Operation(StrEnum):
-    """What an acceptance is asked for. The rows of the table in docs/hypervisors.md."""
+    """What an acceptance is asked for. Those that read a source are rows of the table in docs/hypervisors.md."""
 
     COPY_TEMPLATE = "copy template to primary"
     LINK_TEMPLATE = "make a linked clone of a template"

@@ -18,7 +18,7 @@ from hypervisors.contract import (
     Written,
 )
 from hypervisors.landing import verify
-from hypervisors.publishing import publish
+from hypervisors.publishing import Publication, publishing
 from hypervisors.records import Origin, Parent, Record, same_origin, scratch_ref
 from hypervisors.sources import OpenSource, examine, opened, vouched_for, with_parents
 from hypervisors.verbs import Call, Copy, is_linked, ref_of
@@ -68,10 +68,13 @@ async def copy(ctx: Context, call: Call, request: Copy) -> DataTO:
     existing = await present(pool, ref)
     if existing is not None:
         return _as_before(request.destination, ref, existing, (store, info, checksum))
-    async with _source(ctx, handler, operation, request, (store, info), checksum) as (source, spec, late):
+    async with (
+        publishing(pool, ref) as publication,
+        _source(ctx, handler, operation, request, (store, info), checksum) as (source, spec, late),
+    ):
         if operation is Operation.LINK_TEMPLATE:
-            return await _link(ctx, call, pool, request, source, spec)
-        return await _write(ctx, call, pool, request, source, spec, late, checksum)
+            return await _link(ctx, call, pool, publication, request, source, spec)
+        return await _write(ctx, call, pool, publication, request, source, spec, late, checksum)
 
 
 def _checksum(request: Copy) -> Checksum | None:
@@ -112,7 +115,15 @@ def _as_before(
     )
 
 
-async def _link(ctx: Context, call: Call, pool: Pool, request: Copy, template: Source, spec: ImageSpec) -> DataTO:
+async def _link(
+    ctx: Context,
+    call: Call,
+    pool: Pool,
+    publication: Publication,
+    request: Copy,
+    template: Source,
+    spec: ImageSpec,
+) -> DataTO:
     handler, ref = ctx.handler(call.hypervisor), ref_of(request.destination)
     kinds = handler.fills(Operation.LINK_TEMPLATE, spec).kinds
     async with ctx.resolver.create(pool.store, ref, kinds, token=call.token) as pending:
@@ -121,7 +132,7 @@ async def _link(ctx: Context, call: Call, pool: Pool, request: Copy, template: S
         backing = Parent(ref=template.presentation.info.ref, format=parent_format)
         call.progress.phase("publish")
         record = make_record(ctx, call, written, origin=None, backing=backing)
-        info = await publish(pool, ref, pending, record)
+        info = await publication.publish(pending, record)
     return answer(request.destination, ref, record, info.size)
 
 
@@ -129,6 +140,7 @@ async def _write(
     ctx: Context,
     call: Call,
     pool: Pool,
+    publication: Publication,
     request: Copy,
     source: Source,
     spec: ImageSpec,
@@ -161,7 +173,7 @@ async def _write(
         store_id = ctx.resolver.store(request.source.store).id
         origin = Origin(store=store_id, ref=info.ref, version=info.version, digests=digests)
         record = make_record(ctx, call, written, origin=origin, backing=None)
-        published = await publish(pool, ref, pending, record)
+        published = await publication.publish(pending, record)
     return answer(request.destination, ref, record, published.size)
 
 
@@ -206,11 +218,13 @@ async def _source(
     store, info = origin
     if request.source.store.storeType == "primary":
         examined = await vouched_for(store, info, request.source.format)
-        async with with_parents(ctx, examined) as source:
+        wanted = target_spec(handler, examined.spec.format, request.destination)
+        handler.fills(operation, wanted)
+        kinds = handler.accepts(operation, examined.spec, wanted).kinds
+        async with with_parents(ctx, examined, kinds) as source:
             size = (await handler.measure(source)).virtual_size
             source = replace(source, spec=replace(source.spec, virtual_size=size))
-            spec = _sized(target_spec(handler, source.spec.format, request.destination), source.spec)
-            yield source, spec, None
+            yield source, _sized(wanted, source.spec), None
     else:
         async with examine(store, info, request.source.format, ctx.limits) as examined:
             spec = _sized(target_spec(handler, examined.spec.format, request.destination), examined.spec)

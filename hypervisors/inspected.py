@@ -7,10 +7,10 @@ every later read.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from stores.contract import DataStore, Extent, Kind, MiB, ObjectInfo, Presentation, RangeReader
+from stores.contract import BlockingCalls, DataStore, Extent, Kind, MiB, ObjectInfo, Presentation, RangeReader
 from stores.errors import TooLarge
 from stores.wrappers.base import WrapperStore
 
@@ -47,6 +47,24 @@ class InspectedReader(RangeReader):
         lay_over(buffer, offset, self._kept)
         self._kept.append((offset, bytes(buffer)))
         self._size += len(buffer)
+
+    async def read_each(
+        self,
+        take: Callable[[], tuple[int, memoryview] | None],
+        put: Callable[[int, memoryview], None],
+        threads: BlockingCalls,
+        *,
+        ahead: Callable[[], int] = lambda: 0,
+    ) -> None:
+        if not self._sealed:
+            await super().read_each(take, put, threads)
+            return
+
+        def lay_over_and_put(offset: int, buffer: memoryview) -> None:
+            lay_over(buffer, offset, self._kept)
+            put(offset, buffer)
+
+        await self._inner.read_each(take, lay_over_and_put, threads, ahead=ahead)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         return await self._inner.extents(offset, length)

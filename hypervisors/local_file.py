@@ -12,15 +12,29 @@ from stores.contract import Extent, ObjectInfo, RangeReader
 from stores.errors import IntegrityError
 from stores.os_errors import translate
 from stores.transfer.engine import TransferEngine
+from stores.uninterrupted import uninterrupted
 
 
 class FileReader(RangeReader):
-    """Ranges of an open descriptor. Whoever opened it closes it."""
+    """Nobody else may write to the file meanwhile."""
 
-    def __init__(self, descriptor: int, info: ObjectInfo, engine: TransferEngine) -> None:
-        self.info = info
-        self._descriptor = descriptor
+    def __init__(self, path: Path, engine: TransferEngine) -> None:
+        self._path = path
         self._engine = engine
+        self._descriptor = -1
+
+    def open(self) -> None:
+        """Blocking. Into this object, so that the descriptor is not lost when whoever waits for it is cancelled."""
+        try:
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self.info = ObjectInfo(self._path.name, os.fstat(self._descriptor).st_size)
+        except OSError as error:
+            raise translate(error, self._path.name) from error
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
         await self._engine.run(self._read, offset, buffer)
@@ -65,12 +79,10 @@ class FileReader(RangeReader):
 
 @asynccontextmanager
 async def open_file(path: Path, engine: TransferEngine) -> AsyncIterator[FileReader]:
-    """Nobody else may write to the file meanwhile."""
+    """The file, until the context ends. `NotFound`, `DeviceFault`."""
+    reader = FileReader(path, engine)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
-        raise translate(error, path.name) from error
-    try:
-        yield FileReader(descriptor, ObjectInfo(path.name, os.fstat(descriptor).st_size), engine)
+        await engine.run(reader.open)
+        yield reader
     finally:
-        os.close(descriptor)
+        await uninterrupted(engine.run(reader.close))

@@ -24,6 +24,7 @@ from types import MappingProxyType
 from hypervisors.contract import HandlerError
 from stores.contract import GiB, KiB, MiB
 from stores.errors import Retry
+from stores.uninterrupted import uninterrupted
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = MappingProxyType({"PATH": SEARCH_PATH, "LC_ALL": "C"})
@@ -105,16 +106,7 @@ class ToolRunner:
         cancelled at any moment included, the tool and whatever it started in its process group has ended before.
         """
         command = wrapped(argv, limits)
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd="/",
-            env=dict(ENVIRONMENT),
-            start_new_session=True,
-            pass_fds=pass_fds,
-        )
+        process = await self._start(command, pass_fds)
         progress = QemuProgress(on_progress) if on_progress else None
         stdout, stderr = _Collected(limits.output), _Collected(limits.output)
         ended = False
@@ -134,17 +126,44 @@ class ToolRunner:
             ) from error
         finally:
             if not ended:
-                await self._stop(process)
+                await self._stop(process, self._grace_s)
         if status != 0 or stdout.overflowed or stderr.overflowed:
             raise _failure(argv[0], status, stderr, limits, flooded=stdout.overflowed or stderr.overflowed)
         return ToolResult(bytes(stdout.data), bytes(stderr.data))
 
-    async def _stop(self, process: asyncio.subprocess.Process) -> None:
+    async def _start(self, command: Sequence[str], pass_fds: Sequence[int]) -> asyncio.subprocess.Process:
+        """Not to be interrupted: cancelled after the fork, asyncio kills the tool alone and then waits for its pipes, which
+        the tool's children may hold open for ever (seen with Python 3.11 on a busy machine)."""
+        starting = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                cwd="/",
+                env=dict(ENVIRONMENT),
+                start_new_session=True,
+                pass_fds=pass_fds,
+            )
+        )
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            grace_s = self._grace_s
+            try:
+                await uninterrupted(asyncio.wait([starting]))
+            except asyncio.CancelledError:
+                grace_s = 0  # asked twice
+            if starting.exception() is None:
+                await self._stop(starting.result(), grace_s)
+            raise
+
+    async def _stop(self, process: asyncio.subprocess.Process, grace_s: float) -> None:
         """SIGTERM, a while, SIGKILL; returns when the process is reaped and its pipes are closed."""
         rest = asyncio.create_task(_drain(process))
         _signal(process, signal.SIGTERM)
         try:
-            await asyncio.wait({rest}, timeout=self._grace_s)
+            await asyncio.wait({rest}, timeout=grace_s)
         finally:
             if not rest.done():
                 _signal(process, signal.SIGKILL)

@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from hypervisors.context import Pool
 from hypervisors.records import Record
 from stores.contract import ObjectInfo, PendingWrite
 from stores.uninterrupted import uninterrupted
 
 
-async def publish(pool: Pool, ref: str, pending: PendingWrite, record: Record) -> ObjectInfo:
-    """Durable when it returns. The record comes first, so that there is never an image of unknown format; a crash between the
-    two leaves a record without an image, which recovery removes.
+class Publication:
+    """What of an image has been published so far."""
 
-    Failed or cancelled, neither is left, not even when the cancellation came while the image was being renamed.
-    `AlreadyExists` if somebody else published the name meanwhile; theirs is not touched.
-    """
-    published: list[ObjectInfo] = []
-    recorded = False
+    def __init__(self, pool: Pool, ref: str) -> None:
+        self._pool = pool
+        self._ref = ref
+        self._record: Record | None = None
+        self._image: ObjectInfo | None = None
 
-    async def save() -> None:
-        nonlocal recorded
-        await pool.records.save(ref, record, token=record.token)
-        recorded = True
+    async def publish(self, pending: PendingWrite, record: Record) -> ObjectInfo:
+        """Durable when it returns. The record comes first, so that there is never an image of unknown format; a crash between
+        the two leaves a record without an image, which recovery removes.
 
-    async def commit() -> None:
-        published.append(await pending.commit())
+        `AlreadyExists` if somebody else published the name meanwhile; theirs is not touched.
+        """
+        await uninterrupted(self._save(record))
+        return await uninterrupted(self._commit(pending))
 
+    async def undo(self) -> None:
+        """Take back what was published here, and nothing else."""
+        if self._image is not None:
+            await self._pool.store.delete(self._ref)
+        if self._record is not None:
+            await self._pool.records.remove(self._ref, self._record.parent)
+
+    async def _save(self, record: Record) -> None:
+        await self._pool.records.save(self._ref, record, token=record.token)
+        self._record = record
+
+    async def _commit(self, pending: PendingWrite) -> ObjectInfo:
+        self._image = await pending.commit()
+        return self._image
+
+
+@asynccontextmanager
+async def publishing(pool: Pool, ref: str) -> AsyncIterator[Publication]:
+    """The outermost context of whoever makes an image. Failed or cancelled anywhere in it, also while the contexts inside are
+    being left, neither image nor record is there afterwards."""
+    publication = Publication(pool, ref)
     try:
-        await uninterrupted(save())
-        await uninterrupted(commit())
+        yield publication
     except BaseException:
-        if published:
-            await uninterrupted(pool.store.delete(ref))
-        if recorded:
-            await uninterrupted(pool.records.remove(ref, record.parent))
+        await uninterrupted(publication.undo())
         raise
-    return published[0]

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hypervisors.context import Context, Pool
-from hypervisors.contract import HypervisorType
+from hypervisors.contract import HypervisorType, OperationUnsupported
 from hypervisors.copying import answer
 from hypervisors.pools import probe_ref
 from hypervisors.sources import vouched_for, with_parents
 from hypervisors.verbs import Copy, Create, CreatePool, Delete, ModifyPool, Request, Resize, is_linked, ref_of
 from hypervisors.volumes import remove
-from stores.errors import NotFound
+from stores.errors import InvalidReference, NotFound, StoreUnsupported
 from stores.to import DataTO, PrimaryDataStoreTO
 
 
@@ -33,6 +33,13 @@ _UNDONE = Recovered("undone")
 
 async def recover(ctx: Context, hypervisor: HypervisorType, request: Request, token: str) -> Recovered:
     """See `Operations.recover`."""
+    try:
+        return await _recover(ctx, hypervisor, request, token)
+    except (InvalidReference, OperationUnsupported, StoreUnsupported):
+        return _UNDONE  # the request itself was refused for this, before anything was written
+
+
+async def _recover(ctx: Context, hypervisor: HypervisorType, request: Request, token: str) -> Recovered:
     match request:
         case Copy(source, made):
             return await _made(ctx, made, token, parent=ref_of(source) if is_linked(source, made) else None)
@@ -49,8 +56,6 @@ async def recover(ctx: Context, hypervisor: HypervisorType, request: Request, to
 
 
 async def _made(ctx: Context, made: DataTO, token: str, *, parent: str | None) -> Recovered:
-    if made.store.storeType != "primary":
-        return _UNDONE  # was refused before anything was written
     pool, ref = ctx.pool(made.store), ref_of(made)
     record = await pool.records.load(ref)
     ours = record is not None and record.token == token

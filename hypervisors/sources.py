@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -110,17 +110,19 @@ async def opened(
 
 
 @asynccontextmanager
-async def with_parents(ctx: Context, examined: Examined) -> AsyncIterator[Source]:
-    """An image of a pool as a local file, with every parent that our records name. Its virtual size is measured later."""
+async def with_parents(
+    ctx: Context, examined: Examined, kinds: Sequence[Kind] = (Kind.LOCAL_PATH,)
+) -> AsyncIterator[Source]:
+    """An image of a pool, in the first of `kinds` that fits, with every parent that our records name."""
     records = Records(examined.store)
     record = await records.load(examined.info.ref)
     async with AsyncExitStack() as stack:
         parents = []
         for parent, above in await records.chain(record) if record is not None else ():
             info = await examined.store.stat(parent.ref)
-            presentation = await stack.enter_async_context(ctx.resolver.open(examined.store, info, (Kind.LOCAL_PATH,)))
+            presentation = await stack.enter_async_context(ctx.resolver.open(examined.store, info, kinds))
             parents.append(Source(presentation, ImageSpec(above.format if above is not None else parent.format)))
-        top = await stack.enter_async_context(ctx.resolver.open(examined.store, examined.info, (Kind.LOCAL_PATH,)))
+        top = await stack.enter_async_context(ctx.resolver.open(examined.store, examined.info, kinds))
         yield Source(top, examined.spec, tuple(parents))
 
 

@@ -9,7 +9,7 @@ from hypervisors.context import Context, Pool, require_room
 from hypervisors.contract import HypervisorHandler, ImageInUse, ImageSpec, Operation, OperationUnsupported, Written
 from hypervisors.copying import answer, make_record, present
 from hypervisors.narrowing import as_reader, as_stream
-from hypervisors.publishing import publish
+from hypervisors.publishing import publishing
 from hypervisors.sources import vouched_for, with_parents
 from hypervisors.verbs import Call, ComputeChecksum, Create, Delete, GetVolumeStats, Resize, named, ref_of
 from stores.contract import Kind
@@ -46,11 +46,14 @@ async def create(ctx: Context, call: Call, request: Create) -> DataTO:
         raise AlreadyExists(f"{ref} exists already; delete it first, or choose another name", ref=ref)
     if provisioning is ProvisioningType.FAT:
         require_room(await pool.store.usage(), data.size, pool.store.id)
-    async with ctx.resolver.create(pool.store, ref, kinds, token=call.token) as pending:
+    async with (
+        publishing(pool, ref) as publication,
+        ctx.resolver.create(pool.store, ref, kinds, token=call.token) as pending,
+    ):
         written = await handler.create(pending, spec, provisioning)
         call.progress.phase("publish")
         record = make_record(ctx, call, written, origin=None, backing=None)
-        info = await publish(pool, ref, pending, record)
+        info = await publication.publish(pending, record)
     return answer(data, ref, record, info.size)
 
 

@@ -145,12 +145,15 @@ class RangeReader(abc.ABC):
         take: Callable[[], tuple[int, memoryview] | None],
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
+        *,
+        ahead: Callable[[], int] = lambda: 0,
     ) -> None:
         """For bulk: as `read_into`, for one offset and buffer after another, as `take` names them, until it gives None. Each
-        goes to `put` when it is filled.
+        goes to `put` when it is filled. `ahead` tells how many bytes right behind the buffer that was taken last will
+        be taken next, in order: a reader whose requests cost something asks for all of them at once.
 
-        `take` and `put` may block and are called in `threads`, one at a time. A reader that itself works by blocking calls
-        overrides this to do all of it in one thread, without a change of threads for every buffer.
+        `take`, `put` and `ahead` may block and are called in `threads`, one at a time. A reader that itself works by blocking
+        calls overrides this to do all of it in one thread, without a change of threads for every buffer.
         """
         wanted = await threads.run(take)
         while wanted is not None:

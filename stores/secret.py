@@ -46,9 +46,10 @@ class Secret:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """From a string or a Secret; into `***`, in Python and in JSON alike, so that a dump can be journalled."""
-        return core_schema.no_info_after_validator_function(
-            lambda value: value if isinstance(value, Secret) else cls(value),
-            core_schema.union_schema([core_schema.is_instance_schema(cls), core_schema.str_schema(strict=True)]),
+        from_text = core_schema.no_info_after_validator_function(cls, core_schema.str_schema(strict=True))
+        return core_schema.json_or_python_schema(
+            json_schema=from_text,
+            python_schema=core_schema.union_schema([core_schema.is_instance_schema(cls), from_text]),
             serialization=core_schema.plain_serializer_function_ser_schema(
                 lambda value: MASK, return_schema=core_schema.str_schema()
             ),

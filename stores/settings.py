@@ -1,4 +1,4 @@
-"""What the operator decides about stores: the `[stores]` part of the configuration, already parsed.
+"""What the operator decides about stores: the parts of the configuration that concern them, already parsed.
 
 Times are seconds, sizes are bytes. An invalid value is a `ValueError` when the object is made, never later.
 """
@@ -73,7 +73,7 @@ class StoreSettings:
     runtime_dir: Path = Path("/run/storage-agent")
     """Sockets of the bridge are made in its folder `nbd`."""
 
-    file_mode: int = 0o600
+    file_mode: int = 0o660
     """Permissions of files that are written into directories."""
 
     urls: UrlSettings = UrlSettings()

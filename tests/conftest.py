@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.servers", "tests.postgres", "tests.ledgers"]
+pytest_plugins = ["tests.servers", "tests.postgres", "tests.ledgers", "tests.secret_scan"]

@@ -140,7 +140,10 @@ def make_certificates(directory: Path) -> Certificates:
 
 @contextmanager
 def run_seaweed(directory: Path, certificates: Certificates | None = None) -> Iterator[S3Server]:
-    """SeaweedFS with one identity. All listeners are on 127.0.0.1, and it does not call home."""
+    """SeaweedFS with one identity. All listeners are on 127.0.0.1, and it does not call home.
+
+    Each bucket takes volumes of its own; the default number of them is used up by some sixty buckets.
+    """
     access, secret = "testkey", "sw-" + uuid.uuid4().hex
     config = directory / "s3.json"
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
@@ -150,7 +153,7 @@ def run_seaweed(directory: Path, certificates: Certificates | None = None) -> It
     data.mkdir(exist_ok=True)
     s3, master, volume, filer, admin, tls = seaweed_ports()
     argv = [
-        str(Path(sys.executable).parent / "weed"), "mini", f"-dir={data}",
+        str(Path(sys.executable).parent / "weed"), "mini", f"-dir={data}", "-volume.max=2000",
         "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false",
         "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.port={s3}", f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", f"-admin.port={admin}",

@@ -18,9 +18,8 @@ from hypervisors.contract import (
     Source,
     Written,
 )
-from hypervisors.images.formats import DRIVERS
 from hypervisors.images.gate import GateLimits, inspect
-from hypervisors.kvm.nodes import known_format, own_node, source_node
+from hypervisors.kvm.nodes import driver_of, known_format, own_node, source_node
 from hypervisors.kvm.qemu_img import QemuImg, direct_io_works
 from hypervisors.landing import land
 from hypervisors.local_file import open_file
@@ -51,6 +50,8 @@ class KvmHandler(HypervisorHandler):
     # ------------------------------------------------------------------------------------------- declarations
 
     def accepts(self, operation: Operation, source: ImageSpec, target: ImageSpec) -> Accepts:
+        if source.format is not None:
+            driver_of(source.format)
         if operation is Operation.ATTACH_ISO:
             return Accepts(
                 (Kind.LOCAL_PATH,), "qemu reads a guest's CD drive from a file for as long as the guest runs"
@@ -102,9 +103,9 @@ class KvmHandler(HypervisorHandler):
 
     def keeps_bytes(self, source: ImageSpec, target: ImageSpec) -> bool:
         """Also an ISO and a raw image: qemu reads both with one driver."""
-        return (
-            source.format is not None and target.format is not None and DRIVERS[source.format] == DRIVERS[target.format]
-        )
+        if source.format is None or target.format is None:
+            return False
+        return driver_of(source.format) == driver_of(target.format)
 
     # --------------------------------------------------------------------------------------------------- verbs
 
@@ -190,13 +191,14 @@ class KvmHandler(HypervisorHandler):
 
     async def _convert(self, source: Source, path: Path, target_format: ImageFormat, progress: Progress) -> None:
         progress.phase("convert", source.spec.virtual_size)
-        local = isinstance(source.presentation, LocalPath)
+        given = source.presentation
         await self._qemu_img.convert(
             source_node(source),
             path,
             target_format,
             size=source.spec.virtual_size or 0,
-            direct_source=local and direct_io_works(as_local(source.presentation).path),
+            direct_source=isinstance(given, LocalPath) and await self._engine.run(direct_io_works, given.path),
+            direct_target=await self._engine.run(direct_io_works, path),
             progress=progress,
         )
 

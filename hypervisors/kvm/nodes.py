@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from hypervisors.contract import Source
-from hypervisors.images.formats import file_node, image_node, nbd_node
+from hypervisors.contract import OperationUnsupported, Source
+from hypervisors.images.formats import DRIVERS, file_node, image_node, nbd_node
 from stores.contract import HttpUrl, KiB, LocalPath, NbdExport, NetworkImage
 from stores.errors import RequirementNotMet
 from stores.to import ImageFormat
@@ -30,10 +30,20 @@ def own_node(source: Source) -> dict[str, object]:
 def _stacked(layers: list[Source]) -> dict[str, object]:
     top, *parents = layers
     image_format = known_format(top)
+    driver_of(image_format)
     node = image_node(image_format, _protocol(top))
     if image_format in _WITH_PARENTS:
         node["backing"] = _stacked(parents) if parents else None
     return node
+
+
+def driver_of(image_format: ImageFormat) -> str:
+    """qemu's block driver. `OperationUnsupported` for a format that is none of a disk's, or that the gate never admits."""
+    if image_format not in DRIVERS:
+        raise OperationUnsupported(
+            f"KVM reads images as {', '.join(DRIVERS)}, not as {image_format}", format=image_format.value
+        )
+    return DRIVERS[image_format]
 
 
 def known_format(source: Source) -> ImageFormat:

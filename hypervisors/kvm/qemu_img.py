@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypervisors.contract import ImageInUse
+from hypervisors.contract import ImageLocked
 from hypervisors.images.formats import DRIVERS, json_filename
 from hypervisors.process import ToolFailed, ToolRunner
 from stores.contract import Progress
@@ -58,10 +58,11 @@ class QemuImg:
         *,
         size: int,
         direct_source: bool,
+        direct_target: bool,
         progress: Progress,
     ) -> None:
-        """The content of the node `source` into `target`, without its backing chain. `size` is the virtual size;
-        `direct_source` reads past the page cache, which `direct_io_works` has to allow."""
+        """The content of the node `source` into `target`, without its backing chain. `size` is the virtual size. Direct is
+        past the page cache: only where `direct_io_works`."""
         done = 0
 
         def advance(fraction: float) -> None:
@@ -69,7 +70,7 @@ class QemuImg:
             progress.advance(int(fraction * size) - done)
             done = int(fraction * size)
 
-        cache = "none" if direct_io_works(target) else "writeback"
+        cache = "none" if direct_target else "writeback"
         source_cache = "none" if direct_source else "writeback"
         argv = ["qemu-img", "convert", "-p", "-t", cache, "-T", source_cache, "-W", "-m", _COROUTINES]
         await self._run(
@@ -81,7 +82,8 @@ class QemuImg:
     async def check(self, node: Mapping[str, object]) -> None:
         """`IntegrityError` unless the image's own metadata is consistent. Leaked clusters are no fault."""
         try:
-            await self._run(["qemu-img", "check", "-q", json_filename(node)])
+            # It reads all metadata, which grows with the image: as long as the command itself may take.
+            await self._run(["qemu-img", "check", "-q", json_filename(node)], deadline_s=None)
         except ToolFailed as error:
             if error.details.get("exit_code") == _LEAKS_ONLY:
                 return
@@ -110,7 +112,7 @@ class QemuImg:
         await self._run(["qemu-img", "resize", "-q", *(["--shrink"] if shrink else []), json_filename(node), str(size)])
 
     async def sizes(self, node: Mapping[str, object], *, running: bool = False) -> Sizes:
-        """`running`: also of an image that a running guest writes (`-U`); otherwise that is `ImageInUse`."""
+        """`running`: also of an image that a running guest writes (`-U`); otherwise that is `ImageLocked`."""
         argv = ["qemu-img", "info", *(["-U"] if running else []), "--output=json"]
         info = json.loads(await self._run([*argv, json_filename(node)]))
         return Sizes(virtual=int(info["virtual-size"]), physical=int(info["actual-size"]))
@@ -141,7 +143,7 @@ def explained(error: ToolFailed) -> Exception:
     if os.strerror(errno.EIO) in text or os.strerror(errno.EROFS) in text or os.strerror(errno.ESTALE) in text:
         return DeviceFault(f"a disk or mount failed: {text}; check it", said=text)
     if '"write" lock' in text or '"consistent read" lock' in text:
-        return ImageInUse(f"another process has the image open, its virtual machine perhaps: {text}", said=text)
+        return ImageLocked(f"another process has the image open, its virtual machine perhaps: {text}", said=text)
     return error
 
 
@@ -150,7 +152,7 @@ def _text(error: ToolFailed) -> str:
 
 
 def direct_io_works(path: Path) -> bool:
-    """Whether the file system takes O_DIRECT; without it qemu refuses cache mode `none`."""
+    """Whether the file system takes O_DIRECT; without it qemu refuses cache mode `none`. Blocking."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
     except OSError as error:

@@ -115,9 +115,9 @@ class Directory:
     def usage(self) -> Usage:
         with self.opened() as (root, _), translated(str(self._path)):
             status = os.fstatvfs(root)
-        free = status.f_bfree * status.f_frsize
-        capacity = status.f_blocks * status.f_frsize
-        return Usage(used=capacity - free, capacity=capacity)
+        used = status.f_blocks - status.f_bfree
+        # What is kept for root is no room: a file system is full when the agent cannot write any more.
+        return Usage(used=used * status.f_frsize, capacity=(used + status.f_bavail) * status.f_frsize)
 
 
 class OpenedFile:

@@ -149,6 +149,8 @@ class _Reader(RangeReader):
         take: Callable[[], tuple[int, memoryview] | None],
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
+        *,
+        ahead: Callable[[], int] = lambda: 0,
     ) -> None:
         stopped = threading.Event()
         await threads.run(partial(self._opened.read_each, take, put, stopped), abort=stopped.set)

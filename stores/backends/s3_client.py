@@ -90,7 +90,8 @@ def _session() -> Any:
 
     # What these log at DEBUG are whole requests, signatures included.
     for name in ("aiobotocore", "botocore"):
-        logging.getLogger(name).setLevel(logging.INFO)
+        logger = logging.getLogger(name)
+        logger.setLevel(max(logger.getEffectiveLevel(), logging.INFO))
     session = AioSession()
     values = {name: default for name, (_, _, default, _) in BOTOCORE_DEFAUT_SESSION_VARIABLES.items()}
     values |= {"config_file": os.devnull, "credentials_file": os.devnull}

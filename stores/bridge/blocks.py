@@ -1,25 +1,30 @@
 """The blocks of an object that are in memory: a small bounded cache in front of a `RangeReader`.
 
-What is remembered is *runs*: consecutive pages, read with one call. A random request gets the pages it touches and no more;
-a sequential one gets runs of `RUN` bytes. A page is in at most one run, so that nothing is read twice at once.
+What is remembered is *runs*: consecutive pages. A random request gets the pages it touches and no more; a sequential one gets
+runs of `RUN` bytes, several of which come with one request to the store, each of use as soon as it is there. A page is in
+at most one run, so that nothing is read twice at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Self
 
 from stores.contract import KiB, MiB, RangeReader
 from stores.errors import StoreError
+from stores.transfer.threads import Threads
 
 PAGE = 64 * KiB
 """What the smallest read of the object fetches: a cluster of qcow2, and cheap beside a round trip."""
 RUN = 1 * MiB
-"""What a sequential read fetches with one call."""
+"""What a sequential read remembers and forgets as one."""
+SPAN = 8 * MiB
+"""Most that is asked of the store at once: beside it a round trip costs little, and servers that keep objects in blocks of a
+few MiB read few of them twice."""
 
 
 class Memory:
@@ -70,14 +75,15 @@ class _Run:
 class BlockCache:
     """Runs of one object, as many as its share of `memory` holds, counting what is being loaded and what is being sent.
 
-    Loads are tasks of the cache, for a load goes on when the request that began it is cancelled: others may have joined it.
-    The cache is therefore a context; loads under way at its end are cancelled.
+    Loads are tasks of the cache, in threads of its own: a load goes on when the request that began it is cancelled, for others
+    may have joined it. The cache is therefore a context; loads under way at its end are cancelled.
     """
 
     def __init__(self, reader: RangeReader, size: int, memory: Memory) -> None:
         self._reader = reader
         self._size = size
         self._loads = asyncio.TaskGroup()
+        self._threads = Threads("nbd-load", reader.parallel, bulk=True)
         self._memory = memory
         self._used = 0
         self._runs: dict[int, _Run] = {}  # by page
@@ -92,7 +98,10 @@ class BlockCache:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._loads.__aexit__(kind, error, trace)
+        try:
+            await self._loads.__aexit__(kind, error, trace)
+        finally:
+            self._threads.close()
 
     @asynccontextmanager
     async def pinned(self, offset: int, length: int, *, sequential: bool) -> AsyncIterator[memoryview]:
@@ -117,18 +126,29 @@ class BlockCache:
     def begin(self, offset: int, stop: int, *, sequential: bool) -> None:
         """Start to load that range for later, as far as memory allows: it takes none from what was begun before."""
         stop = min(stop, self._size)
+        span: list[_Run] = []
         while offset < stop:
             run = self._runs.get(offset // PAGE)
             if run is None:
-                run = self._load(offset, stop, sequential, for_later=True)
+                run = self._reserve(offset, stop, sequential, for_later=True)
                 if run is None:
-                    return
+                    break
+                if span and (run.start != span[-1].stop or run.stop - span[0].start > SPAN):
+                    self._load(span)
+                    span = []
+                span.append(run)
             offset = run.stop
+        if span:
+            self._load(span)
 
     async def _obtain(self, offset: int, stop: int, sequential: bool) -> _Run:
         """The run at `offset`, pinned, perhaps still being loaded."""
         while True:
-            run = self._runs.get(offset // PAGE) or self._load(offset, stop, sequential, for_later=False)
+            run = self._runs.get(offset // PAGE)
+            if run is None:
+                run = self._reserve(offset, stop, sequential, for_later=False)
+                if run is not None:
+                    self._load([run])
             if run is not None:
                 run.pins += 1
                 run.fresh = False
@@ -137,8 +157,8 @@ class BlockCache:
             self._room.clear()
             await self._room.wait()
 
-    def _load(self, offset: int, stop: int, sequential: bool, *, for_later: bool) -> _Run | None:
-        """A new run that begins with the page of `offset`; None if there is no memory for it now."""
+    def _reserve(self, offset: int, stop: int, sequential: bool, *, for_later: bool) -> _Run | None:
+        """A new run that begins with the page of `offset`, to be loaded; None if there is no memory for it now."""
         first = offset // PAGE
         border = first * PAGE // RUN * RUN + RUN
         end = min(border, self._size)
@@ -154,16 +174,43 @@ class BlockCache:
         run = _Run(first * PAGE, end, buffer)
         for page in run.pages:
             self._runs[page] = run
-        self._loads.create_task(self._fill(run), name="nbd-load")
         return run
 
-    async def _fill(self, run: _Run) -> None:
+    def _load(self, span: Sequence[_Run]) -> None:
+        self._loads.create_task(self._fill(span), name="nbd-load")
+
+    async def _fill(self, span: Sequence[_Run]) -> None:
+        """Loads consecutive runs with one request, if the store's reader can."""
+        loop = asyncio.get_running_loop()
+        left = iter(span)
+        present = span[0]
+        arrived: set[_Run] = set()
+
+        def take() -> tuple[int, memoryview] | None:
+            nonlocal present
+            run = next(left, None)
+            if run is None:
+                return None
+            present = run
+            return run.start, memoryview(run.buffer)[: run.stop - run.start]
+
+        def put(offset: int, view: memoryview) -> None:
+            arrived.add(present)
+            loop.call_soon_threadsafe(self._loaded, present)
+
+        def ahead() -> int:
+            return span[-1].stop - present.stop
+
         try:
-            with memoryview(run.buffer) as whole, whole[: run.stop - run.start] as view:
-                await self._reader.read_into(run.start, view)
+            await self._reader.read_each(take, put, self._threads, ahead=ahead)
         except StoreError as error:
-            run.error = error
-            self._forget(run)  # so that the next request tries again
+            for run in span:
+                if run not in arrived:
+                    run.error = error
+                    self._forget(run)  # so that the next request tries again
+                    self._loaded(run)
+
+    def _loaded(self, run: _Run) -> None:
         run.loaded.set()
         if not run.pins:
             self._rest(run)

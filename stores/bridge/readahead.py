@@ -33,12 +33,14 @@ class ReadAhead:
     """Recognises sequential readers among the requests for one export, of whichever connection.
 
     A stream is believed as far as it has proven itself: advice goes at most as many bytes ahead as were asked for, less
-    what was jumped over, and at most `window`. So what turns out to be needless is never more than what was needed.
+    what was jumped over, and at most `window`. So what turns out to be needless is never more than what was needed. Once
+    the whole window is open, advice comes in spans that end at multiples of `span`, each worth one large request.
     """
 
-    def __init__(self, size: int, window: int) -> None:
+    def __init__(self, size: int, *, window: int, span: int) -> None:
         self._size = size
         self._window = window
+        self._span = span
         self._streams: list[_Stream] = []  # the most recently seen last
 
     def observe(self, offset: int, length: int) -> Advice:
@@ -55,7 +57,11 @@ class ReadAhead:
         if not (proven and moves_on):  # to go back over what was read is no reason to read on
             return Advice(proven, end, end)
         start = max(stream.ahead, stream.position)
-        stop = min(stream.position + min(self._window, stream.credit), self._size)
+        stop = stream.position + min(self._window, stream.credit)
+        if stop >= self._size:
+            stop = self._size
+        elif stream.credit >= self._window:
+            stop -= stop % self._span
         stream.ahead = max(stream.ahead, stop)
         return Advice(True, start, max(start, stop))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from stores.bridge.blocks import RUN, BlockCache, Memory
+from stores.bridge.blocks import RUN, SPAN, BlockCache, Memory
 from stores.bridge.connection import Connection, Served
 from stores.bridge.readahead import ReadAhead
 from stores.bridge.wire import ProtocolError
@@ -72,7 +72,7 @@ def _served(reader: RangeReader, export: str, memory: Memory, negotiation_s: flo
         size=size,
         name=export,
         cache=BlockCache(reader, size, memory),
-        ahead=ReadAhead(size, window),
+        ahead=ReadAhead(size, window=window, span=max(RUN, min(SPAN, window // 2))),
         pins=window // RUN,
         negotiation_s=negotiation_s,
     )

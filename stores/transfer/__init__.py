@@ -1,2 +1,3 @@
-"""The byte path. Read `engine` first, then `pump`; over HTTP `http`, which stands on `wire` (the protocol, blocking), `answers`
-(what answers mean, pure), `target` and `connections`. `fairness`, `buffers` and `threads` are what transfers share."""
+"""The byte path. Read `engine` first, then `pump`, which stands on `pieces`, `supply` and `inorder`; over HTTP `http`, which
+stands on `wire` (the protocol, blocking), `answers` (what answers mean, pure), `target` and `connections`. `fairness`,
+`buffers` and `threads` are what transfers share."""

@@ -10,8 +10,8 @@ from stores.contract import MiB
 from stores.transfer.fairness import FairShare
 
 PIECE = 2 * MiB
-"""Size of one buffer and of one ranged GET. Large enough that requests and thread switches cost little, small enough that
-eight transfers share the default budget with three pieces in flight each."""
+"""Size of one buffer. Large enough that system calls and thread switches cost little, small enough that eight transfers share
+the default budget with three pieces in flight each. How much one GET asks for is another matter (`stores.transfer.pump`)."""
 
 
 BUSY = 4

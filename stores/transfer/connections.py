@@ -14,14 +14,17 @@ IDLE_S = 15.0
 
 
 class Connections:
-    """Idle connections by origin; the number in use is bounded by the threads that use them. For the event loop's thread."""
+    """Idle connections by origin and read timeout; the number in use is bounded by the threads that use them.
+
+    For the event loop's thread.
+    """
 
     def __init__(self) -> None:
         self._idle: dict[object, list[tuple[Connection, asyncio.TimerHandle]]] = {}
 
     async def take(self, target: HttpTarget, *, connect_timeout_s: float, read_timeout_s: float) -> Connection:
         """A connection to the target's address: the one last used, or a new one. `Unavailable` when it cannot be made."""
-        idle = self._idle.get(target.origin, [])
+        idle = self._idle.get((target.origin, read_timeout_s), [])
         while idle:
             connection, timer = idle.pop()
             timer.cancel()
@@ -33,8 +36,9 @@ class Connections:
 
     def give(self, target: HttpTarget, connection: Connection) -> None:
         """Takes a connection back whose last answer was read to its end."""
-        timer = asyncio.get_running_loop().call_later(IDLE_S, self._expire, target.origin, connection)
-        self._idle.setdefault(target.origin, []).append((connection, timer))
+        key = (target.origin, connection.read_timeout_s)  # the timeout is set on the socket and stays with it
+        timer = asyncio.get_running_loop().call_later(IDLE_S, self._expire, key, connection)
+        self._idle.setdefault(key, []).append((connection, timer))
 
     def close(self) -> None:
         """Closes what is idle."""
@@ -44,13 +48,13 @@ class Connections:
                 connection.close()
         self._idle.clear()
 
-    def _expire(self, origin: object, connection: Connection) -> None:
-        idle = [entry for entry in self._idle.get(origin, []) if entry[0] is not connection]
+    def _expire(self, key: object, connection: Connection) -> None:
+        idle = [entry for entry in self._idle.get(key, []) if entry[0] is not connection]
         connection.close()
         if idle:
-            self._idle[origin] = idle
+            self._idle[key] = idle
         else:
-            self._idle.pop(origin, None)
+            self._idle.pop(key, None)
 
 
 async def _connect(target: HttpTarget, connect_timeout_s: float, read_timeout_s: float) -> Connection:

@@ -3,7 +3,7 @@
     RangeReader --> buffer --in place--> file
                           '--in order--> digests
 
-The event loop decides, threads move: each receives a piece, writes it and hashes it (`stores.transfer.pump`).
+The event loop decides, threads move: each receives pieces and writes them, one more hashes (`stores.transfer.pump`).
 """
 
 from __future__ import annotations

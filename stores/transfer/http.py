@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from stores.contract import BlockingCalls, ByteStream, KiB, ObjectInfo, RangeReader
-from stores.errors import IntegrityError, PolicyRefused, StorageError, Unavailable
+from stores.errors import IntegrityError, StorageError, TlsFailed, Unavailable
 from stores.transfer.answers import check_range, check_version, may_be_stale, retry_after_s, status_error, strong_etag
 from stores.transfer.engine import TransferEngine
 from stores.transfer.target import HttpPatience, HttpTarget
@@ -45,10 +45,14 @@ class _Wanted:
     """What is still to be read, over as many connections as it takes: see `RangeReader.read_each`."""
 
     def __init__(
-        self, take: Callable[[], tuple[int, memoryview] | None], put: Callable[[int, memoryview], None]
+        self,
+        take: Callable[[], tuple[int, memoryview] | None],
+        put: Callable[[int, memoryview], None],
+        ahead: Callable[[], int],
     ) -> None:
         self._take = take
         self._put = put
+        self.ahead = ahead
         self._present: tuple[int, memoryview] | None = None
         self._filled = 0
 
@@ -127,14 +131,15 @@ class _Source:
         )
 
 
-def _untrusted(error: ssl.SSLCertVerificationError, target: HttpTarget) -> PolicyRefused:
-    return PolicyRefused(
+def _untrusted(error: ssl.SSLCertVerificationError, target: HttpTarget) -> TlsFailed:
+    return TlsFailed(
         f"the certificate of {target.host} is not trusted: {error.verify_message}; check the CA file", host=target.host
     )
 
 
 class HttpRangeReader(RangeReader):
-    """Any range of one object, each by a GET of its own, received straight into the caller's buffer.
+    """Any range of one object, received straight into the caller's buffers: by a GET of its own, or many buffers by one GET
+    (`read_each`), whose answer waits on the connection whenever there is no buffer for it.
 
     Broken connections are resumed at the byte where they broke, transient answers are tried again after a pause
     (`HttpPatience`), a refused target is asked for afresh once. Every answer is checked against `info`.
@@ -166,11 +171,13 @@ class HttpRangeReader(RangeReader):
         take: Callable[[], tuple[int, memoryview] | None],
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
+        *,
+        ahead: Callable[[], int] = lambda: 0,
     ) -> None:
         # The place among the connections is kept over breaks and pauses: what was taken can always be finished, also while
         # others wait for just that.
         async with self._connections:
-            await self._read(_Wanted(take, put), threads)
+            await self._read(_Wanted(take, put, ahead), threads)
 
     async def _read(self, wanted: _Wanted, threads: BlockingCalls) -> None:
         failures = 0
@@ -211,23 +218,27 @@ class HttpRangeReader(RangeReader):
         """Runs in a thread: request after request over one connection, for as long as both last."""
         what = self._source.what(target)
         moved = 0
-        while (rest := wanted.rest()) is not None:
+        rest = wanted.rest()
+        while rest is not None:
             offset, buffer = rest
-            refused = self._begin(connection, target, what, offset, len(buffer))
+            refused = self._begin(connection, target, what, offset, len(buffer) + wanted.ahead())
             if isinstance(refused, _Outcome):
                 refused.moved = moved
                 return refused
             answer, length = refused
-            count = connection.receive(buffer[:length])
-            moved += count
-            if count < length:
-                why = connection.trouble or "the server closed the connection"
-                error = Unavailable(f"reading {what} broke off after {offset + count} bytes: {why}")
+            end = offset + length
+            while rest is not None and rest[0] == offset < end:
+                view = rest[1][: end - offset]
+                count = connection.receive(view)
+                moved += count
+                offset += count
                 wanted.received(count)
-                return _Outcome(moved, error)
-            wanted.received(count)
-            if not answer.keep_alive:
-                return _Outcome(moved, done=wanted.rest() is None)
+                if count < len(view):
+                    why = connection.trouble or "the server closed the connection"
+                    return _Outcome(moved, Unavailable(f"reading {what} broke off after {offset} bytes: {why}"))
+                rest = wanted.rest()
+            if offset < end or not answer.keep_alive:
+                return _Outcome(moved, done=rest is None)
             connection.reused = True
         return _Outcome(moved, done=True, reusable=True)
 

@@ -1,11 +1,10 @@
-"""Cutting an object into pieces on a fixed grid, and putting what was read in parallel back in order."""
+"""Cutting an object into pieces on a fixed grid, and pieces into spans that are asked for at once."""
 
 from __future__ import annotations
 
 import mmap
-import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from stores.contract import Extent, RangeReader
@@ -27,6 +26,12 @@ class Piece:
     offset: int
     length: int
     zero: bool
+    here: bool = False  # the destination holds it already
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it has to be read from the source."""
+        return not self.zero and not self.here
 
 
 def cells(offset: int, length: int, extents: Sequence[Extent]) -> Iterator[tuple[int, int, bool]]:
@@ -63,6 +68,26 @@ async def windows(source: RangeReader) -> AsyncGenerator[list[Piece], None]:
         yield window
 
 
+def span_pieces(left: int, *, workers: int, limit: int) -> int:
+    """How many pieces to ask for at once when `left` are still to be divided among `workers`: `limit`, a power of two, until
+    that would leave some of the workers idle before the others are done; then ever less."""
+    part = min(limit, max(1, left // workers))
+    return 1 << (part.bit_length() - 1)
+
+
+def take_span(todo: deque[Piece], *, workers: int, limit: int) -> deque[Piece]:
+    """Moves the next span out of `todo`: pieces to be read without a gap between them, or one that need not be read.
+
+    Spans end at multiples of their own length, where servers that keep objects in blocks are likely to have borders too.
+    """
+    span = deque([todo.popleft()])
+    number = span[0].offset // PIECE
+    most = span_pieces(len(todo) + 1, workers=workers, limit=limit)
+    while span[0].wanted and len(span) < most - number % most and todo and todo[0].wanted:
+        span.append(todo.popleft())
+    return span
+
+
 def known_size(source: RangeReader) -> int:
     """The object's size in bytes; `IntegrityError` when the store does not tell it."""
     if source.info.size is None:
@@ -74,34 +99,3 @@ def zero_views(length: int) -> Iterator[memoryview]:
     """A run of `length` zeroes, in views of at most `PIECE`."""
     for start in range(0, length, PIECE):
         yield ZEROES[: min(PIECE, length - start)]
-
-
-class Stopped(Exception):
-    """Another part of the same transfer failed; that failure is what its caller sees."""
-
-
-class Turns:
-    """Lets threads that finish their pieces in any order go on in the order of the pieces' numbers, from 0."""
-
-    def __init__(self) -> None:
-        self._next = 0
-        self._stopped = False
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def turn(self, number: int) -> Iterator[None]:
-        """Waits until the turns of all smaller numbers are over. `Stopped` when they never will be."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._next == number)
-            if self._stopped:
-                raise Stopped
-        yield
-        with self._changed:
-            self._next += 1
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        """Ends all waiting: a piece will not arrive."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()

@@ -1,33 +1,52 @@
-"""All of one object, past a file and digests: several workers, each of which reads a piece, writes it in place and hashes it in
-its turn, all in one thread and while the piece is still in the processor's cache."""
+"""All of one object, past a file and digests.
+
+    worker  | take a span: several pieces that one request brings
+            | for each piece: take a buffer, receive, write in place ----> give the buffer back
+    hasher  '-- where digests are wanted: hash in order ----------------'
+
+A worker does all of it in one thread, while the piece is still in the processor's cache. Its answer waits on the connection
+whenever there is no buffer, so that how much is asked for at once and how much memory it takes have nothing to do with
+each other.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
-from stores.contract import Progress, RangeReader
-from stores.transfer.buffers import BufferPool
+from stores.contract import MiB, Progress, RangeReader
+from stores.transfer.buffers import PIECE, BufferPool
 from stores.transfer.digests import Digester
-from stores.transfer.pieces import Piece, Turns, windows, zero_views
+from stores.transfer.inorder import InOrder
+from stores.transfer.pieces import Piece, known_size, take_span, windows, zero_views
 from stores.transfer.placed import PlacedFile
 from stores.transfer.ranges import Ranges
+from stores.transfer.supply import Supply
 from stores.transfer.threads import Threads
 
+T = TypeVar("T")
+
 WIDTH_LIMIT = 12
-"""Most pieces of one transfer in flight, whatever its source would bear: half of the default budget."""
+"""Most workers of one transfer, whatever its source would bear."""
+
+SPAN = 16 * MiB
+"""Most that one request asks for: a server that keeps objects in blocks reads few of them twice, and over a far network
+the round trip before each answer costs little beside it."""
+
+HASHED_SPAN = 4 * MiB
+"""The same where digests are wanted: what arrives out of order waits in buffers for its turn, and all spans under way have
+to fit in the transfer's share of them."""
 
 
 class Pump:
-    """Reads all of `source` in parallel, in threads of its own.
-
-    They are its own because they wait for one another when they hash: in a pool shared with others, the one that all wait
-    for might not get a thread. The buffers, of which each needs one, bound the threads of all transfers together.
-    """
+    """Reads all of `source` in parallel, in threads of its own: they wait for one another, and in a pool shared with others the
+    one that all wait for might not get a thread. The buffers bound the busy threads of all transfers together."""
 
     def __init__(
         self,
@@ -46,96 +65,192 @@ class Pump:
         """
         self._source = source
         self._file = file
-        self._digester = digester
+        self._hashed = InOrder(digester) if digester is not None else None
         self._buffers = buffers
         self._progress = progress
         self._whole = Ranges(whole)
-        self._arrived = arrived
+        self._tell_arrived = arrived
         self._width = min(source.parallel, WIDTH_LIMIT)
+        self._span = (HASHED_SPAN if digester is not None else SPAN) // PIECE
         self._owner: Hashable = object()
         self._loop = asyncio.get_running_loop()
-        self._turns = Turns()
+        self._supply = Supply(ordered=digester is not None)
+        self._held: dict[int, memoryview] = {}
+        useful = self._width * (self._span if digester is not None else 1)
+        self._places = asyncio.Semaphore(min(useful, -(-known_size(source) // PIECE)))
         self._todo: deque[Piece] = deque()
-        self._taking = threading.Lock()
+        self._claiming = threading.Lock()
 
     async def run(self) -> None:
         """The first failure ends all workers and is raised."""
-        with _threads("transfer", self._width) as threads:
-            async with aclosing(windows(self._source)) as plan:
-                async for window in plan:
-                    self._todo.extend(window)
-                    try:
-                        async with asyncio.TaskGroup() as workers:
-                            for _ in range(min(self._width, len(window))):
-                                workers.create_task(self._work(threads))
-                    except BaseExceptionGroup as failures:
-                        first = failures.exceptions[0]
-                        raise first from first.__cause__
-
-    async def _work(self, threads: Threads) -> None:
-        while self._todo:
-            # The buffer comes before the piece: the lowest piece in flight then always has one, and those that wait for
-            # it to be hashed cannot keep it from arriving.
-            buffer = await self._buffers.acquire(self._owner)
-            piece = _Current()
+        with _threads("transfer", self._width + 1) as threads:
+            calls = _Stopping(threads, self._stop)
             try:
-                await self._source.read_each(partial(self._take, piece, buffer), partial(self._put, piece), threads)
-            except BaseException:
-                self._turns.stop()
-                raise
+                async with asyncio.TaskGroup() as group:
+                    supplying = group.create_task(self._supply_buffers())
+                    if self._hashed is not None:
+                        group.create_task(calls.run(self._hashed.run))
+                    async with aclosing(windows(self._source)) as plan:
+                        async for window in plan:
+                            self._todo.extend(self._marked(window))
+                            await self._read_window(calls, min(self._width, len(window)))
+                    if self._hashed is not None:
+                        self._hashed.end()
+                    supplying.cancel()
+            except BaseExceptionGroup as failures:
+                first = _first(failures)
+                raise first from first.__cause__
             finally:
-                self._buffers.release(self._owner, buffer)
+                while self._held:
+                    self._release(next(iter(self._held)))
 
-    def _take(self, current: _Current, buffer: memoryview) -> tuple[int, memoryview] | None:
-        """The next piece to read, in a thread. None when there is none, or when others need the buffer more."""
-        while not self._buffers.pressed(self._owner):
-            with self._taking:
+    async def _read_window(self, calls: _Stopping, workers: int) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(workers):
+                worker = _Worker(self)
+                group.create_task(self._source.read_each(worker.take, worker.put, calls, ahead=worker.ahead))
+
+    def _marked(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            kept = not piece.zero and self._file is not None
+            yield replace(piece, here=kept and self._whole.cover(piece.offset, piece.offset + piece.length))
+
+    def _stop(self) -> None:
+        self._supply.stop()
+        if self._hashed is not None:
+            self._hashed.stop()
+
+    # ------------------------------------------------------------------------------------------- on the event loop
+
+    async def _supply_buffers(self) -> None:
+        """As many buffers as are of use, as soon as others leave them to us."""
+        while True:
+            await self._places.acquire()
+            buffer = await self._buffers.acquire(self._owner)
+            self._held[id(buffer)] = buffer
+            self._supply.add(buffer)
+
+    def _give_back(self, key: int) -> None:
+        if key in self._held:  # else the transfer has ended meanwhile, and given back everything
+            self._release(key)
+            self._places.release()
+
+    def _release(self, key: int) -> None:
+        self._buffers.release(self._owner, self._held.pop(key))
+
+    # ------------------------------------------------------------------------------------------------- in threads
+
+    def claim(self) -> deque[Piece]:
+        """The next span; empty at the end. What needs no reader is done on the way: holes, and what the file holds already."""
+        while True:
+            with self._claiming:
                 if not self._todo:
-                    return None
-                piece = self._todo.popleft()
-            if self._file is not None and self._whole.cover(piece.offset, piece.offset + piece.length):
-                self._finish(piece, self._read_back(piece, buffer))
-            elif not piece.zero:
-                current.piece = piece
-                return piece.offset, buffer[: piece.length]
-            else:
+                    return deque()
+                span = take_span(self._todo, workers=self._width, limit=self._span)
+            if span[0].here:
+                self._read_back(span[0])
+            elif span[0].zero:
                 if self._file is not None:
-                    self._file.zero(piece.offset, piece.length)
-                self._finish(piece, zero_views(piece.length))
-        return None
+                    self._file.zero(span[0].offset, span[0].length)
+                self._hash(span[0], zero_views(span[0].length), None)
+            else:
+                return span
 
-    def _read_back(self, piece: Piece, buffer: memoryview) -> Iterator[memoryview]:
-        """What the file holds already, in views into `buffer`; zeroes where the source has a hole."""
-        if piece.zero:
-            yield from zero_views(piece.length)
-        elif self._file is not None:
-            self._file.read(piece.offset, buffer[: piece.length])
-            yield buffer[: piece.length]
+    def _read_back(self, piece: Piece) -> None:
+        """`piece` is in the file; only a digest needs it once more."""
+        if self._hashed is None or self._file is None:
+            self._finish(piece, None)
+            return
+        buffer = self.buffer_for(piece)
+        self._file.read(piece.offset, buffer[: piece.length])
+        self._hash(piece, iter([buffer[: piece.length]]), buffer)
 
-    def _put(self, current: _Current, offset: int, view: memoryview) -> None:
-        """In a thread."""
+    def buffer_for(self, piece: Piece) -> memoryview:
+        return self._supply.take(piece.index)
+
+    def arrived(self, piece: Piece, buffer: memoryview) -> bool:
+        """`piece` is at the beginning of `buffer`. Whether the worker keeps the buffer: without a digest it does, unless others
+        are in need of it, so that it goes on with its span and no other thread has to wake."""
         if self._file is not None:
-            self._file.write(offset, view)
-        assert current.piece is not None
-        self._finish(current.piece, iter([view]))
+            self._file.write(piece.offset, buffer[: piece.length])
+        kept = self._hashed is None and not self._buffers.pressed(self._owner)
+        if kept:
+            self._loop.call_soon_threadsafe(self._tell, piece)
+        else:
+            self._hash(piece, iter([buffer[: piece.length]]), buffer)
+        return kept
 
-    def _finish(self, piece: Piece, views: Iterator[memoryview]) -> None:
-        if self._digester is not None:
-            with self._turns.turn(piece.index):
-                for view in views:
-                    self._digester.update(view)
+    def give_up(self, piece: Piece, buffer: memoryview | None) -> None:
+        """`piece` needs its buffer no more, where it had one."""
+        kept = self._supply.give(piece.index, buffer, pressed=self._buffers.pressed(self._owner))
+        if not kept:
+            self._loop.call_soon_threadsafe(self._give_back, id(buffer))
+
+    def _hash(self, piece: Piece, views: Iterator[memoryview], buffer: memoryview | None) -> None:
+        if self._hashed is None:
+            self._finish(piece, buffer)
+        else:
+            self._hashed.submit(piece.index, views, partial(self._finish, piece, buffer))
+
+    def _finish(self, piece: Piece, buffer: memoryview | None) -> None:
+        self.give_up(piece, buffer)
         self._loop.call_soon_threadsafe(self._tell, piece)
 
     def _tell(self, piece: Piece) -> None:
         self._progress.advance(piece.length)
-        if self._arrived is not None:
-            self._arrived(piece.offset, piece.offset + piece.length)
+        if self._tell_arrived is not None:
+            self._tell_arrived(piece.offset, piece.offset + piece.length)
 
 
-class _Current:
-    """The piece that a worker is at."""
+class _Worker:
+    """One reader's way through its spans: the arguments of `RangeReader.read_each`."""
 
-    piece: Piece | None = None
+    def __init__(self, pump: Pump) -> None:
+        self._pump = pump
+        self._span: deque[Piece] = deque()
+        self._present: tuple[Piece, memoryview] | None = None  # also after its arrival, as long as the buffer is kept
+
+    def take(self) -> tuple[int, memoryview] | None:
+        kept = self._present
+        self._span = self._span or self._pump.claim()
+        if not self._span:
+            if kept is not None:
+                self._pump.give_up(*kept)
+            return None
+        piece = self._span.popleft()
+        buffer = kept[1] if kept is not None else self._pump.buffer_for(piece)
+        self._present = piece, buffer
+        return piece.offset, buffer[: piece.length]
+
+    def put(self, offset: int, view: memoryview) -> None:
+        assert self._present is not None
+        if not self._pump.arrived(*self._present):
+            self._present = None
+
+    def ahead(self) -> int:
+        return sum(piece.length for piece in self._span)
+
+
+class _Stopping:
+    """Threads whose calls wait for one another: to abort one means to let none of them wait any more."""
+
+    def __init__(self, threads: Threads, stop: Callable[[], None]) -> None:
+        self._threads = threads
+        self._stop = stop
+
+    async def run(self, call: Callable[[], T], *, abort: Callable[[], None] | None = None) -> T:
+        def abort_all() -> None:
+            self._stop()
+            if abort is not None:
+                abort()
+
+        return await self._threads.run(call, abort=abort_all)
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure that came first; groups inside groups are those of tasks inside tasks."""
+    first = failures.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 @contextmanager

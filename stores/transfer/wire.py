@@ -72,7 +72,7 @@ class Connection:
         self._aborted = False
         self._head = memoryview(bytearray(HEAD_LIMIT))
         self._rest = self._head[:0]
-        self._timeout_s = read_timeout_s
+        self.read_timeout_s = read_timeout_s
         self._handshake = tls is not None
         self._sock: socket.socket
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -190,7 +190,7 @@ class Connection:
     def _failed(self, error: OSError) -> ConnectionFailed:
         # Expired kernel timeouts show as EAGAIN, Python's as TimeoutError.
         if isinstance(error, BlockingIOError | TimeoutError):
-            return ConnectionFailed(f"the server sent nothing for {self._timeout_s:g} s")
+            return ConnectionFailed(f"the server sent nothing for {self.read_timeout_s:g} s")
         return ConnectionFailed(str(error))
 
 

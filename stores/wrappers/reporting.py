@@ -146,6 +146,8 @@ class _Reader(RangeReader):
         take: Callable[[], tuple[int, memoryview] | None],
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
+        *,
+        ahead: Callable[[], int] = lambda: 0,
     ) -> None:
         loop = asyncio.get_running_loop()
 
@@ -154,7 +156,7 @@ class _Reader(RangeReader):
             loop.call_soon_threadsafe(self._report.moved, Direction.READ, len(buffer))
 
         with self._report.measured("read"):
-            await self._inner.read_each(take, put_and_report, threads)
+            await self._inner.read_each(take, put_and_report, threads, ahead=ahead)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:
         return await self._inner.extents(offset, length)

@@ -53,6 +53,15 @@ class FaultProxy:
         self._tasks.add(task)
         self.connections += 1
         try:
+            await self._relay(reader, writer)
+        except asyncio.CancelledError:
+            return  # only `__aexit__` cancels; Python 3.11's stream server logs a cancelled handler as an error
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
             if self.refuse:
                 _reset(writer)
                 return
@@ -66,9 +75,6 @@ class FaultProxy:
                 up_writer.close()
         except* (OSError, asyncio.IncompleteReadError):
             _reset(writer)
-        finally:
-            writer.close()
-            self._tasks.discard(task)
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(CHUNK):

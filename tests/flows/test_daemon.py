@@ -109,11 +109,13 @@ class Daemon:
     async def submit(self, body: object, *, wait: float = 0) -> Any:
         return (await self.call("POST", f"/v1/commands?wait={wait}", body))[1]
 
-    async def until(self, command_id: str, condition: Any) -> Any:
+    async def transferring(self, command_id: str) -> None:
+        """Returns when the command has begun to write its volume, and has not ended."""
         async with asyncio.timeout(LIMIT_S):
-            while not condition(answer := (await self.call("GET", f"/v1/commands/{command_id}"))[1]):
-                await asyncio.sleep(0.02)
-        return answer
+            while not self.place.files():
+                answer = (await self.call("GET", f"/v1/commands/{command_id}"))[1]
+                assert answer["state"] in ("accepted", "running"), answer
+                await asyncio.sleep(0.01)
 
     async def ended(self) -> int:
         return await asyncio.to_thread(self.process.wait, LIMIT_S)
@@ -181,9 +183,9 @@ def logged(place: Place) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (place.root / "log").read_text().splitlines()]
 
 
-def big_template(nginx: NginxServer, name: str, size: int = 8 * MiB) -> str:
-    """A raw image that /slow/ takes several seconds to send; its hash."""
-    content = os.urandom(size)
+def big_template(nginx: NginxServer, name: str) -> str:
+    """A raw image that /slow/ takes seconds to send, at 1 MiB/s for each connection; its hash."""
+    content = os.urandom(16 * MiB)
     (nginx.root / name).write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
@@ -227,7 +229,7 @@ async def test_death_in_the_middle_of_a_transfer_is_undone_and_reported(place: P
         await agent.submit(command)
         waiting = await agent.submit({**command, "id": "c-2"})  # for the same volume: it waits for the first
         assert waiting["state"] == "accepted"
-        await agent.until("c-1", lambda answer: (answer.get("progress") or {}).get("bytes", 0) > 0)
+        await agent.transferring("c-1")
         assert len(place.files()) == 1  # unfinished
         agent.process.kill()
         await agent.ended()
@@ -251,10 +253,10 @@ async def test_stopping_lets_a_transfer_finish_if_there_is_time_and_undoes_it_if
     place: Place, nginx: NginxServer, enough: bool
 ) -> None:
     configure(place, shutdown_s=LIMIT_S if enough else 0.2)
-    content = big_template(nginx, "daemon-stop.raw", 3 * MiB)
+    content = big_template(nginx, "daemon-stop.raw")
     async with daemon(place) as agent:
         await agent.submit(place.copy("c-1", nginx.url("slow"), "daemon-stop.raw"))
-        await agent.until("c-1", lambda answer: (answer.get("progress") or {}).get("bytes", 0) > 0)
+        await agent.transferring("c-1")
         waiting = asyncio.create_task(
             agent.submit(place.copy("c-1", nginx.url("slow"), "daemon-stop.raw"), wait=LIMIT_S)
         )
@@ -274,7 +276,7 @@ async def test_cancelling_over_the_api_leaves_nothing(place: Place, nginx: Nginx
     big_template(nginx, "daemon-cancel.raw")
     async with daemon(place) as agent:
         await agent.submit(place.copy("c-1", nginx.url("slow"), "daemon-cancel.raw"))
-        await agent.until("c-1", lambda answer: (answer.get("progress") or {}).get("bytes", 0) > 0)
+        await agent.transferring("c-1")
         answer = (await agent.call("DELETE", "/v1/commands/c-1"))[1]
         assert answer["state"] == "cancelled"
         assert place.files() == []

@@ -18,9 +18,9 @@ from stores.errors import (
     IntegrityError,
     NotFound,
     ObjectChanged,
-    PolicyRefused,
     StoreError,
     StoreUnsupported,
+    TlsFailed,
     Unavailable,
 )
 from stores.transfer.buffers import PIECE
@@ -127,7 +127,7 @@ async def test_an_untrusted_certificate_is_refused_at_once(
     engine: TransferEngine, nginx: NginxServer, published: str, tmp_path: Path
 ) -> None:
     reader = reader_of(engine, nginx.tls_port, f"/{published}", version=None, tls=ssl.create_default_context())
-    with pytest.raises(PolicyRefused, match="certificate"):
+    with pytest.raises(TlsFailed, match="certificate"):
         await fetched(engine, reader, tmp_path)
 
 
@@ -378,6 +378,25 @@ async def test_a_kept_connection_that_was_closed_costs_no_attempt(
     assert await reader.read(0, 10) == CONTENT[:10]
     assert sleeps.pauses == []
     assert server.connections == 2
+
+
+async def test_a_kept_connection_does_not_lend_its_timeout(engine: TransferEngine, server: ScriptedServer) -> None:
+    await reader_of(engine, server.port, patience=HttpPatience(read_timeout_s=1000)).read(0, 10)
+    server.script.extend([silence] * 2)
+    patience = HttpPatience(read_timeout_s=0.2, attempts=2)
+    with pytest.raises(Unavailable, match=r"sent nothing for 0\.2 s"):
+        await reader_of(engine, server.port, patience=patience).read(0, 10)
+
+
+async def test_unused_connections_are_closed_after_a_while(
+    engine: TransferEngine, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stores.transfer.connections.IDLE_S", 0.01)
+    before = len(os.listdir("/proc/self/fd"))
+    await reader_of(engine, server.port).read(0, 10)
+    async with asyncio.timeout(10):
+        while len(os.listdir("/proc/self/fd")) > before:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_connection_that_is_not_to_be_kept_is_not(engine: TransferEngine, server: ScriptedServer) -> None:

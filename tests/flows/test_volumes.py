@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hypervisors.contract import ImageInUse, OperationUnsupported, SizeRefused
+from hypervisors.contract import ImageInUse, ImageLocked, OperationUnsupported, SizeRefused
 from hypervisors.verbs import (
     ComputeChecksum,
     Copy,
@@ -186,11 +186,11 @@ async def test_image_without_record_needs_a_declared_format(here: World, disk_im
 async def test_volume_of_a_running_guest_is_not_copied(here: World, template: TemplateObjectTO) -> None:
     volume = await clone(here, template, "v1", full=True)
     async with running_qemu(here.path(volume)):
-        with pytest.raises(ImageInUse):
+        with pytest.raises(ImageLocked):
             await here.operations.copy(
                 here.call("c-2"), Copy(volume, VolumeObjectTO(uuid="v2", dataStore=here.pool("other")))
             )
-        with pytest.raises(ImageInUse):
+        with pytest.raises(ImageLocked):
             await here.operations.resize(here.call("c-3"), Resize(volume, 64 * MiB))
         stats = await here.operations.volume_stats(here.call(), GetVolumeStats(here.pool(), ("v1",)))
         assert stats["v1"].virtual == volume.size

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.bridge.blocks import PAGE, RUN, BlockCache, Memory
+from stores.bridge.blocks import PAGE, RUN, SPAN, BlockCache, Memory
 from stores.bridge.readahead import ReadAhead
-from stores.contract import GiB, MiB, ObjectInfo, RangeReader
+from stores.contract import BlockingCalls, GiB, MiB, ObjectInfo, RangeReader
 from stores.errors import Unavailable
 
 SIZE = 8 * MiB + 1000
@@ -152,6 +152,82 @@ async def test_what_a_sequential_reader_has_had_makes_room() -> None:
     assert sorted(reader.reads) == [(n * RUN, RUN) for n in range(8)] + [(8 * RUN, 1000)]
 
 
+class Spans(Recorder):
+    """Remembers how much was to come with each request; holds up every buffer but the first ones until `gate`."""
+
+    def __init__(self, size: int = SIZE, *, at_once: int = 100) -> None:
+        super().__init__(size)
+        self.spans: list[tuple[int, int]] = []
+        self.at_once = at_once
+
+    async def read_each(
+        self,
+        take: Callable[[], tuple[int, memoryview] | None],
+        put: Callable[[int, memoryview], None],
+        threads: BlockingCalls,
+        *,
+        ahead: Callable[[], int] = lambda: 0,
+    ) -> None:
+        wanted = take()
+        assert wanted is not None
+        self.spans.append((wanted[0], len(wanted[1]) + ahead()))
+        served = 0
+        while wanted is not None:
+            served += 1
+            if served > self.at_once:
+                await self.gate.wait()
+            await self.read_into(*wanted)
+            put(*wanted)
+            wanted = take()
+
+
+async def test_runs_that_follow_each_other_come_with_one_request() -> None:
+    reader = Spans()
+    async with opened(reader, memory=32 * MiB) as cache:
+        await read(cache, 2 * RUN, 10)
+        cache.begin(0, SIZE, sequential=True)
+        assert await read(cache, 0, SIZE, sequential=True) == CONTENT
+    assert reader.spans == [(2 * RUN, PAGE), (0, 2 * RUN), (2 * RUN + PAGE, SIZE - 2 * RUN - PAGE)]
+
+
+async def test_no_request_is_longer_than_a_span() -> None:
+    reader = Spans(size=SPAN + 5)
+    async with opened(reader, memory=32 * MiB) as cache:
+        cache.begin(0, SPAN + 5, sequential=True)
+        await asyncio.sleep(0)
+    assert reader.spans == [(0, SPAN), (SPAN, 5)]
+
+
+async def test_each_run_is_of_use_as_soon_as_it_is_there() -> None:
+    reader = Spans(at_once=1)
+    async with opened(reader) as cache, asyncio.timeout(10):
+        cache.begin(0, 3 * RUN, sequential=True)
+        reader.gate.clear()
+        reader.reads.clear()
+        first = asyncio.create_task(read(cache, 0, RUN, sequential=True))
+        second = asyncio.create_task(read(cache, RUN, RUN, sequential=True))
+        await asyncio.sleep(0.01)
+        reader.gate.set()
+        assert await first == CONTENT[:RUN]
+        assert await second == CONTENT[RUN : 2 * RUN]
+    assert reader.spans == [(0, 3 * RUN)]
+
+
+async def test_what_came_before_a_failure_stays_and_the_rest_is_tried_again() -> None:
+    class Breaking(Spans):
+        async def read_into(self, offset: int, buffer: memoryview) -> None:
+            self.error = Unavailable("the store is away") if offset == RUN and len(self.spans) == 1 else None
+            await super().read_into(offset, buffer)
+
+    reader = Breaking()
+    async with opened(reader) as cache:
+        cache.begin(0, 3 * RUN, sequential=True)
+        assert await read(cache, 0, RUN) == CONTENT[:RUN]
+        for start in (RUN, 2 * RUN):
+            assert await read(cache, start, 10) == CONTENT[start : start + 10]
+    assert reader.reads == [(0, RUN), (RUN, RUN), (RUN, PAGE), (2 * RUN, PAGE)]
+
+
 async def test_the_end_of_the_context_ends_the_loads() -> None:
     reader = Recorder()
     reader.gate.clear()
@@ -173,7 +249,7 @@ async def test_the_end_of_the_context_ends_the_loads() -> None:
 
 
 def test_a_sequential_reader_is_recognised_and_the_window_grows() -> None:
-    ahead = ReadAhead(GiB, 8 * MiB)
+    ahead = ReadAhead(GiB, window=8 * MiB, span=MiB)
     spans = []
     for n in range(40):
         advice = ahead.observe(n * MiB // 2, MiB // 2)
@@ -184,21 +260,31 @@ def test_a_sequential_reader_is_recognised_and_the_window_grows() -> None:
 
 
 def test_every_byte_is_advised_once() -> None:
-    ahead = ReadAhead(20 * MiB, 8 * MiB)
+    ahead = ReadAhead(20 * MiB, window=8 * MiB, span=MiB)
     advised = [ahead.observe(offset, MiB) for offset in range(0, 20 * MiB, MiB)]
     spans = [(a.start, a.stop) for a in advised if a.start < a.stop]
     assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
     assert spans[-1][1] == 20 * MiB
 
 
+def test_an_open_window_is_advised_in_whole_spans() -> None:
+    ahead = ReadAhead(100 * MiB + 1, window=16 * MiB, span=8 * MiB)
+    advised = [ahead.observe(offset, 2 * MiB) for offset in range(0, 100 * MiB, 2 * MiB)]
+    spans = [(a.start, a.stop) for a in advised if a.start < a.stop]
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
+    later = [span for span in spans if span[0] >= 32 * MiB]
+    assert all(start % (8 * MiB) == 0 and stop - start == 8 * MiB for start, stop in later[:-1])
+    assert spans[-1][1] == 100 * MiB + 1
+
+
 def test_four_readers_far_apart_are_four_streams() -> None:
-    ahead = ReadAhead(GiB, 8 * MiB)
+    ahead = ReadAhead(GiB, window=8 * MiB, span=MiB)
     last = [ahead.observe(base * 200 * MiB + n * MiB, MiB) for n in range(4) for base in range(4)][-4:]
     assert all(advice.sequential and advice.stop > advice.start for advice in last)
 
 
 def test_requests_out_of_order_are_still_one_stream() -> None:
-    ahead = ReadAhead(GiB, 8 * MiB)
+    ahead = ReadAhead(GiB, window=8 * MiB, span=MiB)
     advice = [ahead.observe(n * MiB, MiB) for n in (1, 0, 3, 2, 5, 4, 7, 6)]
     assert advice[-1].sequential
 
@@ -206,7 +292,7 @@ def test_requests_out_of_order_are_still_one_stream() -> None:
 @given(st.lists(st.tuples(st.integers(0, 1023), st.integers(1, 48)), max_size=80))
 def test_needless_reading_ahead_is_never_more_than_what_was_asked_for(requests: list[tuple[int, int]]) -> None:
     pages = 1024
-    ahead = ReadAhead(pages * PAGE, 8 * MiB)
+    ahead = ReadAhead(pages * PAGE, window=8 * MiB, span=MiB)
     wanted: set[int] = set()
     advised: set[int] = set()
     asked = 0
@@ -221,5 +307,5 @@ def test_needless_reading_ahead_is_never_more_than_what_was_asked_for(requests: 
 
 
 def test_scattered_small_reads_are_not_a_stream() -> None:
-    ahead = ReadAhead(GiB, 8 * MiB)
+    ahead = ReadAhead(GiB, window=8 * MiB, span=MiB)
     assert not any(ahead.observe(n * 37 * PAGE % (512 * MiB), 4096).sequential for n in range(60))

@@ -73,6 +73,12 @@ def test_every_option_is_described_and_every_example_is_valid(tmp_path: Path) ->
     assert loaded.config.api.tls_roles["DNS:management.example.org"] is Role.COMMAND
 
 
+def test_every_option_is_used() -> None:
+    sources = [path for path in SAMPLE.parent.rglob("*.py") if not path.name.startswith("config")]
+    code = "\n".join(path.read_text() for path in sources)
+    assert [f"{section}.{key}" for section, key in options() if not re.search(rf"\.{key}\b", code)] == []
+
+
 def test_what_is_in_force_can_be_read_back(tmp_path: Path) -> None:
     file = written(tmp_path, '[transfer]\nmemory = "64MiB"\n[pools]\nroots = ["/a", "/b"]\n')
     loaded = load(file, {"STORAGE_AGENT__LOGS__LEVEL": "debug"})

@@ -74,8 +74,8 @@ async def test_tasks_and_threads_inherit_the_command(stream: io.StringIO) -> Non
 
 def test_levels_apply_to_both_kinds(stream: io.StringIO) -> None:
     logs.configure(LogFormat.JSON, LogLevel.WARNING, stream)
-    structlog.get_logger("agent.x").info("ours")
-    logging.getLogger("botocore").info("theirs")
+    structlog.get_logger("ours").info("ours")
+    logging.getLogger("a.library").info("theirs")
     assert stream.getvalue() == ""
 
 
@@ -196,6 +196,10 @@ def test_a_signature_is_found_in_any_surroundings(around: str, secret: str) -> N
     text = f"{around}&X-Amz-Signature={secret}&{around}"
     if secret not in around:
         assert secret not in logs.redact_text(text)
+
+
+def test_no_escape_sequence_reaches_a_terminal() -> None:
+    assert logs.redact_text("a\x1b]0;owned\x07b\x9bc\r\n\td") == "a\\x1b]0;owned\\x07b\\x9bc\\x0d\n\td"
 
 
 def test_long_fields_are_cut() -> None:

@@ -11,7 +11,7 @@ from hypervisors.context import Pool, require_room
 from hypervisors.contract import HypervisorType, OperationUnsupported
 from hypervisors.explaining import How, compression_of
 from hypervisors.pools import Entry, entry_below
-from hypervisors.publishing import publish
+from hypervisors.publishing import publishing
 from hypervisors.records import Record, Records
 from hypervisors.verbs import (
     AttachIso,
@@ -206,26 +206,29 @@ def a_record(token: str = "c-1") -> Record:
     return Record(format=ImageFormat.RAW, virtual_size=1 * MiB, token=token, created=0.0)
 
 
-async def test_both_or_neither_when_the_name_was_taken_meanwhile(here: World) -> None:
+async def make_image(here: World, *, meanwhile: bytes | None = None) -> None:
+    """`meanwhile`: what somebody else publishes under the name."""
     store = here.resolver.store(here.pool())
-    async with store.write("v", Kind.LOCAL_PATH, token="c-1") as pending:
-        (here.root / "pool" / "v").write_bytes(b"theirs")
-        with pytest.raises(AlreadyExists):
-            await publish(Pool(store, Records(store)), "v", pending, a_record())
+    async with (
+        publishing(Pool(store, Records(store)), "v") as publication,
+        store.write("v", Kind.LOCAL_PATH, token="c-1") as pending,
+    ):
+        if meanwhile is not None:
+            (here.root / "pool" / "v").write_bytes(meanwhile)
+        await publication.publish(pending, a_record())
+
+
+async def test_both_or_neither_when_the_name_was_taken_meanwhile(here: World) -> None:
+    with pytest.raises(AlreadyExists):
+        await make_image(here, meanwhile=b"theirs")
     assert here.files() == {"v"}
     assert (here.root / "pool" / "v").read_bytes() == b"theirs"
 
 
-@pytest.mark.parametrize("steps", range(12))
+@pytest.mark.parametrize("steps", range(20))
 async def test_both_or_neither_when_cancelled(here: World, steps: int) -> None:
     """At any point of it; the loop's turns stand for points in time."""
-    store = here.resolver.store(here.pool())
-
-    async def whole() -> None:
-        async with store.write("v", Kind.LOCAL_PATH, token="c-1") as pending:
-            await publish(Pool(store, Records(store)), "v", pending, a_record())
-
-    task = asyncio.create_task(whole())
+    task = asyncio.create_task(make_image(here))
     for _ in range(steps):
         await asyncio.sleep(0.0005)
     task.cancel()
@@ -264,6 +267,21 @@ async def test_recovery_needs_no_image_store(here: World) -> None:
     )
     target = VolumeObjectTO(uuid="v1", dataStore=here.pool())
     assert (await here.operations.recover(HypervisorType.KVM, Copy(source, target), "c-1")).outcome == "undone"
+
+
+@pytest.mark.parametrize("path", ["../escape", "a//b", ".storage-agent/x"])
+async def test_a_request_that_could_not_begin_is_undone(here: World, path: str) -> None:
+    pool = here.pool()
+    rbd = PrimaryDataStoreTO(uuid="p", poolType="RBD", path="x")
+    for request in (
+        Create(VolumeObjectTO(path=path, dataStore=pool, size=1)),
+        Delete(VolumeObjectTO(path=path, dataStore=pool)),
+        Resize(VolumeObjectTO(path=path, dataStore=pool), 2),
+        Copy(VolumeObjectTO(path="v", dataStore=pool), VolumeObjectTO(path="v", dataStore=rbd)),
+        Copy(VolumeObjectTO(path="v", dataStore=pool), TemplateObjectTO(path="t", imageDataStore=S3)),
+        CreatePool(rbd),
+    ):
+        assert (await here.operations.recover(HypervisorType.KVM, request, "c-1")).outcome == "undone"
 
 
 async def test_deletion_is_finished_or_was_not_begun(here: World) -> None:

@@ -1,17 +1,15 @@
-"""The grid over an object, and the order of turns."""
+"""The grid over an object, and spans of it."""
 
 from __future__ import annotations
 
-import random
-import threading
+from collections import deque
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stores.contract import Extent
 from stores.transfer.buffers import PIECE
-from stores.transfer.pieces import Stopped, Turns, cells, zero_views
+from stores.transfer.pieces import Piece, cells, span_pieces, take_span, zero_views
 
 
 @given(
@@ -58,35 +56,32 @@ def test_zero_views_are_that_many_zeroes(length: int) -> None:
     assert all(len(view) <= PIECE and view.readonly for view in views)
 
 
-def test_turns_come_in_order_whatever_thread_asks_first() -> None:
-    turns = Turns()
-    seen: list[int] = []
-    numbers = list(range(40))
-    random.Random(1).shuffle(numbers)
-
-    def go(number: int) -> None:
-        with turns.turn(number):
-            seen.append(number)
-
-    threads = [threading.Thread(target=go, args=(number,)) for number in numbers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert seen == list(range(40))
+@given(left=st.integers(1, 5000), workers=st.integers(1, 12), limit=st.sampled_from([1, 2, 8, 16]))
+def test_spans_are_large_at_first_and_leave_everybody_something_at_the_end(left: int, workers: int, limit: int) -> None:
+    found = span_pieces(left, workers=workers, limit=limit)
+    assert 1 <= found <= limit
+    assert found == 1 or found * workers <= left
+    if left >= workers * limit:
+        assert found == limit
 
 
-def test_stop_ends_all_waiting() -> None:
-    turns = Turns()
-    outcome = []
+@given(st.lists(st.booleans(), max_size=80), st.integers(1, 6), st.sampled_from([1, 2, 8]))
+def test_spans_are_all_pieces_once_without_gaps(holes: list[bool], workers: int, limit: int) -> None:
+    pieces = [Piece(number, number * PIECE, PIECE, zero) for number, zero in enumerate(holes)]
+    todo, taken = deque(pieces), list[Piece]()
+    while todo:
+        span = take_span(todo, workers=workers, limit=limit)
+        assert len(span) == 1 or not any(piece.zero for piece in span)
+        assert len(span) <= limit
+        assert span[0].index // limit == span[-1].index // limit
+        taken.extend(span)
+    assert taken == pieces
 
-    def wait() -> None:
-        with pytest.raises(Stopped), turns.turn(1):
-            outcome.append("never")
-        outcome.append("stopped")
 
-    thread = threading.Thread(target=wait)
-    thread.start()
-    turns.stop()
-    thread.join(10)
-    assert outcome == ["stopped"]
+def test_a_small_object_is_still_read_in_parallel() -> None:
+    todo = deque(Piece(number, number * PIECE, PIECE, False) for number in range(8))
+    lengths = []
+    while todo:
+        lengths.append(len(take_span(todo, workers=4, limit=8)))
+    assert lengths[0] == 2
+    assert len(lengths) >= 4

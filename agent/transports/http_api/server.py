@@ -14,15 +14,10 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from agent.config import ApiSection, Config, split_listen
-from agent.explain import Explainer
-from agent.metrics import Metrics
+from agent.config import ApiSection, split_listen
 from agent.security import Role, SecuritySetup, UnixPolicy, open_unix_listener, server_tls
-from agent.transports.contract import AgentStatus, CommandService
 from agent.transports.http_api.edge import AccessRules, guard
-from agent.transports.http_api.events import HEARTBEAT_S
 from agent.transports.http_api.routes import ROUTES, Api
-from agent.version import VERSION
 
 _log = structlog.get_logger(__name__)
 
@@ -123,38 +118,6 @@ class HttpApi:
         if server is None or len(server.connections) >= limit:
             return _HangUp()
         return server()
-
-
-def http_api(
-    commands: CommandService,
-    explain: Explainer,
-    metrics: Metrics,
-    config: Config,
-    *,
-    started_at: float,
-    passed: Sequence[socket.socket] = (),
-    heartbeat_s: float = HEARTBEAT_S,
-) -> HttpApi:
-    """The API over these commands, as configured. `started_at` in seconds since the epoch."""
-
-    def status() -> AgentStatus:
-        now = commands.status()
-        return AgentStatus(
-            version=VERSION,
-            hypervisor=config.agent.hypervisor.value,
-            started_at=started_at,
-            ready=now.accepting and now.journal_usable,
-            accepting=now.accepting,
-            journal_usable=now.journal_usable,
-            waiting=now.accepted,
-            running=now.running,
-            queue_limit=now.queue_limit,
-            concurrency=now.concurrency,
-        )
-
-    metrics.queue_from(lambda: commands.status().accepted, lambda: commands.status().running)
-    api = Api(commands, explain, status, metrics, config.api.request_timeout_s, heartbeat_s)
-    return HttpApi(api, config.api, passed=passed)
 
 
 class _HangUp(asyncio.Protocol):

@@ -1,0 +1,223 @@
+"""The tables of docs/ that follow from the code, written between markers in the pages.
+
+    python -m tests.generate_docs
+
+rewrites them; `tests/test_docs.py` fails while a page differs from what this module makes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypervisors.contract import HypervisorHandler, ImageSpec, Operation, OperationUnsupported
+from hypervisors.images.formats import DRIVERS
+from hypervisors.process import ToolRunner
+from hypervisors.registry import handlers
+from stores.contract import DataStore, Kind, ObjectInfo
+from stores.resolver import SUPPORTED, Resolver, Via, negotiate
+from stores.secret import Secret
+from stores.settings import StoreSettings
+from stores.to import S3TO, DataStoreTO, ImageFormat, ImageStoreTO, NfsTO, PrimaryDataStoreTO
+from stores.transfer.engine import TransferEngine
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+_BLOCK = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A store, and one object in it."""
+
+    name: str
+    store: DataStore
+    info: ObjectInfo
+    pool: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table of acceptances."""
+
+    operation: Operation
+    what: str
+    source: ImageSpec
+    target: ImageSpec
+    places: Callable[[Place], bool] = lambda place: True
+
+
+def _places(engine: TransferEngine) -> list[Place]:
+    """Every store that there is, made as the daemon makes it. Nothing is contacted."""
+    settings = StoreSettings(roots=(Path("/srv"),), nfs_mounts={"nfs://host/export": Path("/mnt/export")})
+    resolver = Resolver(settings, engine)
+    stores: Sequence[tuple[str, DataStoreTO, bool]] = (
+        ("directory pool", PrimaryDataStoreTO(uuid="p", poolType="Filesystem", path="/srv/pool"), True),
+        ("NetworkFilesystem pool", PrimaryDataStoreTO(uuid="n", poolType="NetworkFilesystem"), True),
+        ("image directory (`file://`)", ImageStoreTO(uri=Secret("file:///srv/images")), False),
+        ("mounted NFS export", NfsTO.model_validate({"_url": "nfs://host/export"}), False),
+        ("HTTP(S)", ImageStoreTO(uri=Secret("https://images.example.org/base")), False),
+        ("S3", S3TO(bucketName="templates"), False),
+    )
+    places = []
+    for name, to, pool in stores:
+        store = resolver.store(to)
+        places.append(Place(name, store, ObjectInfo("object", 1 << 30), pool))
+        without = ObjectInfo("object", 1 << 30, ranges=False)
+        if store.offers(without) != store.offers():
+            places.append(Place(f"{name} without ranges", store, without, pool))
+    return places
+
+
+_QCOW2, _RAW, _VHD, _ISO = (ImageFormat.QCOW2, ImageFormat.RAW, ImageFormat.VHD, ImageFormat.ISO)
+_CASES = (
+    Case(Operation.COPY_TEMPLATE, "same format", ImageSpec(_QCOW2), ImageSpec(_QCOW2)),
+    Case(Operation.COPY_TEMPLATE, "converted", ImageSpec(_VHD), ImageSpec(_QCOW2)),
+    Case(
+        Operation.COPY_TEMPLATE,
+        "compressed, same format",
+        ImageSpec(_QCOW2, compression="gzip"),
+        ImageSpec(_QCOW2),
+        lambda place: not place.pool,
+    ),
+    Case(
+        Operation.COPY_TEMPLATE,
+        "compressed, converted",
+        ImageSpec(_VHD, compression="gzip"),
+        ImageSpec(_QCOW2),
+        lambda place: not place.pool,
+    ),
+    Case(
+        Operation.LINK_TEMPLATE,
+        "inside one pool",
+        ImageSpec(_QCOW2),
+        ImageSpec(_QCOW2),
+        lambda place: place.pool,
+    ),
+    Case(Operation.COPY_VOLUME, "same format", ImageSpec(_QCOW2), ImageSpec(_QCOW2)),
+    Case(Operation.COPY_VOLUME, "converted", ImageSpec(_RAW), ImageSpec(_QCOW2)),
+    Case(Operation.ATTACH_ISO, "explained only", ImageSpec(_ISO), ImageSpec(_ISO)),
+)
+
+
+def acceptances() -> str:
+    """Operation, hypervisor and store: how the handler gets at the source. Stores that fare alike share a column."""
+    engine = TransferEngine()
+    places = _places(engine)
+    tables = []
+    for hypervisor, handler in handlers(engine, ToolRunner()).items():
+        columns: dict[tuple[str, ...], list[str]] = {}
+        for place in places:
+            columns.setdefault(tuple(_cell(handler, case, place) for case in _CASES), []).append(place.name)
+        head = (f"{hypervisor}", "case", *(", ".join(names) for names in columns.values()))
+        rows = [
+            (case.operation.value, case.what, *(cells[row] for cells in columns)) for row, case in enumerate(_CASES)
+        ]
+        tables.append(_table(head, rows))
+    return "\n\n".join(tables)
+
+
+def _cell(handler: HypervisorHandler, case: Case, place: Place) -> str:
+    if not case.places(place):
+        return "—"
+    sequential = Kind.RANGE_READER not in place.store.offers(place.info)
+    source = ImageSpec(case.source.format, compression=case.source.compression, sequential=sequential)
+    accepted = handler.accepts(case.operation, source, case.target).kinds
+    found = negotiate(place.store.id, place.store.offers(place.info), accepted, ranges=place.info.ranges)
+    if found.via is Via.BRIDGE:
+        return "bridge"
+    if found.chosen is not None:
+        return f"direct: {found.chosen}"
+    return "needs the cache" if found.needs_cache else "refused"
+
+
+def formats() -> str:
+    """Source format by target format: what becomes of the bytes."""
+    blocks = []
+    for hypervisor, handler in handlers(TransferEngine(), ToolRunner()).items():
+        targets = [target for target in ImageFormat if _fills(handler, target)]
+        rows = (
+            (
+                source,
+                *("in place" if handler.keeps_bytes(ImageSpec(source), ImageSpec(t)) else "converted" for t in targets),
+            )
+            for source in DRIVERS
+        )
+        blocks.append(_table((f"{hypervisor}: from", *(f"to {target}" for target in targets)), rows))
+    refused = ", ".join(found for found in ImageFormat if found not in DRIVERS)
+    return "\n\n".join(blocks) + f"\n\nRefused by the gate as a source: {refused}."
+
+
+def _fills(handler: HypervisorHandler, target: ImageFormat) -> bool:
+    try:
+        handler.fills(Operation.COPY_TEMPLATE, ImageSpec(target))
+    except OperationUnsupported:
+        return False
+    return True
+
+
+def offers() -> str:
+    """What every store offers, and in which ways it is written."""
+    rows = []
+    for place in _places(TransferEngine()):
+        cls = type(_innermost(place.store))
+        rows.append(
+            (
+                place.name,
+                _kinds(place.store.offers(place.info)),
+                _kinds(place.store.writes),
+                "yes" if cls.list is not DataStore.list else "no",
+                "yes" if cls.usage is not DataStore.usage else "no",
+            )
+        )
+    return _table(("store", "offers", "written as", "listed", "measured"), rows)
+
+
+def _innermost(store: DataStore) -> DataStore:
+    while (inner := getattr(store, "inner", None)) is not None:
+        store = inner
+    return store
+
+
+def _kinds(kinds: frozenset[Kind]) -> str:
+    return ", ".join(kind for kind in Kind if kind in kinds) or "not at all"
+
+
+def supported() -> str:
+    return "\n".join(f"- {what}" for what in SUPPORTED)
+
+
+def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "acceptances": acceptances,
+    "formats": formats,
+    "offers": offers,
+    "supported-stores": supported,
+}
+
+
+def generated(page: str) -> str:
+    """The text of a page with every block made anew. KeyError for a block that nobody makes."""
+    return _BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found['name']]()}\n{found[3]}", page)
+
+
+def block_names(page: str) -> list[str]:
+    return [found["name"] for found in _BLOCK.finditer(page)]
+
+
+def main() -> None:
+    for path in sorted(DOCS.glob("*.md")):
+        text = path.read_text()
+        if (new := generated(text)) != text:
+            path.write_text(new)
+            print(f"{path.name}: rewritten")
+
+
+if __name__ == "__main__":
+    main()
