@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from agent.commands import Failure
 from hypervisors.contract import ImageRefused, OperationUnsupported
 from stores import errors
+from stores.cache.health import PoolSick
 from stores.errors import Retry, StorageError
 
 _log = structlog.get_logger(__name__)
@@ -81,6 +82,12 @@ class JournalLocked(JournalUnusable):
     """Another process uses the journal."""
 
 
+class EntryHeld(AgentError):
+    """An entry of the cache may not go now: details carry `hold` and who pins it."""
+
+    retry = Retry.YES
+
+
 class Internal(AgentError):
     """Not foreseen. The log has the traceback under `incident`."""
 
@@ -107,6 +114,7 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     Cancelled: 409,
     Interrupted: 503,
     NotUndone: 500,
+    EntryHeld: 409,
     JournalUnusable: 503,
     Internal: 500,
     errors.NotFound: 404,
@@ -122,6 +130,8 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     errors.StoreUnsupported: 501,
     errors.RequirementNotMet: 409,
     errors.DeviceFault: 500,
+    errors.CacheFailure: 503,
+    PoolSick: 503,
     ImageRefused: 422,
     OperationUnsupported: 501,
 }
