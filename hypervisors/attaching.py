@@ -38,7 +38,12 @@ async def attach(ctx: Context, call: Call, request: AttachIso) -> Attached:
     info = await store.stat(ref_of(request.iso))
     via = ctx.resolver.negotiate(store, info, (Kind.LOCAL_PATH,)).via
     use = CacheUse.PREFERRED if via is Via.CACHE else None  # what the gate reads is the beginning of what is kept
-    async with ctx.resolver.open(store, info, (Kind.RANGE_READER,), cache=use, progress=call.progress) as presentation:
+    wait_s = (
+        0.0 if info.ranges else None
+    )  # where there is no room yet, the gate does not wait: what keeps the file does
+    async with ctx.resolver.open(
+        store, info, (Kind.RANGE_READER,), cache=use, wait_s=wait_s, progress=call.progress
+    ) as presentation:
         await inspect(as_reader(presentation), declared=ImageFormat.ISO, limits=ctx.limits)
         what = attachment(request.iso, request.vm)
         return Attached(await ctx.resolver.keep(store, info, what, token=call.token, progress=call.progress))
