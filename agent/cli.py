@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 commands = typer.Typer(help="Look at commands, and cancel them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(commands, name="commands")
+cache = typer.Typer(help="Look at the cache, and look after it.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cache, name="cache")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Config = Annotated[
@@ -38,6 +40,10 @@ CommandId = Annotated[str, typer.Argument(metavar="ID", help="The command's id."
 JsonFile = Annotated[
     str, typer.Argument(metavar="FILE|-", help="A file with the command as JSON; - reads standard input.")
 ]
+
+
+Key = Annotated[str, typer.Argument(metavar="KEY", help="The entry's key, as `cache ls` shows it.")]
+PoolName = Annotated[str | None, typer.Option("--pool", help="Only this pool.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -116,7 +122,7 @@ def cancel(command_id: CommandId, socket: Socket = None, config: Config = None, 
 
 @app.command()
 def explain(file: JsonFile, config: Config = None, json_: Json = False) -> None:
-    """Show what would be done for a Copy or AttachIso, and why. Runs nothing and needs no agent."""
+    """Show what would be done for a Copy, Attach or AttachIso, and why. Runs nothing and needs no agent."""
     from agent import cli_local
 
     cli_local.explain(file, config, json_)
@@ -157,6 +163,125 @@ def check_config(config: Config = None, json_: Json = False) -> None:
     from agent import cli_local
 
     cli_local.check_config(config, json_)
+
+
+@cache.command("stats")
+def cache_stats(socket: Socket = None, config: Config = None, json_: Json = False) -> None:
+    """Show the pools with their numbers."""
+    from agent import cli_cache
+
+    cli_cache.stats(socket, config, json_)
+
+
+@cache.command("ls")
+def cache_list(
+    pool: PoolName = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many of each pool.")] = 100,
+    socket: Socket = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """List entries."""
+    from agent import cli_cache
+
+    cli_cache.list_entries(pool, limit, socket, config, json_)
+
+
+@cache.command("show")
+def cache_show(key: Key, socket: Socket = None, config: Config = None, json_: Json = False) -> None:
+    """Show one entry, and who pins it."""
+    from agent import cli_cache
+
+    cli_cache.show(key, socket, config, json_)
+
+
+@cache.command("explain")
+def cache_explain(
+    wanted: Annotated[
+        str, typer.Argument(metavar="OBJECT", help="A key, the beginning of one, or the object's path in its store.")
+    ],
+    socket: Socket = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Say why an object is in the cache, and why it may not go."""
+    from agent import cli_cache
+
+    cli_cache.explain(wanted, socket, config, json_)
+
+
+@cache.command("pin")
+def cache_pin(
+    key: Key,
+    reason: Annotated[str, typer.Option(help="Why it stays, for those who look.")] = "",
+    socket: Socket = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Keep an entry until it is unpinned, over restarts."""
+    from agent import cli_cache
+
+    cli_cache.pin(key, reason, socket, config, json_)
+
+
+@cache.command("unpin")
+def cache_unpin(key: Key, socket: Socket = None, config: Config = None, json_: Json = False) -> None:
+    """Take back what `cache pin` did, and nobody else's pin."""
+    from agent import cli_cache
+
+    cli_cache.unpin(key, socket, config, json_)
+
+
+@cache.command("evict")
+def cache_evict(key: Key, socket: Socket = None, config: Config = None, json_: Json = False) -> None:
+    """Let an entry go now. Refused while somebody needs it."""
+    from agent import cli_cache
+
+    cli_cache.evict(key, socket, config, json_)
+
+
+@cache.command("prefetch")
+def cache_prefetch(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|-",
+            help="A file with the object as JSON, as in the `data` of a command; - reads standard input.",
+        ),
+    ],
+    socket: Socket = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Bring an object into the cache, with its progress. A journalled command."""
+    from agent import cli_cache
+
+    cli_cache.prefetch(file, socket, config, json_)
+
+
+@cache.command("scrub")
+def cache_scrub(
+    pool: PoolName = None,
+    older_than: Annotated[
+        float, typer.Option(min=0, help="Only entries that were proved in full longer ago than this, in days.")
+    ] = 0,
+    rate: Annotated[int, typer.Option(min=1, help="MiB per second to read at most.")] = 64,
+    socket: Socket = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Read entries in full and compare their digests. A journalled command; the timer calls this."""
+    from agent import cli_cache
+
+    cli_cache.scrub(pool, older_than, rate, socket, config, json_)
+
+
+@cache.command("reconcile")
+def cache_reconcile(pool: PoolName = None, socket: Socket = None, config: Config = None, json_: Json = False) -> None:
+    """Compare ledger and directory. Unknown files are reported, never deleted."""
+    from agent import cli_cache
+
+    cli_cache.reconcile(pool, socket, config, json_)
 
 
 def main() -> None:

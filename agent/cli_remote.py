@@ -18,7 +18,7 @@ _PAUSE_S = 0.3
 
 def status(socket: Path | None, config: Path | None, as_json: bool) -> None:
     with reporting(as_json):
-        answer = _client(socket, config).call("GET", "/v1/status")
+        answer = client_of(socket, config).call("GET", "/v1/status")
         if as_json:
             print(json.dumps(answer))
         else:
@@ -28,22 +28,24 @@ def status(socket: Path | None, config: Path | None, as_json: bool) -> None:
 def submit(file: str, wait: bool, socket: Path | None, config: Path | None, as_json: bool) -> None:
     with reporting(as_json):
         body = read_input(file, as_json)
-        client = _client(socket, config)
-        answer = client.call("POST", "/v1/commands", body=body)
-        if wait and answer["state"] in ("accepted", "running"):
-            try:
-                answer = _follow(client, answer, quiet=as_json)
-            except KeyboardInterrupt:
-                print(
-                    f"\ncommand {answer['id']} goes on; storage-agent commands cancel {answer['id']}", file=sys.stderr
-                )
-                raise
-        _finish(answer, as_json)
+        submit_body(client_of(socket, config), body, wait, as_json)
+
+
+def submit_body(client: Client, body: bytes, wait: bool, as_json: bool) -> None:
+    """Submit a command, show its outcome, and leave with its code. Inside of `reporting`."""
+    answer = client.call("POST", "/v1/commands", body=body)
+    if wait and answer["state"] in ("accepted", "running"):
+        try:
+            answer = _follow(client, answer, quiet=as_json)
+        except KeyboardInterrupt:
+            print(f"\ncommand {answer['id']} goes on; storage-agent commands cancel {answer['id']}", file=sys.stderr)
+            raise
+    _finish(answer, as_json)
 
 
 def list_commands(state: str | None, limit: int, socket: Path | None, config: Path | None, as_json: bool) -> None:
     with reporting(as_json):
-        answer = _client(socket, config).call("GET", "/v1/commands", state=state, limit=limit)
+        answer = client_of(socket, config).call("GET", "/v1/commands", state=state, limit=limit)
         if as_json:
             print(json.dumps(answer))
         else:
@@ -52,12 +54,12 @@ def list_commands(state: str | None, limit: int, socket: Path | None, config: Pa
 
 def show(command_id: str, socket: Path | None, config: Path | None, as_json: bool) -> None:
     with reporting(as_json):
-        _print(_client(socket, config).call("GET", f"/v1/commands/{command_id}"), as_json)
+        _print(client_of(socket, config).call("GET", f"/v1/commands/{command_id}"), as_json)
 
 
 def cancel(command_id: str, socket: Path | None, config: Path | None, as_json: bool) -> None:
     with reporting(as_json):
-        answer = _client(socket, config).call("DELETE", f"/v1/commands/{command_id}", timeout_s=None)
+        answer = client_of(socket, config).call("DELETE", f"/v1/commands/{command_id}", timeout_s=None)
         _print(answer, as_json)
 
 
@@ -70,7 +72,7 @@ def read_input(file: str, as_json: bool) -> bytes:
         fail({"kind": "Usage", "retryable": "no", "message": message, "details": {}}, as_json, Exit.USAGE)
 
 
-def _client(socket: Path | None, config: Path | None) -> Client:
+def client_of(socket: Path | None, config: Path | None) -> Client:
     if socket is None:
         from agent.config_load import load
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -43,18 +43,32 @@ def show_status(status: Json) -> None:
 
 
 def show_answers(answers: Iterable[Json]) -> None:
-    """A table; on a pipe it is as wide as it needs to be."""
+    """The newest first, as they come."""
+    show_table(
+        ("ID", "COMMAND", "STATE", "ACCEPTED", "TOOK", "ERROR"),
+        (
+            (
+                a["id"],
+                a["command"],
+                a["state"],
+                when(a["accepted_at"]),
+                _took(a),
+                (a.get("error") or {}).get("kind", ""),
+            )
+            for a in answers
+        ),
+    )
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """As wide as it needs to be on a pipe."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("ID", "COMMAND", "STATE", "ACCEPTED", "TOOK", "ERROR", box=None, pad_edge=False, header_style="bold")
-    for answer in answers:
-        error = (answer.get("error") or {}).get("kind", "")
-        table.add_row(
-            answer["id"], answer["command"], answer["state"], when(answer["accepted_at"]), _took(answer), error
-        )
-    console = Console(width=None if sys.stdout.isatty() else 240, highlight=False, markup=False)
-    console.print(table)
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 240, highlight=False, markup=False).print(table)
 
 
 def show_answer(answer: Json) -> None:

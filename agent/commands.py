@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from hypervisors.contract import HypervisorType
+from stores.contract import MiB
 from stores.secret import Secret
-from stores.to import DataStoreTO, DataTO, PrimaryDataStoreTO, VolumeObjectTO
+from stores.to import DataStoreTO, DataTO, DiskTO, PrimaryDataStoreTO, TemplateObjectTO, VolumeObjectTO
 
 MAX_DEADLINE_S = 7 * 24 * 3600.0
+SCRUB_RATE = 64 * MiB
 
 CommandId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 """The client's name of a command. It becomes part of URLs and of temporary file names, hence the few characters."""
@@ -52,6 +54,7 @@ class Copy(_Command):
     command: Literal["Copy"] = "Copy"
     source: DataTO  # srcTO
     destination: DataTO  # destTO
+    cache: Literal["prefer"] | None = None  # ours: read through the cache even where the store could be read without
 
 
 class CreateObject(_Command):
@@ -92,6 +95,33 @@ class ResizeVolume(_Command):
         if self.pool is None:
             raise ValueError("name the volume either by data, or by path and pool")
         return VolumeObjectTO(path=self.path, dataStore=self.pool)
+
+
+class _OfDisk(_Command):
+    disk: DiskTO
+    vmName: Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,255}$")]
+
+    @model_validator(mode="after")
+    def _is_an_iso(self) -> Self:
+        if self.disk.type != "ISO" or self.disk.data.type != "template":
+            raise ValueError("only a disk of type ISO, with a template as its data, can be attached and detached")
+        return self
+
+    @property
+    def iso(self) -> TemplateObjectTO:
+        return cast(TemplateObjectTO, self.disk.data)
+
+
+class Attach(_OfDisk):
+    """AttachCommand, for an ISO: makes it a file of this host that stays until Dettach. The guest is not touched."""
+
+    command: Literal["Attach"] = "Attach"
+
+
+class Dettach(_OfDisk):
+    """DettachCommand (CloudStack's spelling), for an ISO: its file may go. What is not attached is detached."""
+
+    command: Literal["Dettach"] = "Dettach"
 
 
 class CreateStoragePool(_Command):
@@ -154,6 +184,32 @@ class ListDataStoreObjects(_Command):
     pageSize: Annotated[int, Field(gt=0, le=10_000)] = 1000
 
 
+class Prefetch(_Command):
+    """Ours: bring an object into the cache."""
+
+    writes: ClassVar[bool] = False
+    command: Literal["Prefetch"] = "Prefetch"
+    data: DataTO
+
+
+class ScrubCache(_Command):
+    """Ours: read entries of the cache in full and compare their digests; what fails is quarantined."""
+
+    writes: ClassVar[bool] = False
+    command: Literal["ScrubCache"] = "ScrubCache"
+    pool: str | None = None  # all pools when absent
+    olderThan: Annotated[float, Field(ge=0)] = 0  # only entries that were proved longer ago, in seconds
+    rate: Annotated[int, Field(gt=0)] = SCRUB_RATE  # bytes per second at most, for each pool
+
+
+class ReconcileCache(_Command):
+    """Ours: compare the ledger with the directory. Unknown files are reported, never deleted."""
+
+    writes: ClassVar[bool] = False
+    command: Literal["ReconcileCache"] = "ReconcileCache"
+    pool: str | None = None  # all pools when absent
+
+
 class Ping(_Command):
     """Does nothing, through the whole path of a command."""
 
@@ -173,6 +229,11 @@ Command: TypeAlias = Annotated[
     | GetStorageStats
     | GetVolumeStats
     | ListDataStoreObjects
+    | Attach
+    | Dettach
+    | Prefetch
+    | ScrubCache
+    | ReconcileCache
     | Ping,
     Field(discriminator="command"),
 ]
@@ -257,12 +318,29 @@ class PoolInfo(_Model):
     availableBytes: int | None = None
 
 
+class PoolScrubbed(_Model):
+    """What a scrub has seen in one pool of the cache."""
+
+    entries: int
+    bytes: int
+    quarantined: list[str]  # refs
+
+
+class PoolReconciled(_Model):
+    """What did not agree in one pool of the cache."""
+
+    strays: dict[str, int]  # files that the ledger does not know, by path below the pool's directory, and their bytes
+    vanished: list[str]  # refs of entries whose files are gone
+    correctedSums: bool
+
+
 class Outcome(_Model):
     """What a successful command gives back; which fields there are depends on the command."""
 
     durability: Literal["stored"] | None = None  # of what was written: the store confirmed it
     newData: DataTO | None = None  # Copy
-    data: DataTO | None = None  # CreateObject, ResizeVolume
+    data: DataTO | None = None  # CreateObject, ResizeVolume, Prefetch
+    disk: DiskTO | None = None  # Attach, with the path of the file; Dettach
     newSize: int | None = None  # ResizeVolume
     details: str | None = None  # ComputeChecksum: the digest
     usedBytes: int | None = None  # GetStorageStats
@@ -276,6 +354,8 @@ class Outcome(_Model):
     isDirs: list[bool] | None = None
     sizes: list[int] | None = None
     lastModified: list[int] | None = None  # ms since the epoch
+    scrubbed: dict[str, PoolScrubbed] | None = None  # ScrubCache, by pool
+    reconciled: dict[str, PoolReconciled] | None = None  # ReconcileCache, by pool
 
 
 class Answer(Outcome):

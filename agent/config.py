@@ -13,7 +13,7 @@ import ipaddress
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +32,7 @@ from pydantic import (
 
 from agent.security import Role
 from hypervisors.contract import HypervisorType
+from stores.cache.settings import HOUSEKEEPING
 from stores.contract import GiB, MiB
 
 CREDENTIAL = "credential:"
@@ -155,6 +156,106 @@ class UrlsSection(Section):
     )
 
 
+class CachePool(Section):
+    """One directory of the cache."""
+
+    name: str = Field(
+        pattern=r"^[0-9A-Za-z][0-9A-Za-z_.-]{0,63}$",
+        description="Its name, in metrics and commands; the same on all hosts that share it.",
+    )
+    directory: AbsolutePath = Field(
+        description="A directory of its own. It is made where it is missing, its parent is not."
+    )
+    limit: ByteSize = Field(
+        gt=HOUSEKEEPING,
+        description="Real bytes on disk that it never takes more of; 16 MiB of them are for folders and ledger.",
+    )
+    leave_free: ByteSize = Field(
+        ByteSize(0), description="Bytes to leave free on its file system. The stricter of this and `limit` counts."
+    )
+    high: float = Field(0.95, gt=0, le=1, description="Above this share of the limit entries go in the background...")
+    low: float = Field(0.85, gt=0, le=1, description="... until this share is left.")
+    max_idle_s: PositiveFloat | None = Field(None, description="Entries that nobody used for so long go.")
+    max_age_s: PositiveFloat | None = Field(None, description="Entries that are older go, used or not.")
+    mode: str = Field(
+        "0600",
+        pattern=r"^06[04][04]$",
+        description="Permissions of entries, in octal. 0640 lets the directory's group read them: hypervisors that run as"
+        " another user.",
+    )
+    lease_s: float = Field(
+        30,
+        ge=5,
+        description="A process that is silent for so long is taken for dead. The same on all hosts that share it.",
+    )
+    database: SecretFile | None = Field(
+        None,
+        description="For a directory that several hosts share: a file that holds the URL of a PostgreSQL database,"
+        " postgresql://user:password@host/name. Without it the ledger is an SQLite file in the directory, for one host.",
+    )
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low:g} and needs to be at most high, which is {self.high:g}")
+        return self
+
+
+class CacheSection(Section):
+    """Local copies of objects, for what only works from a file. Without a pool there is no cache."""
+
+    pools: tuple[CachePool, ...] = Field(
+        (),
+        description="The directories, each with its limit: `name`, `directory` and `limit` are needed.",
+        examples=[
+            [
+                {
+                    "name": "local",
+                    "directory": "/var/cache/storage-agent/local",
+                    "limit": "100GiB",
+                    "leave_free": "20GiB",
+                    "max_idle_s": 2592000,
+                    "mode": "0640",
+                },
+                {
+                    "name": "shared",
+                    "directory": "/mnt/cache/storage-agent",
+                    "limit": "2TiB",
+                    "database": "credential:cache-ledger",
+                },
+            ]
+        ],
+    )
+    prefer: tuple[Literal["s3", "image", "nfs"], ...] = Field(
+        (),
+        description="Types of stores (`storeType`) whose objects are read through the cache even where they could be read"
+        " without it: worth it where the same templates are deployed again and again.",
+        examples=[["s3"]],
+    )
+    wait_s: float = Field(
+        60,
+        ge=0,
+        description="Time to wait for room for what only the cache can give; then the command fails, retryable.",
+    )
+    preferred_wait_s: float = Field(
+        5, ge=0, description="The same where the cache is only preferred; then the store itself is read."
+    )
+
+    @field_validator("pools")
+    @classmethod
+    def _apart(cls, value: tuple[CachePool, ...]) -> tuple[CachePool, ...]:
+        names = [pool.name for pool in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"every pool needs a name of its own, and there are: {', '.join(names)}")
+        for pool in value:
+            inside = [
+                other.name for other in value if other is not pool and other.directory.is_relative_to(pool.directory)
+            ]
+            if inside:
+                raise ValueError(f"the directory of pool {inside[0]} lies in that of pool {pool.name}")
+        return value
+
+
 class ImagesSection(Section):
     """Limits of the image gate."""
 
@@ -268,6 +369,7 @@ class Config(Section):
     pools: PoolsSection = PoolsSection()
     transfer: TransferSection = TransferSection()
     urls: UrlsSection = UrlsSection()
+    cache: CacheSection = CacheSection()
     images: ImagesSection = ImagesSection()
     tls: TlsSection = TlsSection()
     api: ApiSection = ApiSection()

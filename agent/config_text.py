@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import textwrap
+import typing
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from pydantic import ByteSize
+from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
 from agent.config import Config
@@ -36,7 +37,7 @@ def sample() -> str:
         model = section_model(section)
         lines = [_comment(model.__doc__ or ""), f"[{section}]"]
         for key, option in model.model_fields.items():
-            lines += ["", _comment(option.description or ""), *_default(key, option)]
+            lines += ["", _comment(option.description or ""), *_fields(option), *_default(key, option)]
         blocks.append("\n".join(lines))
     return "\n\n\n".join(blocks) + "\n"
 
@@ -52,6 +53,22 @@ def effective(loaded: Loaded) -> str:
             lines.append(f"{text}  # {source}" if source else text)
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def _fields(option: FieldInfo) -> list[str]:
+    """What the entries of a list of tables are made of."""
+    model = next((part for part in typing.get_args(option.annotation) if _is_model(part)), None)
+    if model is None:
+        return []
+    return [_comment(f"- {name}{_preset(field)}: {field.description}") for name, field in model.model_fields.items()]
+
+
+def _is_model(part: object) -> bool:
+    return isinstance(part, type) and issubclass(part, BaseModel)
+
+
+def _preset(field: FieldInfo) -> str:
+    return "" if field.is_required() or field.default is None else f" = {toml_value(field.default)}"
 
 
 def _default(key: str, option: FieldInfo) -> list[str]:
@@ -83,6 +100,8 @@ def toml_value(value: Any) -> str:
             return repr(value)
         case Enum():
             return _string(value.value)
+        case BaseModel():
+            return toml_value({name: item for name, item in value if item is not None})
         case Mapping():
             entries = [f"{_string(str(name))} = {toml_value(item)}" for name, item in value.items()]
             return "{ " + ", ".join(entries) + " }" if entries else "{}"

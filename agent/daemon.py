@@ -1,7 +1,8 @@
 """The process's life: recover, serve, and stop in good order.
 
-Start: journal, recovery, dispatcher, transports, and only then READY=1. Stop, on SIGTERM or SIGINT: accept nothing more, give
-running commands their time, record every outcome, and only then close the transports, so that whoever waits gets an answer.
+Start: journal, cache, recovery, dispatcher, transports, and only then READY=1. Stop, on SIGTERM or SIGINT: accept nothing
+more, give running commands their time, record every outcome, and only then close the transports, so that whoever waits gets
+an answer, and the cache, which nobody uses any more.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ async def serve(config: Config, notifier: Notifier, passed: Sequence[socket.sock
         await stack.enter_async_context(parts.journal)
         notifier.status("recovering")
         _clear_exports(config.agent.runtime_dir)
+        await stack.enter_async_context(parts.cache_in_use())
         report = await recover(parts.journal, parts.execution)
         dispatcher = await stack.enter_async_context(parts.dispatcher())
         await stack.enter_async_context(_listening(parts.transports(dispatcher, passed)))
@@ -80,9 +82,9 @@ async def _listening(transports: Sequence[Transport]) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _in_background(parts: Parts, notifier: Notifier) -> AsyncIterator[None]:
-    """The watchdog's keep-alives and the measure of the loop's lag, also while the agent stops."""
+    """The watchdog's keep-alives and what is measured, also while the agent stops."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(notifier.watchdog()), group.create_task(parts.metrics.watch_loop())]
+        tasks = [group.create_task(chore) for chore in (notifier.watchdog(), *parts.chores())]
         try:
             yield
         finally:

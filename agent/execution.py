@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent import commands
+from agent.cache_service import CacheService
 from agent.commands import Command, Outcome
 from agent.locks import Claim
 from hypervisors import verbs
 from hypervisors.contract import HypervisorType
 from hypervisors.operations import Operations
 from stores.contract import Progress
+from stores.to import DiskTO
 
 
 def request_of(command: Command) -> verbs.Request | None:
     """What the command asks of `Operations`; None for a command that asks nothing."""
     match command:
         case commands.Copy():
-            return verbs.Copy(command.source, command.destination)
+            return verbs.Copy(command.source, command.destination, prefer_cache=command.cache == "prefer")
         case commands.CreateObject():
             return verbs.Create(command.data)
         case commands.Delete():
@@ -39,17 +41,24 @@ def request_of(command: Command) -> verbs.Request | None:
             return verbs.GetVolumeStats(command.pool, tuple(command.volumeUuids))
         case commands.ListDataStoreObjects():
             return verbs.ListObjects(command.store, command.path, command.startIndex, command.pageSize)
-        case commands.Ping():
+        case commands.Attach():
+            return verbs.AttachIso(command.iso, command.vmName)
+        case commands.Dettach():
+            return verbs.DetachIso(command.iso, command.vmName)
+        case commands.Prefetch():
+            return verbs.Prefetch(command.data)
+        case commands.Ping() | commands.ScrubCache() | commands.ReconcileCache():
             return None
 
 
 class Execution:
     """Commands by way of `Operations`: what the dispatcher and the recovery need of them."""
 
-    def __init__(self, operations: Operations, hypervisor: HypervisorType) -> None:
+    def __init__(self, operations: Operations, hypervisor: HypervisorType, cache: CacheService | None = None) -> None:
         """`hypervisor` is the one of commands that name none."""
         self._operations = operations
         self._hypervisor = hypervisor
+        self._cache = cache or CacheService(None)
 
     def claims(self, command: Command) -> Sequence[Claim]:
         """What a verb touches it has to itself, except for the source of a copy: many may copy from it at once."""
@@ -64,6 +73,11 @@ class Execution:
 
     async def execute(self, command: Command, token: str, progress: Progress) -> Outcome:
         """Do it. Cancelled or failed, it leaves nothing behind; what it wrote is durable when this returns."""
+        match command:
+            case commands.ScrubCache():
+                return await self._cache.scrub(command, progress)
+            case commands.ReconcileCache():
+                return await self._cache.reconcile(command, progress)
         request = request_of(command)
         if request is None:
             return Outcome()
@@ -106,6 +120,12 @@ class Execution:
                 return await operations.volume_stats(call, request)
             case verbs.ListObjects():
                 return await operations.list_objects(call, request)
+            case verbs.AttachIso():
+                return await operations.attach_iso(call, request)
+            case verbs.DetachIso():
+                await operations.detach_iso(call, request)
+            case verbs.Prefetch():
+                return await operations.prefetch(call, request)
         return None
 
 
@@ -143,6 +163,12 @@ def _outcome(request: verbs.Request, result: Any) -> Outcome:
                     for path, stats in result.items()
                 }
             )
+        case verbs.AttachIso(iso):
+            return Outcome(disk=DiskTO(type="ISO", data=iso, path=str(result.path)))
+        case verbs.DetachIso(iso):
+            return Outcome(disk=DiskTO(type="ISO", data=iso))
+        case verbs.Prefetch():
+            return Outcome(data=result)
         case verbs.ListObjects():
             return Outcome(
                 pathExists=result.path_exists,

@@ -15,7 +15,7 @@ from stores.to import TemplateObjectTO
 
 
 class AttachIso(BaseModel):
-    """What attaching an ISO would need of its store (CloudStack's AttachCommand with a disk of type ISO)."""
+    """What attaching an ISO would need of its store, whatever the guest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -24,7 +24,7 @@ class AttachIso(BaseModel):
     hypervisorType: HypervisorType | None = None  # the agent's own when absent
 
 
-Explainable: TypeAlias = Annotated[commands.Copy | AttachIso, Field(discriminator="command")]
+Explainable: TypeAlias = Annotated[commands.Copy | commands.Attach | AttachIso, Field(discriminator="command")]
 
 EXPLAINABLE: TypeAdapter[Explainable] = TypeAdapter(Explainable)
 """Validates and describes what can be explained."""
@@ -46,6 +46,10 @@ def explainer(operations: Operations, own: HypervisorType) -> Explainer:
 
 
 def _request(asked: Explainable) -> verbs.Copy | verbs.AttachIso:
-    if asked.command == "Copy":
-        return verbs.Copy(asked.source, asked.destination)
-    return verbs.AttachIso(asked.data)
+    match asked:
+        case commands.Copy():
+            return verbs.Copy(asked.source, asked.destination, prefer_cache=asked.cache == "prefer")
+        case commands.Attach():
+            return verbs.AttachIso(asked.iso, asked.vmName)
+        case AttachIso():
+            return verbs.AttachIso(asked.data)

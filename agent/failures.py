@@ -15,6 +15,7 @@ from agent.commands import Failure
 from hypervisors.contract import ImageInUse, ImageLocked, ImageRefused, OperationUnsupported, SizeRefused
 from hypervisors.process import ToolTimeout
 from stores import errors
+from stores.cache.health import PoolSick
 from stores.errors import Retry, StorageError
 
 _log = structlog.get_logger(__name__)
@@ -82,6 +83,12 @@ class JournalLocked(JournalUnusable):
     """Another process uses the journal."""
 
 
+class EntryHeld(AgentError):
+    """An entry of the cache may not go now: details carry `hold` and who pins it."""
+
+    retry = Retry.YES
+
+
 class Internal(AgentError):
     """Not foreseen. The log has the traceback under `incident`."""
 
@@ -108,6 +115,7 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     Cancelled: 409,
     Interrupted: 503,
     NotUndone: 500,
+    EntryHeld: 409,
     JournalUnusable: 503,
     Internal: 500,
     errors.NotFound: 404,
@@ -128,6 +136,8 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     ImageLocked: 409,
     SizeRefused: 422,
     ToolTimeout: 504,
+    errors.CacheFailure: 503,
+    PoolSick: 503,
     ImageRefused: 422,
     OperationUnsupported: 501,
 }

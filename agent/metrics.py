@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,10 +23,19 @@ from prometheus_client import (
     generate_latest,
 )
 
+if TYPE_CHECKING:  # what the cache stands on is only imported where there is one
+    from stores.cache.cache import Outcome
+    from stores.cache.claims import Counts
+    from stores.cache.ledger import Statistics
+    from stores.cache.pool import Pool
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _COMMAND_BUCKETS = (0.005, 0.02, 0.1, 0.5, 1, 5, 15, 60, 300, 1800, 7200)  # a no-op to a template of terabytes
 _REQUEST_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 10, 60)
+_WAIT_BUCKETS = (0.01, 0.1, 1, 5, 15, 60, 300, 1800)
+_FILL_BUCKETS = (0.1, 0.5, 1, 5, 15, 60, 300, 1800, 7200)
+CACHE_INTERVAL_S = 5.0
 _LAG_BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2)
 LAG_INTERVAL_S = 0.5
 
@@ -92,6 +103,7 @@ class Metrics:
             buckets=_LAG_BUCKETS,
             registry=self.registry,
         )
+        self.cache = CacheMetrics(self.registry)
 
     def queue_from(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
         """Read the two gauges from their source whenever somebody scrapes."""
@@ -109,3 +121,106 @@ class Metrics:
             due = loop.time() + LAG_INTERVAL_S
             await asyncio.sleep(LAG_INTERVAL_S)
             self.loop_lag.observe(max(0.0, loop.time() - due))
+
+
+class CacheMetrics:
+    """What the cache does (`stores.cache.cache.CacheObserver`), and how its pools are."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._told: dict[Counter, int] = {}
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        self.requests = counter(
+            "storage_agent_cache_requests",
+            "Requests to the cache, by outcome: hit, miss, join (somebody else was fetching it), bypass.",
+            ["outcome"],
+        )
+        self.waits = Histogram(
+            "storage_agent_cache_wait_seconds",
+            "Time that requests stood in line for room, granted or not.",
+            buckets=_WAIT_BUCKETS,
+            registry=registry,
+        )
+        self.fill_seconds = Histogram(
+            "storage_agent_cache_fill_seconds",
+            "Time from the beginning of a fill until its object was published, by pool.",
+            ["pool"],
+            buckets=_FILL_BUCKETS,
+            registry=registry,
+        )
+        self.bytes_filled = counter(
+            "storage_agent_cache_filled_bytes", "Bytes of objects that were filled in, by pool.", ["pool"]
+        )
+        self.limit = gauge(
+            "storage_agent_cache_limit_bytes", "What entries and reservations may take, by pool.", ["pool"]
+        )
+        self.used = gauge("storage_agent_cache_used_bytes", "What entries take on disk, by pool.", ["pool"])
+        self.reserved = gauge("storage_agent_cache_reserved_bytes", "What fills have reserved, by pool.", ["pool"])
+        self.pinned = gauge("storage_agent_cache_pinned_bytes", "What pinned entries take, by pool.", ["pool"])
+        self.dirty = gauge("storage_agent_cache_dirty_bytes", "What no store has yet, by pool.", ["pool"])
+        self.entries = gauge("storage_agent_cache_entries", "Entries, by pool.", ["pool"])
+        self.waiting = gauge(
+            "storage_agent_cache_waiting", "Requests that stand in line for room now, by pool.", ["pool"]
+        )
+        self.sick = gauge("storage_agent_cache_pool_sick", "1 while the pool is sick and bypassed, by pool.", ["pool"])
+        self.strays = gauge(
+            "storage_agent_cache_stray_bytes",
+            "Files in the pool's directory that are not the cache's, by pool.",
+            ["pool"],
+        )
+        self.evictions = counter(
+            "storage_agent_cache_evictions", "Entries that went, by pool and reason.", ["pool", "reason"]
+        )
+        self.quarantined = counter(
+            "storage_agent_cache_quarantined", "Entries that did not prove themselves, by pool.", ["pool"]
+        )
+        self.lease_losses = counter(
+            "storage_agent_cache_lease_losses", "Times that this process was taken for dead, by pool.", ["pool"]
+        )
+        self.ailments = counter("storage_agent_cache_ailments", "Times that a pool turned sick, by pool.", ["pool"])
+
+    def requested(self, store: str, outcome: Outcome) -> None:
+        self.requests.labels(outcome.value).inc()
+
+    def waited(self, seconds: float) -> None:
+        self.waits.observe(seconds)
+
+    def filled(self, pool: str, count: int, seconds: float) -> None:
+        self.fill_seconds.labels(pool).observe(seconds)
+        self.bytes_filled.labels(pool).inc(count)
+
+    async def watch(self, pool: Pool) -> None:
+        """Look at a pool again and again until cancelled, so that a scrape never waits for a disk."""
+        from stores.cache.health import PoolSick
+        from stores.cache.ledger import statistics
+
+        while True:
+            self._count(pool.name, pool.counts)
+            try:
+                self._measure(pool.name, await pool.transact(partial(statistics, pool=pool.name)))
+            except PoolSick:
+                self.sick.labels(pool.name).set(1)
+            else:
+                self.sick.labels(pool.name).set(0)
+            await asyncio.sleep(CACHE_INTERVAL_S)
+
+    def _measure(self, pool: str, now: Statistics) -> None:
+        self.limit.labels(pool).set(now.limit)
+        self.used.labels(pool).set(now.used)
+        self.reserved.labels(pool).set(now.reserved)
+        self.pinned.labels(pool).set(now.pinned)
+        self.dirty.labels(pool).set(now.dirty)
+        self.entries.labels(pool).set(now.entries)
+        self.waiting.labels(pool).set(now.waiting)
+
+    def _count(self, pool: str, counts: Counts) -> None:
+        for reason, total in counts.evictions.items():
+            self._rise(self.evictions.labels(pool, reason.value), total)
+        self._rise(self.quarantined.labels(pool), counts.quarantined)
+        self._rise(self.lease_losses.labels(pool), counts.lease_losses)
+        self._rise(self.ailments.labels(pool), counts.ailments)
+        self.strays.labels(pool).set(counts.stray_bytes)
+
+    def _rise(self, counter: Counter, total: int) -> None:
+        """The pool counts by itself: take over what came since the last look."""
+        counter.inc(total - self._told.get(counter, 0))
+        self._told[counter] = total

@@ -5,13 +5,17 @@ The only module of `agent` that names concrete classes of other layers.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from agent.cache_service import CacheService
 from agent.commands import Answer
-from agent.config import Config
+from agent.config import CachePool, Config
 from agent.dispatcher import Dispatcher, Limits
 from agent.execution import Execution
 from agent.explain import explainer
@@ -27,8 +31,12 @@ from hypervisors.operations import Operations
 from hypervisors.process import ToolRunner
 from hypervisors.registry import handlers
 from stores.resolver import Resolver
-from stores.settings import StoreSettings, UrlSettings
+from stores.settings import CacheSettings, StoreSettings, UrlSettings
 from stores.transfer.engine import TransferEngine
+
+if TYPE_CHECKING:  # what it stands on takes time to import, and is only needed where there is a cache
+    from stores.cache.cache import Cache
+    from stores.cache.database import Database
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class Parts:
 
     config: Config
     engine: TransferEngine
+    cache: Cache | None
+    caching: CacheService
     resolver: Resolver
     handlers: Sequence[HypervisorHandler]
     operations: Operations
@@ -59,11 +69,33 @@ class Parts:
         api = Api(
             commands=dispatcher,
             explain=explainer(self.operations, self.config.agent.hypervisor),
+            cache=self.caching,
             status=self._status_of(dispatcher),
             metrics=self.metrics,
             request_timeout_s=self.config.api.request_timeout_s,
         )
         return [HttpApi(api, self.config.api, passed=passed)]
+
+    @asynccontextmanager
+    async def cache_in_use(self) -> AsyncIterator[None]:
+        """The cache, recovered at the beginning, and at the end given up to whoever comes next. All pools at once: one that
+        hangs costs no more than its own deadline, and is sick then."""
+        if self.cache is None:
+            yield
+            return
+        async with AsyncExitStack() as stack:
+            for pool in self.cache.pools:
+                stack.push_async_callback(pool.stop)
+            async with asyncio.TaskGroup() as starting:
+                for pool in self.cache.pools:
+                    starting.create_task(pool.start())
+            stack.push_async_callback(self.cache.aclose)
+            yield
+
+    def chores(self) -> Sequence[Coroutine[None, None, None]]:
+        """What goes on beside the commands, each until it is cancelled."""
+        pools = self.cache.pools if self.cache is not None else ()
+        return [self.metrics.watch_loop(), *(self.metrics.cache.watch(pool) for pool in pools)]
 
     async def aclose(self) -> None:
         for handler in self.handlers:
@@ -92,8 +124,11 @@ class Parts:
 
 def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
     """`clock`: seconds since the epoch."""
+    metrics = Metrics()
     engine = TransferEngine(memory=config.transfer.memory, threads=config.transfer.threads)
-    resolver = Resolver(store_settings(config), engine)
+    cache = _cache(config, engine, metrics)
+    caching = CacheService(cache)
+    resolver = Resolver(store_settings(config), engine, cache=cache)
     limits = GateLimits(virtual_size=config.images.max_virtual_size)
     by_type = handlers(engine, ToolRunner(), limits)
     operations = Operations(resolver, by_type, engine, clock, limits)
@@ -101,12 +136,14 @@ def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
     return Parts(
         config=config,
         engine=engine,
+        cache=cache,
+        caching=caching,
         resolver=resolver,
         handlers=tuple(by_type.values()),
         operations=operations,
-        execution=Execution(operations, config.agent.hypervisor),
+        execution=Execution(operations, config.agent.hypervisor, caching),
         journal=Journal(config.agent.state_dir, retention=retention, clock=clock),
-        metrics=Metrics(),
+        metrics=metrics,
         started_at=clock(),
     )
 
@@ -127,12 +164,53 @@ def store_settings(config: Config) -> StoreSettings:
             max_redirects=urls.max_redirects,
             external_fetch=urls.external_fetch,
         ),
+        cache=CacheSettings(
+            prefer=frozenset(config.cache.prefer),
+            wait_s=config.cache.wait_s,
+            preferred_wait_s=config.cache.preferred_wait_s,
+        ),
         ca_file=config.tls.ca_file,
         connect_timeout=transfer.connect_timeout_s,
         read_timeout=transfer.read_timeout_s,
         connections=transfer.connections,
         attempts=transfer.attempts,
     )
+
+
+def _cache(config: Config, engine: TransferEngine, metrics: Metrics) -> Cache | None:
+    """The cache of the configuration's pools; opens nothing."""
+    if not config.cache.pools:
+        return None
+    from stores.cache.cache import Cache
+    from stores.cache.pool import Pool, PoolSettings
+
+    pools = []
+    for pool in config.cache.pools:
+        settings = PoolSettings(
+            name=pool.name,
+            directory=pool.directory,
+            limit=pool.limit,
+            leave_free=pool.leave_free,
+            file_mode=int(pool.mode, 8),
+            high=pool.high,
+            low=pool.low,
+            max_idle_s=pool.max_idle_s,
+            max_age_s=pool.max_age_s,
+            lease_s=pool.lease_s,
+        )
+        pools.append(Pool(settings, _ledger(pool)))
+    return Cache(pools, engine, observer=metrics.cache)
+
+
+def _ledger(pool: CachePool) -> Database:
+    if pool.database is not None:
+        from agent.ledger_file import LedgerFromFile
+
+        return LedgerFromFile(pool.database, pool.name)
+    from stores.cache.directory import LEDGER
+    from stores.cache.sqlite import SqliteDatabase
+
+    return SqliteDatabase(pool.directory / LEDGER)
 
 
 class _Counting:

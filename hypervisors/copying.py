@@ -24,6 +24,7 @@ from hypervisors.sources import OpenSource, examine, opened, vouched_for, with_p
 from hypervisors.verbs import Call, Copy, is_linked, ref_of
 from stores.contract import DataStore, NbdExport, ObjectInfo
 from stores.errors import AlreadyExists, NotFound, StorageError
+from stores.resolver import CacheUse
 from stores.to import DataTO, ImageFormat, ProvisioningType
 from stores.transfer.digests import Checksum, parse_checksum
 
@@ -229,7 +230,8 @@ async def _source(
         async with examine(store, info, request.source.format, ctx.limits) as examined:
             spec = _sized(target_spec(handler, examined.spec.format, request.destination), examined.spec)
             handler.fills(operation, spec)  # before the source is opened
-            async with opened(ctx, handler, operation, examined, spec, checksum) as late:
+            cache = CacheUse.PREFERRED if request.prefer_cache else None
+            async with opened(ctx, handler, operation, examined, spec, checksum, cache) as late:
                 yield late.source, spec, late
 
 

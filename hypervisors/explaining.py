@@ -12,7 +12,7 @@ from hypervisors.copying import operation_of, target_spec
 from hypervisors.verbs import AttachIso, Copy, ref_of
 from stores.contract import DataStore, Kind
 from stores.errors import StorageError
-from stores.resolver import Negotiation, negotiate
+from stores.resolver import CacheUse, Negotiation, negotiate
 from stores.to import DataTO, ImageFormat
 
 _SUFFIXES: Mapping[str, str] = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
@@ -73,7 +73,8 @@ def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso)
             wanted = target_spec(handler, spec.format, request.destination)
             how = _how(handler, operation, spec, wanted)
             target, unwritable = _writing(ctx, request.destination, handler.fills(operation, wanted))
-            source, unmet = _reading(ctx, request.source, handler.accepts(operation, spec, wanted))
+            cache = CacheUse.PREFERRED if request.prefer_cache and request.source.store.storeType != "primary" else None
+            source, unmet = _reading(ctx, request.source, handler.accepts(operation, spec, wanted), cache)
             unmet = unmet or unwritable
         name = operation.value
         refusal = unmet
@@ -109,9 +110,11 @@ def _how(handler: HypervisorHandler, operation: Operation, source: ImageSpec, ta
     return How.IN_PLACE if handler.keeps_bytes(source, target) else How.CONVERTED
 
 
-def _reading(ctx: Context, data: DataTO, accepts: Accepts) -> tuple[Side, StorageError | None]:
+def _reading(
+    ctx: Context, data: DataTO, accepts: Accepts, cache: CacheUse | None = None
+) -> tuple[Side, StorageError | None]:
     store = ctx.resolver.store(data.store)
-    return _side(store, ref_of(data), accepts, ctx.resolver.negotiate(store, None, accepts.kinds))
+    return _side(store, ref_of(data), accepts, ctx.resolver.negotiate(store, None, accepts.kinds, cache=cache))
 
 
 def _writing(ctx: Context, data: DataTO, fills: Accepts) -> tuple[Side, StorageError | None]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hypervisors import copying, explaining, pools, recovery, volumes
+from hypervisors import attaching, copying, explaining, pools, recovery, volumes
+from hypervisors.attaching import Attached
 from hypervisors.context import Context
 from hypervisors.contract import HypervisorHandler, HypervisorType
 from hypervisors.explaining import Explanation, Side
@@ -25,10 +26,12 @@ from hypervisors.verbs import (
     CreatePool,
     Delete,
     DeletePool,
+    DetachIso,
     GetStorageStats,
     GetVolumeStats,
     ListObjects,
     ModifyPool,
+    Prefetch,
     Request,
     Resize,
 )
@@ -38,7 +41,7 @@ from stores.resolver import Resolver
 from stores.to import DataTO, VolumeObjectTO
 from stores.transfer.engine import TransferEngine
 
-__all__ = ["Entry", "Explanation", "Listing", "Operations", "PoolInfo", "Recovered", "Side", "VolumeStats"]
+__all__ = ["Attached", "Entry", "Explanation", "Listing", "Operations", "PoolInfo", "Recovered", "Side", "VolumeStats"]
 
 
 class Operations:
@@ -107,6 +110,21 @@ class Operations:
     async def list_objects(self, call: Call, request: ListObjects) -> Listing:
         """One page of one directory level."""
         return await pools.list_objects(self._context, request)
+
+    async def attach_iso(self, call: Call, request: AttachIso) -> Attached:
+        """The ISO as a file that the guest may read until `detach_iso`, over restarts: where it lies, or from the cache, which
+        does not let it go. Idempotent by guest and ISO. Past the gate before anything is kept. The guest is not touched.
+        """
+        return await attaching.attach(self._context, call, request)
+
+    async def detach_iso(self, call: Call, request: DetachIso) -> None:
+        """The file may go. Idempotent, and needs neither the store nor its credentials."""
+        await attaching.detach(self._context, request)
+
+    async def prefetch(self, call: Call, request: Prefetch) -> DataTO:
+        """The object is in the cache when this returns, as any other entry: it stays while it is used. Returns it with its
+        path. `RequirementNotMet` where there is no cache."""
+        return await attaching.prefetch(self._context, call, request)
 
     def explain(self, hypervisor: HypervisorType, request: Copy | AttachIso) -> Explanation:
         """What a request would do and why. Contacts nothing, so it judges by what the command says."""

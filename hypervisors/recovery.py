@@ -14,7 +14,20 @@ from hypervisors.contract import HypervisorType, OperationUnsupported
 from hypervisors.copying import answer
 from hypervisors.pools import probe_ref
 from hypervisors.sources import vouched_for, with_parents
-from hypervisors.verbs import Copy, Create, CreatePool, Delete, ModifyPool, Request, Resize, is_linked, ref_of
+from hypervisors.verbs import (
+    AttachIso,
+    Copy,
+    Create,
+    CreatePool,
+    Delete,
+    DetachIso,
+    ModifyPool,
+    Request,
+    Resize,
+    attachment,
+    is_linked,
+    ref_of,
+)
 from hypervisors.volumes import remove
 from stores.errors import InvalidReference, NotFound, StoreUnsupported
 from stores.to import DataTO, PrimaryDataStoreTO
@@ -51,6 +64,12 @@ async def _recover(ctx: Context, hypervisor: HypervisorType, request: Request, t
             return await _resized(ctx, hypervisor, request, token)
         case CreatePool(pool) | ModifyPool(pool):
             return await _probed(ctx, pool, token)
+        case AttachIso(iso, vm):
+            await ctx.resolver.let_go(attachment(iso, vm), token=token)
+            return _UNDONE  # nobody was told of the path
+        case DetachIso(iso, vm):
+            await ctx.resolver.let_go(attachment(iso, vm))
+            return Recovered("finished")
         case _:
             return _UNDONE  # changes nothing
 

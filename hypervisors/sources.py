@@ -15,6 +15,7 @@ from hypervisors.narrowing import as_reader, as_stream
 from hypervisors.records import Records
 from stores.contract import DataStore, Kind, MiB, ObjectInfo, RangeReader
 from stores.errors import InvalidReference, StoreUnsupported
+from stores.resolver import CacheUse
 from stores.to import ImageFormat
 from stores.transfer.compression import Expander, sniff_compression
 from stores.transfer.digests import Checksum
@@ -93,8 +94,9 @@ async def opened(
     examined: Examined,
     target: ImageSpec,
     checksum: Checksum | None,
+    cache: CacheUse | None,
 ) -> AsyncIterator[OpenSource]:
-    """The source in the form that the handler likes best of those that the store has."""
+    """The source in the form that the handler likes best of those that the store has; `cache` as in `Resolver.open`."""
     store, info = examined.store, examined.info
     accepted = handler.accepts(operation, examined.spec, target).kinds
     reader, follower = examined.reader, None
@@ -102,10 +104,13 @@ async def opened(
         if checksum is not None:
             # What a tool fetches by itself would have to be fetched once more for the checksum.
             accepted = tuple(kind for kind in accepted if kind is not Kind.HTTP_URL)
-        if checksum is not None and ctx.resolver.negotiate(store, info, accepted).chosen is Kind.NBD_EXPORT:
+        if (
+            checksum is not None
+            and ctx.resolver.negotiate(store, info, accepted, cache=cache).chosen is Kind.NBD_EXPORT
+        ):
             reader = follower = DigestingReader(reader, checksum.algorithm, ctx.engine)
         store = InspectedStore(store, reader)
-    async with ctx.resolver.open(store, info, accepted) as presentation:
+    async with ctx.resolver.open(store, info, accepted, cache=cache) as presentation:
         yield OpenSource(Source(presentation, examined.spec), examined.reader, follower, ctx.engine)
 
 

@@ -28,6 +28,7 @@ class Call:
 class Copy:
     source: DataTO
     destination: DataTO
+    prefer_cache: bool = False  # read the source through the cache even where it could be read without
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,25 @@ class ListObjects:
 
 @dataclass(frozen=True, slots=True)
 class AttachIso:
-    """What attaching needs of the store; so far only explained."""
+    """An ISO becomes a file of this host, for the guest `vm`. Without a guest it is only explained."""
 
     iso: TemplateObjectTO
+    vm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DetachIso:
+    """The guest `vm` does not need the ISO any more."""
+
+    iso: TemplateObjectTO
+    vm: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Bring an object into the cache, for others to find it there."""
+
+    data: DataTO
 
 
 Request: TypeAlias = (
@@ -113,6 +130,9 @@ Request: TypeAlias = (
     | ModifyPool
     | DeletePool
     | ListObjects
+    | AttachIso
+    | DetachIso
+    | Prefetch
 )
 
 
@@ -135,7 +155,7 @@ def named(path: str) -> str:
 def touched(request: Request) -> tuple[str, ...]:
     """Names of what the request changes or must find unchanged while it runs: its locks, in the one order of all.
 
-    Only images of pools, and pools. Image stores are read at a pinned version, which keeps nobody out.
+    Only images of pools, pools, and what is attached. Image stores are read at a pinned version, which keeps nobody out.
     """
     match request:
         case Copy(source, destination):
@@ -147,10 +167,17 @@ def touched(request: Request) -> tuple[str, ...]:
             return (_key(data),)
         case Resize(volume):
             return (_key(volume),)
+        case AttachIso(iso, vm) | DetachIso(iso, vm):
+            return (attachment(iso, vm),)
         case CreatePool(pool) | ModifyPool(pool) | DeletePool(pool):
             return (f"{pool.uuid}/",)
         case _:
             return ()
+
+
+def attachment(iso: DataTO, vm: str) -> str:
+    """Name of the use of one ISO by one guest, `attached:VM/ISO`: what holds it in the cache."""
+    return f"attached:{vm}/{ref_of(iso)}"
 
 
 def is_linked(source: DataTO, destination: DataTO) -> bool:

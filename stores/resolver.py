@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from stores.contract import DataStore, Kind, ObjectInfo, PendingWrite, Presentation, Progress, RangeReader
+from stores.contract import DataStore, Kind, LocalPath, ObjectInfo, PendingWrite, Presentation, Progress, RangeReader
 from stores.errors import CacheFailure, InvalidReference, PolicyRefused, StoreUnsupported
 from stores.negotiation import CacheUse, Negotiation, Reason, Via, negotiate
 from stores.paths import check_ref
@@ -125,6 +125,31 @@ class Resolver:
             else:
                 presentation = await stack.enter_async_context(self._made(store, info, outcome.chosen))
             yield presentation
+
+    async def keep(
+        self, store: DataStore, info: ObjectInfo, what: str, *, token: str, progress: Progress | None = None
+    ) -> Path:
+        """The object as a file of this host that stays until `let_go(what)`, over restarts of agent and host. Idempotent: what
+        is kept as `what` already is given again. Waits for room and raises as `open`."""
+        use = self._use(store, None)
+        outcome = self.negotiate(store, info, (Kind.LOCAL_PATH,), cache=use)
+        if outcome.chosen is None:
+            raise outcome.refusal()
+        if outcome.via is Via.CACHE and self._cache is not None:
+            from stores.cache.keeping import Claim, keep
+
+            wait_s = self._settings.cache.wait_s
+            return await keep(self._cache, store, info, Claim.of(what, token), wait_s=wait_s, progress=progress)
+        async with store.present(info, Kind.LOCAL_PATH) as presentation:
+            return cast(LocalPath, presentation).path  # it lies in a directory of the operator's, who keeps it
+
+    async def let_go(self, what: str, *, token: str | None = None) -> None:
+        """`what` need not stay any more; with a token only if that command has kept it. Idempotent. Raises `PoolSick` while
+        that cannot be done."""
+        if self._cache is not None:
+            from stores.cache.keeping import Claim, let_go
+
+            await let_go(self._cache, Claim.of(what, token or ""), only_if_same=token is not None)
 
     def create(
         self,

@@ -229,3 +229,12 @@ class SnapshotObjectTO(_DataTO):
 
 
 DataTO: TypeAlias = Annotated[TemplateObjectTO | VolumeObjectTO | SnapshotObjectTO, Field(discriminator="type")]
+
+
+class DiskTO(TransferObject):
+    """com.cloud.agent.api.to.DiskTO: something attached to a guest. `type` is a com.cloud.storage.Volume.Type."""
+
+    data: DataTO
+    diskSeq: int | None = None
+    path: str | None = None
+    type: str

@@ -45,7 +45,7 @@ class CacheExhausted(CacheFailure):
     `reserved`, `pinned`, `dirty`, and who has held any of it for the longest."""
 
 
-class LargerThanCache(CacheFailure, TooLarge):
+class LargerThanCache(TooLarge, CacheFailure):
     """The object is larger than every pool: waiting will not help."""
 
     retry = Retry.NO

@@ -259,7 +259,7 @@ async def test_a_sick_pool_is_passed_over(two: Cache, memory: MemoryStore) -> No
 async def test_small_objects_fill_a_pool_to_its_limit(one: Cache, memory: MemoryStore) -> None:
     for number in range(40):
         memory.publish(f"small{number}", SparseBytes(300 * KiB), replace=False)
-    store = CachingStore(memory, one, wait_s=5)
+    store = CachingStore(memory, one, wait_s=60)
 
     async def use(number: int) -> None:
         async with store.present(await store.stat(f"small{number}"), Kind.LOCAL_PATH) as shown:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -489,7 +490,7 @@ async def test_the_description_is_valid_and_describes_what_is_served(tmp_path: P
         described = {(method.upper(), path) for path, operations in document["paths"].items() for method in operations}
         assert described == {(route.method, route.path) for route in ROUTES}
         for method, path in described - {("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz")}:
-            _, answer = await a.json(method, path.replace("{id}", "none"))
+            _, answer = await a.json(method, re.sub(r"{\w+}", "none", path))
             assert answer.get("error", {}).get("kind") not in ("NoSuchRoute", "MethodNotAllowed"), path
         schemas = document["components"]["schemas"]
         assert {"Copy", "Delete", "TemplateObjectTO", "S3TO", "Answer", "Failure"} <= schemas.keys()
@@ -505,7 +506,12 @@ def test_each_route_needs_the_role_it_should() -> None:
     commanding = {route for route, role in needed.items() if role is Role.COMMAND}
     operating = {route for route, role in needed.items() if role is Role.OPERATE}
     assert commanding == {("POST", "/v1/commands")}
-    assert operating == {("DELETE", "/v1/commands/{id}")}
+    assert operating == {
+        ("DELETE", "/v1/commands/{id}"),
+        ("DELETE", "/v1/cache/entries/{key}"),
+        ("PUT", "/v1/cache/entries/{key}/pin"),
+        ("DELETE", "/v1/cache/entries/{key}/pin"),
+    }
 
 
 @pytest.fixture(scope="module")

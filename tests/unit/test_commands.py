@@ -30,6 +30,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "GetStorageStats": {"store": POOL},
     "GetVolumeStats": {"pool": POOL, "volumeUuids": ["v-1"]},
     "ListDataStoreObjects": {"store": POOL, "path": "a"},
+    "Attach": {"disk": {"type": "ISO", "diskSeq": 3, "data": TEMPLATE}, "vmName": "i-2-7-VM"},
+    "Dettach": {"disk": {"type": "ISO", "data": TEMPLATE}, "vmName": "i-2-7-VM"},
+    "Prefetch": {"data": TEMPLATE},
+    "ScrubCache": {"pool": "local", "olderThan": 60.0},
+    "ReconcileCache": {},
     "Ping": {},
 }
 
@@ -73,6 +78,11 @@ def test_ids_that_could_are_taken(good: str) -> None:
     "fields",
     [
         {"command": "Nope"},
+        {"command": "Copy", **EXAMPLES["Copy"], "cache": "always"},
+        {"command": "Attach", "vmName": "vm", "disk": {"type": "DATADISK", "data": VOLUME}},
+        {"command": "Dettach", "vmName": "vm", "disk": {"type": "ISO", "data": VOLUME}},
+        {"command": "Attach", **EXAMPLES["Attach"], "vmName": "a/b"},
+        {"command": "ScrubCache", "rate": 0},
         {},
         {"command": "Ping", "deadline": 5},
         {"command": "Ping", "deadline_s": 0},
@@ -117,8 +127,8 @@ def test_canonical_form_is_equal_for_equal_commands_only() -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_every_command_asks_for_a_verb_except_the_one_that_asks_nothing(name: str) -> None:
-    assert (request_of(command(name)) is None) == (name == "Ping")
+def test_every_command_asks_for_a_verb_except_those_of_the_agent_itself(name: str) -> None:
+    assert (request_of(command(name)) is None) == (name in ("Ping", "ScrubCache", "ReconcileCache"))
 
 
 def test_letting_go_of_a_pool_is_deleting_it() -> None:

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.metrics import LAG_INTERVAL_S, Metrics
 
 AGENT = Path(__file__).parents[2] / "agent"
-LABELS = {"command", "state", "kind", "route", "method", "status", "le", "version"}
+LABELS = {"command", "state", "kind", "route", "method", "status", "le", "version", "pool", "outcome", "reason"}
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

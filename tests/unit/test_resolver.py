@@ -26,7 +26,7 @@ from stores.errors import (
     StoreUnsupported,
     Unavailable,
 )
-from stores.resolver import SUPPORTED, Resolver, Via, negotiate
+from stores.resolver import SUPPORTED, CacheUse, Resolver, Via, negotiate
 from stores.secret import Secret
 from stores.settings import SOCKET_NAME_LENGTH, SOCKET_PATH_LIMIT, StoreSettings, UrlSettings
 from stores.to import S3TO, DataStoreTO, ImageStoreTO, NfsTO, PrimaryDataStoreTO, SwiftTO
@@ -117,6 +117,32 @@ def test_reasons_say_why_for_each_kind() -> None:
         NBD: "the bridge could make it of the store's ranges, but RangeReader is offered natively",
         PATH: "offered as well, but RangeReader is preferred",
     }
+
+
+@pytest.mark.parametrize(
+    ("offered", "accepted", "use", "chosen", "via"),
+    [
+        (OBJECTS, [PATH], CacheUse.NEEDED, PATH, Via.CACHE),
+        (OBJECTS, [URL, PATH], CacheUse.NEEDED, PATH, Via.CACHE),
+        (OBJECTS, [PATH, NBD], CacheUse.NEEDED, NBD, Via.BRIDGE),
+        (OBJECTS, [PATH, RANGES], CacheUse.NEEDED, RANGES, Via.NATIVE),
+        (NO_RANGES, [NBD, PATH], CacheUse.NEEDED, PATH, Via.CACHE),
+        (OBJECTS, [URL], CacheUse.NEEDED, None, None),
+        (OBJECTS, [RANGES, PATH], CacheUse.PREFERRED, RANGES, Via.CACHE),
+        (OBJECTS | {URL}, [URL, NBD], CacheUse.PREFERRED, NBD, Via.CACHE),
+        (OBJECTS | {URL}, [URL], CacheUse.PREFERRED, URL, Via.NATIVE),
+    ],
+)
+def test_negotiation_with_a_cache(
+    offered: frozenset[Kind], accepted: Sequence[Kind], use: CacheUse, chosen: Kind | None, via: Via | None
+) -> None:
+    outcome = negotiate("store-1", offered, accepted, ranges=True, cache=use)
+    assert (outcome.chosen, outcome.via) == (chosen, via)
+    assert [reason.kind for reason in outcome.reasons] == list(accepted)
+    assert [reason.kind for reason in outcome.reasons if reason.text.startswith("chosen")] == (
+        [chosen] if chosen else []
+    )
+    assert ("cache" in " ".join(reason.text for reason in outcome.reasons)) or via is not Via.CACHE
 
 
 def test_refusal_names_what_was_needed_offered_and_missing() -> None:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
+from agent.cache_models import EntriesPage, EntryCopies, Evicted, Explained, PoolsShown
+from agent.cache_service import CacheService
 from agent.commands import COMMAND, Answer, State
 from agent.explain import EXPLAINABLE, EXPLANATION, Explainer
 from agent.failures import Stopping, invalid
@@ -23,6 +25,7 @@ from agent.transports.http_api.problems import BadRequest, RequestTimeout, Unsup
 
 MAX_WAIT_S = 3600.0
 MAX_LISTED = 1000
+MAX_REASON = 200
 
 _T = TypeVar("_T")
 
@@ -37,6 +40,7 @@ class Api:
     metrics: Metrics
     request_timeout_s: float
     heartbeat_s: float = events.HEARTBEAT_S
+    cache: CacheService = field(default_factory=lambda: CacheService(None))
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the transport stops: whatever waits or streams ends."""
 
@@ -113,6 +117,43 @@ async def status(api: Api, request: web.Request) -> web.Response:
     return _json(api.status().model_dump_json())
 
 
+async def cache_pools(api: Api, request: web.Request) -> web.Response:
+    return _json(PoolsShown(pools=await api.cache.pools()).model_dump_json(exclude_none=True))
+
+
+async def cache_entries(api: Api, request: web.Request) -> web.Response:
+    after = request.query.get("after", "")
+    page = await api.cache.entries(request.match_info["pool"], after=after, limit=_limit_of(request))
+    return _json(page.model_dump_json())
+
+
+async def cache_entry(api: Api, request: web.Request) -> web.Response:
+    return _json(EntryCopies(entries=await api.cache.show(request.match_info["key"])).model_dump_json())
+
+
+async def cache_evict(api: Api, request: web.Request) -> web.Response:
+    return _json((await api.cache.evict(request.match_info["key"])).model_dump_json())
+
+
+async def cache_pin(api: Api, request: web.Request) -> web.Response:
+    reason = request.query.get("reason", "")
+    if len(reason) > MAX_REASON or not reason.isprintable():
+        raise BadRequest(f"reason needs to be at most {MAX_REASON} printable characters", parameter="reason")
+    entries = await api.cache.pin(request.match_info["key"], reason)
+    return _json(EntryCopies(entries=entries).model_dump_json())
+
+
+async def cache_unpin(api: Api, request: web.Request) -> web.Response:
+    return _json(EntryCopies(entries=await api.cache.unpin(request.match_info["key"])).model_dump_json())
+
+
+async def cache_explain(api: Api, request: web.Request) -> web.Response:
+    wanted = request.query.get("object", "")
+    if not wanted:
+        raise BadRequest("object needs to be a key, the beginning of one, or a path in a store", parameter="object")
+    return _json((await api.cache.explain(wanted)).model_dump_json())
+
+
 async def alive(api: Api, request: web.Request) -> web.Response:
     return web.Response(text="ok\n")
 
@@ -150,6 +191,14 @@ _LIMIT = Parameter(
     {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": 100},
     "At most so many, the newest first.",
 )
+
+_ENTRIES = Parameter(
+    "limit", {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": 100}, "At most so many."
+)
+_AFTER = Parameter("after", {"type": "string", "default": ""}, "The key to go on after: `next` of the page before.")
+_OBJECT = Parameter("object", {"type": "string"}, "A key, the beginning of one, or a path in a store.")
+_REASON = Parameter("reason", {"type": "string", "maxLength": MAX_REASON}, "Why it stays, for those who look.")
+_COPIES = TypeAdapter(EntryCopies)
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -193,9 +242,61 @@ ROUTES: tuple[Route, ...] = (
         "/v1/explain",
         Role.VIEW,
         explain,
-        "What would be done for a Copy or AttachIso, and why. Runs nothing and contacts nothing.",
+        "What would be done for a Copy, Attach or AttachIso, and why. Runs nothing and contacts nothing.",
         {200: EXPLANATION},
         body=EXPLAINABLE,
+    ),
+    Route(
+        "GET",
+        "/v1/cache/pools",
+        Role.VIEW,
+        cache_pools,
+        "The cache's pools with their numbers.",
+        {200: TypeAdapter(PoolsShown)},
+    ),
+    Route(
+        "GET",
+        "/v1/cache/pools/{pool}/entries",
+        Role.VIEW,
+        cache_entries,
+        "A page of a pool's entries, in the order of their keys.",
+        {200: TypeAdapter(EntriesPage)},
+        parameters=(_AFTER, _ENTRIES),
+    ),
+    Route(
+        "GET",
+        "/v1/cache/explain",
+        Role.VIEW,
+        cache_explain,
+        "Why an object is in the cache, and why it may not go.",
+        {200: TypeAdapter(Explained)},
+        parameters=(_OBJECT,),
+    ),
+    Route("GET", "/v1/cache/entries/{key}", Role.VIEW, cache_entry, "One entry, and who pins it.", {200: _COPIES}),
+    Route(
+        "DELETE",
+        "/v1/cache/entries/{key}",
+        Role.OPERATE,
+        cache_evict,
+        "Let an entry go; 409 while it may not.",
+        {200: TypeAdapter(Evicted)},
+    ),
+    Route(
+        "PUT",
+        "/v1/cache/entries/{key}/pin",
+        Role.OPERATE,
+        cache_pin,
+        "Keep an entry until it is unpinned, over restarts.",
+        {200: _COPIES},
+        parameters=(_REASON,),
+    ),
+    Route(
+        "DELETE",
+        "/v1/cache/entries/{key}/pin",
+        Role.OPERATE,
+        cache_unpin,
+        "Take back an operator's pin, and nobody else's.",
+        {200: _COPIES},
     ),
     Route("GET", "/v1/status", Role.VIEW, status, "The agent at this moment.", {200: TypeAdapter(AgentStatus)}),
     Route("GET", "/healthz", Role.VIEW, alive, "The agent is alive.", {200: "text/plain"}),
