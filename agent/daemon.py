@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import aiofiles.os
 import structlog
 
 from agent.config import Config
@@ -44,15 +45,15 @@ def run(config: Config) -> None:
 
 async def serve(config: Config, notifier: Notifier, passed: Sequence[socket.socket] = ()) -> None:
     """Serve until SIGTERM or SIGINT; when this returns, nothing runs and every outcome is recorded."""
-    config.agent.runtime_dir.mkdir(mode=_SOCKETS_MODE, parents=True, exist_ok=True)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4, thread_name_prefix="agent-call"))
+    await aiofiles.os.makedirs(config.agent.runtime_dir, _SOCKETS_MODE, exist_ok=True)
     stop = _stop_signal()
     async with contextlib.AsyncExitStack() as stack:
         parts = build(config)
         stack.push_async_callback(parts.aclose)
         await stack.enter_async_context(parts.journal)
         notifier.status("recovering")
-        _clear_exports(config.agent.runtime_dir)
+        await _clear_exports(config.agent.runtime_dir)
         await stack.enter_async_context(parts.cache_in_use())
         report = await recover(parts.journal, parts.execution)
         dispatcher = await stack.enter_async_context(parts.dispatcher())
@@ -100,10 +101,12 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-def _clear_exports(runtime_dir: Path) -> None:
+async def _clear_exports(runtime_dir: Path) -> None:
     """Sockets of exports that a killed agent left. The journal's lock is held: nobody else's are there."""
-    for leftover in (runtime_dir / "nbd").glob("*.sock"):
-        leftover.unlink(missing_ok=True)
+    exports = runtime_dir / "nbd"
+    if await aiofiles.os.path.isdir(exports):
+        for leftover in await aiofiles.os.listdir(exports):
+            await aiofiles.os.unlink(exports / leftover)
 
 
 def _first(group: BaseExceptionGroup[StorageError]) -> StorageError:
