@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from hypervisors.contract import HypervisorType
 from stores.contract import MiB
@@ -46,6 +46,22 @@ class _Command(_Model):
     id: CommandId | None = None  # the dispatcher gives one to a command that has none
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] | None = None  # from acceptance; waiting counts
     hypervisorType: HypervisorType | None = None  # the agent's own when absent
+
+
+def iso_of(disk: DiskTO) -> TemplateObjectTO:
+    """The ISO of a disk; ValueError if it is something else."""
+    if disk.type != "ISO" or disk.data.type != "template":
+        raise ValueError("only a disk of type ISO, with a template as its data, can be attached and detached")
+    return disk.data
+
+
+def _is_an_iso(disk: DiskTO) -> DiskTO:
+    iso_of(disk)
+    return disk
+
+
+IsoDisk = Annotated[DiskTO, AfterValidator(_is_an_iso)]
+VmName = Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,255}$")]
 
 
 class Copy(_Command):
@@ -97,31 +113,20 @@ class ResizeVolume(_Command):
         return VolumeObjectTO(path=self.path, dataStore=self.pool)
 
 
-class _OfDisk(_Command):
-    disk: DiskTO
-    vmName: Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,255}$")]
-
-    @model_validator(mode="after")
-    def _is_an_iso(self) -> Self:
-        if self.disk.type != "ISO" or self.disk.data.type != "template":
-            raise ValueError("only a disk of type ISO, with a template as its data, can be attached and detached")
-        return self
-
-    @property
-    def iso(self) -> TemplateObjectTO:
-        return cast(TemplateObjectTO, self.disk.data)
-
-
-class Attach(_OfDisk):
+class Attach(_Command):
     """AttachCommand, for an ISO: makes it a file of this host that stays until Dettach. The guest is not touched."""
 
     command: Literal["Attach"] = "Attach"
+    disk: IsoDisk
+    vmName: VmName
 
 
-class Dettach(_OfDisk):
+class Dettach(_Command):
     """DettachCommand (CloudStack's spelling), for an ISO: its file may go. What is not attached is detached."""
 
     command: Literal["Dettach"] = "Dettach"
+    disk: IsoDisk
+    vmName: VmName
 
 
 class CreateStoragePool(_Command):

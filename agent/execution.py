@@ -42,9 +42,9 @@ def request_of(command: Command) -> verbs.Request | None:
         case commands.ListDataStoreObjects():
             return verbs.ListObjects(command.store, command.path, command.startIndex, command.pageSize)
         case commands.Attach():
-            return verbs.AttachIso(command.iso, command.vmName)
+            return verbs.AttachIso(commands.iso_of(command.disk), command.vmName)
         case commands.Dettach():
-            return verbs.DetachIso(command.iso, command.vmName)
+            return verbs.DetachIso(commands.iso_of(command.disk), command.vmName)
         case commands.Prefetch():
             return verbs.Prefetch(command.data)
         case commands.Ping() | commands.ScrubCache() | commands.ReconcileCache():

@@ -50,6 +50,6 @@ def _request(asked: Explainable) -> verbs.Copy | verbs.AttachIso:
         case commands.Copy():
             return verbs.Copy(asked.source, asked.destination, prefer_cache=asked.cache == "prefer")
         case commands.Attach():
-            return verbs.AttachIso(asked.iso, asked.vmName)
+            return verbs.AttachIso(commands.iso_of(asked.disk), asked.vmName)
         case AttachIso():
             return verbs.AttachIso(asked.data)

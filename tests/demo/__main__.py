@@ -1,21 +1,28 @@
 """`make demo`: the main job from end to end, with a real S3 server, the real daemon and its command line.
 
-A bootable template goes into S3, becomes a volume by one command, is compared and booted; a hostile template is refused.
+A bootable template goes into S3, becomes a volume by one command, is compared and booted; a hostile template is refused. An
+ISO is attached as a file through the cache, attached once more without a byte of it from S3, and another one is refused, with
+the numbers, while the cache is full.
 Everything lives in a temporary directory below `build/`, which is removed at the end.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from tests.doubles.fault_proxy import FaultProxy
 from tests.guest import GiB, MiB, boot, build_disk, fetch_kernel, run
 from tests.servers import S3Server, run_seaweed, running, wait_for
 
@@ -34,9 +41,18 @@ runtime_dir = "{work}/run"
 [pools]
 roots = ["{work}/pools"]
 
+[cache]
+wait_s = 2
+
+[[cache.pools]]
+name = "demo"
+directory = "{work}/cache"
+limit = "128MiB"
+
 [api]
 socket = "{work}/run/api.sock"
 """
+ISO_SIZE = 64 * MiB
 
 
 def say(text: str) -> None:
@@ -61,23 +77,31 @@ def environment(work: Path) -> dict[str, str]:
     }
 
 
+def in_s3(server: S3Server, endpoint: str, key: str, image_format: str) -> dict[str, object]:
+    return {
+        "type": "template",
+        "path": key,
+        "format": image_format,
+        "hypervisorType": "KVM",
+        "imageDataStore": {
+            "storeType": "s3",
+            "endPoint": endpoint,
+            "bucketName": BUCKET,
+            "accessKey": server.access_key,
+            "secretKey": server.secret_key,
+        },
+    }
+
+
+def iso_command(name: str, data: dict[str, object], vm: str) -> dict[str, object]:
+    return {"command": name, "vmName": vm, "disk": {"type": "ISO", "data": data}}
+
+
 def copy_command(server: S3Server, key: str, *, size: int) -> dict[str, object]:
     return {
         "command": "Copy",
         "deadline_s": 900,
-        "source": {
-            "type": "template",
-            "path": key,
-            "format": "QCOW2",
-            "hypervisorType": "KVM",
-            "imageDataStore": {
-                "storeType": "s3",
-                "endPoint": server.endpoint,
-                "bucketName": BUCKET,
-                "accessKey": server.access_key,
-                "secretKey": server.secret_key,
-            },
-        },
+        "source": in_s3(server, server.endpoint, key, "QCOW2"),
         "destination": {
             "type": "volume",
             "uuid": "5f7b3c1e-demo",
@@ -113,6 +137,34 @@ def daemon(work: Path) -> Iterator[None]:
 def ready(work: Path) -> bool:
     asked = subprocess.run([AGENT, "status", "--json"], env=environment(work), capture_output=True, check=False)
     return asked.returncode == 0
+
+
+def make_iso(path: Path, *, seed: int) -> None:
+    tree = path.with_suffix("")
+    tree.mkdir()
+    (tree / "data").write_bytes(random.Random(seed).randbytes(ISO_SIZE))
+    run("genisoimage", "-quiet", "-r", "-o", path, tree)
+
+
+@contextmanager
+def counted(endpoint: str) -> Iterator[FaultProxy]:
+    """A proxy before the S3 server that counts what the server sends, in a thread of its own."""
+    port = urlsplit(endpoint).port
+    assert port is not None
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="proxy")
+    thread.start()
+    proxy = FaultProxy(port)
+    try:
+        asyncio.run_coroutine_threadsafe(proxy.__aenter__(), loop).result()
+        try:
+            yield proxy
+        finally:
+            asyncio.run_coroutine_threadsafe(proxy.__aexit__(None, None, None), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def make_hostile(path: Path) -> None:
@@ -153,9 +205,10 @@ def show(work: Path) -> None:
         client.upload_file(str(hostile), BUCKET, "template/tmpl/2/202/hostile.qcow2")
         client.close()
         say("the daemon")
-        with daemon(work):
+        with counted(server.endpoint) as proxy, daemon(work):
             agent(work, "status")
             volumes(work, server, template)
+            isos(work, server, proxy)
     left = sorted(p.name for p in (work / "pools" / "demo").iterdir() if p.name != ".storage-agent")
     if left != ["5f7b3c1e-demo"]:
         raise SystemExit(f"left in the pool: {left}")
@@ -183,6 +236,54 @@ def volumes(work: Path, server: S3Server, template: Path) -> None:
     destination["path"] = destination["uuid"] = "hostile"
     agent(work, "submit", write_command(work, "hostile.json", command), expect=1)
     agent(work, "commands", "ls")
+
+
+def isos(work: Path, server: S3Server, proxy: FaultProxy) -> None:
+    first, second = work / "install.iso", work / "drivers.iso"
+    client = server.client()
+    for seed, path in enumerate((first, second)):
+        make_iso(path, seed=seed)
+        client.upload_file(str(path), BUCKET, f"template/tmpl/2/203/{path.name}")
+    client.close()
+
+    def attach(path: Path, vm: str, name: str = "Attach") -> str:
+        data = in_s3(server, f"http://127.0.0.1:{proxy.port}", f"template/tmpl/2/203/{path.name}", "ISO")
+        return write_command(work, f"{name}-{vm}-{path.stem}.json", iso_command(name, data, vm))
+
+    say("an ISO in S3: KVM needs a file, S3 has none, so the cache makes one (runs nothing)")
+    agent(work, "explain", attach(first, "i-2-7-VM"))
+    say("attached: the file stays in the cache until the guest lets it go")
+    agent(work, "submit", attach(first, "i-2-7-VM"))
+    (copy,) = (path for path in (work / "cache" / "objects").rglob("*") if path.is_file() and path.suffix != ".json")
+    if file_digest(copy) != file_digest(first):
+        raise SystemExit("the cache holds something else than S3")
+    sent = proxy.bytes_down
+    print(f"S3 sent {sent} bytes; sha256 of the file {file_digest(copy)[:16]}..., as of the ISO")
+    if sent < ISO_SIZE:
+        raise SystemExit("the bytes came from somewhere else")
+
+    say("a second guest: not one byte of the ISO leaves S3 again, only its version is looked at")
+    agent(work, "submit", attach(first, "i-2-8-VM"))
+    print(f"S3 sent {proxy.bytes_down - sent} bytes more")
+    if proxy.bytes_down - sent > 4096:
+        raise SystemExit("the second request should have been served from the cache")
+    agent(work, "cache", "ls")
+    agent(work, "cache", "explain", f"template/tmpl/2/203/{first.name}")
+
+    say(
+        "a full cache: what is attached does not go, another pool there is not, and the wait is over: refused with numbers"
+    )
+    agent(work, "submit", attach(second, "i-2-9-VM"), expect=3)
+    say("the guests let go of it; now it makes room by itself")
+    for vm in ("i-2-7-VM", "i-2-8-VM"):
+        agent(work, "submit", attach(first, vm, "Dettach"))
+    agent(work, "submit", attach(second, "i-2-9-VM"))
+    agent(work, "cache", "stats")
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":
