@@ -98,7 +98,7 @@ _CASES = (
     ),
     Case(Operation.COPY_VOLUME, "same format", ImageSpec(_QCOW2), ImageSpec(_QCOW2)),
     Case(Operation.COPY_VOLUME, "converted", ImageSpec(_RAW), ImageSpec(_QCOW2)),
-    Case(Operation.ATTACH_ISO, "explained only", ImageSpec(_ISO), ImageSpec(_ISO)),
+    Case(Operation.ATTACH_ISO, "no guest running", ImageSpec(_ISO), ImageSpec(_ISO)),
 )
 
 
@@ -130,7 +130,7 @@ def _cell(handler: HypervisorHandler, case: Case, place: Place) -> str:
         return "bridge"
     if found.chosen is not None:
         return f"direct: {found.chosen}"
-    return "needs the cache" if found.needs_cache else "refused"
+    return "cached" if found.needs_cache else "refused"
 
 
 def formats() -> str:

@@ -18,6 +18,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 
 from agent import commands
+from agent.cache_models import EntryShown, PoolShown
 from agent.explain import EXPLAINABLE
 from agent.transports.http_api.routes import ROUTES
 from hypervisors.contract import HypervisorHandler, ImageSpec, Operation, OperationUnsupported, Source
@@ -29,7 +30,7 @@ from stores.to import DataStoreTO, ImageFormat
 from stores.transfer.digests import parse_checksum
 from stores.transfer.engine import TransferEngine
 from tests.agent_process import agent_host
-from tests.markdown import Page, code
+from tests.markdown import ROOT, Page, code
 
 API = Page.of("docs/api.md")
 
@@ -61,7 +62,15 @@ def test_every_command_and_field_is_described() -> None:
 
 def test_every_field_of_an_answer_is_described() -> None:
     shown = set(API.spans) | set(re.findall(r'"(\w+)":', API.text))
-    for model in (commands.Answer, commands.Failure, commands.ProgressReport, commands.PoolInfo, commands.VolumeStats):
+    for model in (
+        commands.Answer,
+        commands.Failure,
+        commands.ProgressReport,
+        commands.PoolInfo,
+        commands.VolumeStats,
+        PoolShown,
+        EntryShown,
+    ):
         assert set(model.model_fields) <= shown
     assert {state.value for state in commands.State} <= set(API.section("Answers").spans)
 
@@ -86,12 +95,18 @@ def test_every_example_request_is_valid() -> None:
 
 def test_examples_are_what_the_agent_answers() -> None:
     """Every request of the page, in order, to a real agent; the answer has what the page shows."""
-    with agent_host() as host:
+    with agent_host(started=False) as host:
         image = host.root / "images" / "debian.qcow2"
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "64M"], check=True)
+        subprocess.run(["genisoimage", "-quiet", "-o", image.with_name("tools.iso"), ROOT / "docs"], check=True)
+        cache = f'[[cache.pools]]\nname = "local"\ndirectory = "{host.root}/cache"\nlimit = "1GiB"\n'
+        host.config.write_text(host.config.read_text() + cache)
+        host.start()
 
         def here(text: str) -> str:
-            return text.replace("/srv/pool1", str(host.pool)).replace("/srv/images", str(image.parent))
+            for shown, actual in (("pool1", host.pool), ("images", image.parent), ("cache", host.root / "cache")):
+                text = text.replace(f"/srv/{shown}", str(actual))
+            return text
 
         messages = [here(block) for block in API.blocks("http")]
         requests, answers = messages[::2], messages[1::2]
@@ -99,12 +114,14 @@ def test_examples_are_what_the_agent_answers() -> None:
         for request, answer in zip(requests, answers, strict=True):
             line, _, body = request.partition("\n\n")
             method, target = line.split()
-            used.add((method, re.sub(r"/v1/commands/[^/?]+", "/v1/commands/{id}", target).partition("?")[0]))
+            path = re.sub(r"/v1/commands/[^/?]+", "/v1/commands/{id}", target).partition("?")[0]
+            used.add((method, path.replace("/pools/local/", "/pools/{pool}/")))
             status_line, _, shown = answer.partition("\n\n")
             told, text = exchange(host.socket, method, target, body)
             assert status_line == f"HTTP/1.1 {told} {HTTPStatus(told).phrase}", f"{line}: {text}"
             same(parsed(shown), parsed(text), line)
     described_elsewhere = {("GET", "/metrics"), ("GET", "/openapi.json")}
+    described_elsewhere |= {(route.method, route.path) for route in ROUTES if "{key}" in route.path}
     assert used | described_elsewhere == {(route.method, route.path) for route in ROUTES}
 
 

@@ -90,7 +90,7 @@ class Access:
             self._return_to(old)
             self.health.fails(error.message)
             self.health.probe_failed(error.message)
-            _log.warning("cache.pool_sick", pool=self.pool, why=error.message, next_probe_s=self.health.probe_in_s)
+            _log.warning("cache pool sick", pool=self.pool, why=error.message, next_probe_s=self.health.probe_in_s)
             return False
         except BaseException:
             self._return_to(old)
@@ -98,7 +98,7 @@ class Access:
         else:
             self._replaced.append(old)
             if not self.health.healthy:
-                _log.info("cache.pool_well", pool=self.pool)
+                _log.info("cache pool well", pool=self.pool)
             self.health.recovers()
             return True
         finally:
@@ -132,7 +132,7 @@ class Access:
             if not is_ailment(error):
                 raise
             if _mending.get() is not self and self.health.fails(error.message):
-                _log.warning("cache.pool_sick", pool=self.pool, why=error.message)
+                _log.warning("cache pool sick", pool=self.pool, why=error.message)
                 self._sickened()
             raise PoolSick(
                 f"the cache pool {self.pool} is sick: {error.message}", pool=self.pool, ailment=error.kind

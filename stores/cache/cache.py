@@ -26,7 +26,7 @@ from stores.transfer.engine import Fetched, TransferEngine
 from stores.transfer.ranges import Ranges
 from stores.uninterrupted import uninterrupted
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 FOLLOW_S = (0.1, 0.3)
 """Between two looks at what another process fetches, at random, so that those who wait do not all ask at once."""
@@ -189,7 +189,7 @@ class Cache:
                     return found
                 return await self._fill(source, found or await self._climb(source, flight), flight, reason)
             except (PoolSick, LeaseLost, AlreadyExists) as error:
-                log.warning("cache.fill_begins_again", ref=source.info.ref, why=error.message, attempt=attempt + 1)
+                _log.warning("cache fill begins again", ref=source.info.ref, why=error.message, attempt=attempt + 1)
                 await self._pause()
         raise CacheUnavailable(f"the cache lost its copy of {source.info.ref} {ATTEMPTS} times before it was whole")
 

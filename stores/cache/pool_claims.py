@@ -294,7 +294,7 @@ class PoolClaims(PoolBase):
         with suppress(NotFound, WrongState):
             if await self.access.transact(work):
                 self.counts.quarantined += 1
-                _log.warning("cache.quarantined", pool=self.name, ref=entry.ref, file=entry.file, fault=fault)
+                _log.warning("cache entry quarantined", pool=self.name, ref=entry.ref, file=entry.file, fault=fault)
             await self.access.touch(lambda: self.access.entries.set_aside(entry))
 
     async def evict(self, entry: Entry) -> Hold | None:

@@ -27,7 +27,7 @@ from stores.paths import check_ref
 from stores.streams import presented
 from stores.wrappers.base import WrapperStore
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 _OF_BYTES = frozenset({Kind.RANGE_READER, Kind.BYTE_STREAM})
 
@@ -104,5 +104,5 @@ class CachingStore(WrapperStore):
 
     def bypassed(self, info: ObjectInfo, error: StoreError) -> None:
         """Say that the store itself is read instead, and why."""
-        log.warning("cache.bypassed", store=self.id, ref=info.ref, why=error.message)
+        _log.warning("cache bypassed", store=self.id, ref=info.ref, why=error.message)
         self._cache.observer.requested(self.id, Outcome.BYPASS)

@@ -48,7 +48,7 @@ async def reconcile(pool: PoolClaims) -> Report:
     pool.counts.stray_files, pool.counts.stray_bytes = len(report.strays), sum(report.strays.values())
     if report.strays:
         some = sorted(report.strays)[:10]
-        _log.warning("cache.strays", pool=pool.name, files=len(report.strays), bytes=pool.counts.stray_bytes, some=some)
+        _log.warning("cache strays", pool=pool.name, files=len(report.strays), bytes=pool.counts.stray_bytes, some=some)
     return report
 
 
