@@ -211,7 +211,7 @@ class CacheSection(Section):
             [
                 {
                     "name": "local",
-                    "directory": "/var/cache/storage-agent/local",
+                    "directory": "/srv/cache/local",
                     "limit": "100GiB",
                     "leave_free": "20GiB",
                     "max_idle_s": 2592000,

@@ -11,9 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from agent.cli import app
 
 UNITS = Path(__file__).parents[2] / "systemd"
-FILES = sorted(path for path in UNITS.rglob("*") if path.suffix in (".service", ".socket", ".conf"))
+FILES = sorted(path for path in UNITS.rglob("*") if path.suffix in (".service", ".socket", ".timer", ".conf"))
+
+
+NAMES = [path.name for path in FILES if path.suffix != ".conf"]
 
 
 @pytest.fixture
@@ -21,7 +27,7 @@ def root(tmp_path: Path) -> Path:
     """A file system in which the package is installed, with as much of systemd's as the units refer to."""
     installed = tmp_path / "usr/lib/systemd/system"
     installed.mkdir(parents=True)
-    for name in ("storage-agent.service", "storage-agent.socket"):
+    for name in NAMES:
         shutil.copy(UNITS / name, installed)
     for kind in ("sysusers.d", "tmpfiles.d"):
         shutil.copytree(UNITS / kind, tmp_path / "usr/lib" / kind)
@@ -41,7 +47,7 @@ def run(*argv: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(arg) for arg in argv], capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("unit", ["storage-agent.service", "storage-agent.socket"])
+@pytest.mark.parametrize("unit", NAMES)
 def test_systemd_has_nothing_to_say_about_the_units(root: Path, unit: str) -> None:
     done = run("systemd-analyze", "verify", "--man=no", f"--root={root}", unit)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
@@ -53,13 +59,11 @@ def test_verification_would_notice_a_mistake(root: Path) -> None:
     assert "ProtectSystems" in run("systemd-analyze", "verify", "--man=no", f"--root={root}", unit.name).stderr
 
 
-def test_the_sandbox_is_tight(root: Path) -> None:
-    done = run(
-        "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", f"--root={root}",
-        "storage-agent.service",
-    )  # fmt: skip
+@pytest.mark.parametrize("unit", [name for name in NAMES if name.endswith(".service")])
+def test_the_sandbox_is_tight(root: Path, unit: str) -> None:
+    done = run("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", f"--root={root}", unit)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = re.search(r"Overall exposure level for storage-agent\.service: ([\d.]+)", done.stdout)
+    found = re.search(rf"Overall exposure level for {re.escape(unit)}: ([\d.]+)", done.stdout)
     assert found is not None, done.stdout
     assert float(found[1]) < 2.0
 
@@ -121,6 +125,21 @@ def test_service_and_socket_agree() -> None:
     assert socket["Socket"]["DirectoryMode"] == service["Service"]["RuntimeDirectoryMode"]
     assert socket["Socket"]["SocketGroup"] == service["Service"]["Group"]
     assert service["Service"]["ExecStart"] == "/usr/bin/storage-agent run"
+
+
+def test_the_scrub_is_a_command_that_exists() -> None:
+    service = _parsed("storage-agent-scrub.service")["Service"]
+    _, *words = service["ExecStart"].split()
+    asked = CliRunner().invoke(app, [*words, "--help"])
+    assert asked.exit_code == 0, asked.output
+    assert service["User"] == _parsed("storage-agent.service")["Service"]["User"]
+
+
+def test_the_timer_starts_the_service_of_its_name() -> None:
+    timer = _parsed("storage-agent-scrub.timer")
+    assert "Unit" not in timer["Timer"]
+    done = run("systemd-analyze", "calendar", timer["Timer"]["OnCalendar"])
+    assert done.returncode == 0, done.stderr
 
 
 def _parsed(name: str) -> configparser.RawConfigParser:

@@ -52,10 +52,18 @@ async def test_making_it_opens_nothing(tmp_path: Path) -> None:
 
 
 async def test_started_and_stopped(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o2750)  # made by the operator, for the hypervisor's group
     parts = build(configured(tmp_path, mode="0640"))
     async with parts.cache_in_use():
+        assert await served(parts, b"content") == b"content"
+        (file,) = (
+            path for path in (tmp_path / "cache/objects").rglob("*") if path.suffix != ".json" and path.is_file()
+        )
+        assert file.stat().st_mode & 0o777 == 0o640
+        assert all(parent.stat().st_mode & 0o2070 == 0o2050 for parent in file.parents[:2])
         (pool,) = await parts.caching.pools()
-        assert (pool.ailment, pool.limit, pool.entries) == (None, 48 * MiB, 0)
+        assert (pool.ailment, pool.limit, pool.entries) == (None, 48 * MiB, 1)
         assert (tmp_path / "cache/ledger.sqlite").exists()
     await parts.aclose()
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
