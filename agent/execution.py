@@ -82,7 +82,7 @@ class Execution:
         if request is None:
             return Outcome()
         call = verbs.Call(token, self._of(command), progress)
-        return _outcome(request, await self._verb(call, request))
+        return _answered(command, _outcome(request, await self._verb(call, request)))
 
     async def undo(self, command: Command, token: str) -> Outcome | None:
         """Account for a run that a dead process left: its outcome if it had come to its end, None once it is undone."""
@@ -90,7 +90,9 @@ class Execution:
         if request is None:
             return None
         recovered = await self._operations.recover(self._of(command), request, token)
-        return _outcome(request, recovered.answer) if recovered.outcome == "finished" else None
+        if recovered.outcome != "finished":
+            return None
+        return _answered(command, _outcome(request, recovered.answer))
 
     def _of(self, command: Command) -> HypervisorType:
         return command.hypervisorType or self._hypervisor
@@ -127,6 +129,13 @@ class Execution:
             case verbs.Prefetch():
                 return await operations.prefetch(call, request)
         return None
+
+
+def _answered(command: Command, outcome: Outcome) -> Outcome:
+    """With the disk as it was sent, and the path that it has now."""
+    if outcome.disk is None or not isinstance(command, commands.Attach | commands.Dettach):
+        return outcome
+    return outcome.model_copy(update={"disk": command.disk.model_copy(update={"path": outcome.disk.path})})
 
 
 def _outcome(request: verbs.Request, result: Any) -> Outcome:

@@ -23,6 +23,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from stores.errors import StoreError
+
 if TYPE_CHECKING:  # what the cache stands on is only imported where there is one
     from stores.cache.cache import Outcome
     from stores.cache.claims import Counts
@@ -190,14 +192,13 @@ class CacheMetrics:
 
     async def watch(self, pool: Pool) -> None:
         """Look at a pool again and again until cancelled, so that a scrape never waits for a disk."""
-        from stores.cache.health import PoolSick
         from stores.cache.ledger import statistics
 
         while True:
             self._count(pool.name, pool.counts)
             try:
                 self._measure(pool.name, await pool.transact(partial(statistics, pool=pool.name)))
-            except PoolSick:
+            except StoreError:  # whatever it is, the numbers are missing, and the agent goes on
                 self.sick.labels(pool.name).set(1)
             else:
                 self.sick.labels(pool.name).set(0)

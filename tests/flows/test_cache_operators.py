@@ -90,7 +90,7 @@ class Host:
         return {"type": "template", "path": ref, "format": "ISO", "imageDataStore": store}
 
     def submit(self, command: str, name: str, vm: str, *, expect: int = 0) -> Any:
-        body = {"command": command, "vmName": vm, "disk": {"type": "ISO", "data": self.data(name)}}
+        body = {"command": command, "vmName": vm, "disk": {"type": "ISO", "diskSeq": 3, "data": self.data(name)}}
         return self.cli("submit", "-", stdin=json.dumps(body), expect=expect)
 
     @contextmanager
@@ -141,6 +141,7 @@ def test_from_configuration_to_eviction(host: Host) -> None:
 
         attached = host.submit("Attach", "a.iso", "vm")
         path = Path(attached["disk"]["path"])
+        assert (attached["disk"]["type"], attached["disk"]["diskSeq"]) == ("ISO", 3)
         assert file_hash(path) == file_hash(host.iso)
         (entry,) = host.cli("cache", "ls")["entries"]
         assert (entry["ref"], entry["state"], entry["hold"]) == (host.data("a.iso")["path"], "ready", "pinned")
