@@ -487,7 +487,7 @@ def judge(found: Sequence[Result]) -> list[Verdict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     found = list(results(arguments.seed))
     table = Table(title="hit ratios in percent: of requests / of bytes", title_justify="left")
@@ -497,7 +497,7 @@ def main() -> None:
         cells = [f"{100 * ratio.objects:.1f}/{100 * ratio.bytes:.1f}" for ratio in result.ratios.values()]
         table.add_row(result.trace, f"{100 * result.share:g} %", *cells)
     Console(width=WIDTH).print(table)
-    conclude(judge(found), {}, arguments.output)
+    conclude(judge(found), {}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ async def measure() -> tuple[Mapping[str, float], Mapping[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     few, many = asyncio.run(measure())
     table = Table(title="one transaction, in ms, without its commit", title_justify="left")
@@ -212,7 +212,7 @@ def main() -> None:
         table.add_row(what, f"{1000 * few[what]:.2f}", f"{1000 * many[what]:.2f}", f"{ratio:.2f}")
         verdicts.append(at_most(f"{what}: 1,000,000 entries against 10,000", ratio, 1.5 if what == "open" else 3.0))
     Console(width=WIDTH).print(table)
-    conclude(verdicts, {}, arguments.output)
+    conclude(verdicts, {}, arguments.json)
 
 
 if __name__ == "__main__":
