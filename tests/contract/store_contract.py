@@ -19,7 +19,7 @@ import hashlib
 import random
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -133,6 +133,10 @@ class Hooks:
         """All that exists in the place of the store: objects, temporary files, unfinished uploads."""
         raise NotImplementedError
 
+    async def expect_no_more_tasks(self, before: set[asyncio.Task[Any]]) -> None:
+        """Whatever the store began since has ended."""
+        assert asyncio.all_tasks() == before
+
 
 class StoreReads(Hooks):
     """Looking at objects and reading them."""
@@ -211,7 +215,7 @@ class StoreReads(Hooks):
             async for piece in stream:
                 assert len(piece) > 0
                 break
-        assert asyncio.all_tasks() == before
+        await self.expect_no_more_tasks(before)
         assert await store.stat("object") == info
 
     async def test_ranges_give_the_bytes_of_their_place(self, store: DataStore) -> None:

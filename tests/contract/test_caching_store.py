@@ -3,7 +3,9 @@ streams come from the cache as well."""
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,13 @@ class Files(StoreReads):
 
     async def delete_directly(self, ref: str) -> None:
         raise NotImplementedError
+
+    async def expect_no_more_tasks(self, before: set[asyncio.Task[Any]]) -> None:
+        """A pool's upkeep begins and ends tasks at any time, short ones."""
+        give_up = time.monotonic() + 10
+        while not asyncio.all_tasks() <= before and time.monotonic() < give_up:
+            await asyncio.sleep(0.01)
+        assert asyncio.all_tasks() <= before
 
     async def test_every_object_is_a_file(self, store: CachingStore) -> None:
         assert Kind.LOCAL_PATH in store.offers()
