@@ -1,8 +1,7 @@
 """One Copy by the agent's own parts, as a contestant: `python -m benchmarks.copy_client COMMAND.json STATE_DIRECTORY`.
 
 The parts are wired as in the daemon; imports and the first contact with the store are not timed, since a daemon has made
-them long before. Bytes written are
-the process's own `write_bytes` (proc(5)) and those of the tools it ran.
+them long before. Bytes written are the process's own `write_bytes` (proc(5)) and those of the tools it ran.
 """
 
 from __future__ import annotations

@@ -400,9 +400,11 @@ class StoreReads(Hooks):
 
     async def test_closing_twice_is_fine(self, store: DataStore) -> None:
         await self.put_directly("object", b"x")
+        before = asyncio.all_tasks()
         await store.stat("object")
         await store.aclose()
         await store.aclose()
+        await self.expect_no_more_tasks(before)
 
 
 class StoreLists(Hooks):
