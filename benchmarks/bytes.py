@@ -123,15 +123,17 @@ def main() -> int:
                 tables[title] = rows
                 if not tls:
                     verdicts += tmpfs_verdicts(by_name(rows))
-            title = "with a digest, to tmpfs"
-            course = Course(nginx, size, Path(memory), tls=False)
-            hashed = [course.python("ours", f"ours, {name}", "--digest", name) for name in ("sha256", "crc32c")]
-            rows = compare([course.python("ours"), *hashed], rounds=options.rounds, after=course.check)
-            show(title, rows, size=size)
-            tables[title] = rows
-            verdicts += [
-                at_least(f"{row.name}: rate by rate without", rows[0].wall_s / row.wall_s, 0.7) for row in rows[1:]
-            ]
+            for place, directory in (("tmpfs", memory), ("disk", disk)):
+                title = f"with a digest, to {place}"
+                course = Course(nginx, size, Path(directory), tls=False)
+                hashed = [course.python("ours", f"ours, {name}", "--digest", name) for name in ("sha256", "crc32c")]
+                rows = compare([course.python("ours"), *hashed], rounds=options.rounds, after=course.check)
+                show(title, rows, size=size)
+                tables[title] = rows
+                verdicts += [
+                    at_least(f"{row.name}, to {place}: rate by rate without", rows[0].wall_s / row.wall_s, 0.7)
+                    for row in rows[1:]
+                ]
             title = "plain HTTP to disk"
             course = Course(nginx, size, Path(disk), tls=False)
             rows = compare([course.python("ours"), *course.tools()], rounds=options.rounds, after=course.check)
