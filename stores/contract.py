@@ -37,6 +37,7 @@ class Kind(StrEnum):
     ISCSI_LUN = "IscsiLun"
     RANGE_READER = "RangeReader"
     BYTE_STREAM = "ByteStream"
+    UPLOAD = "Upload"  # only a way to write
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class ObjectInfo:
     modified: float | None = None  # seconds since the epoch
     ranges: bool = True  # whether this object can be read at random
     is_dir: bool = False  # only in listings
+    upload: str | None = None
+    """Only of what was just written: not in the store yet, but safe on this host, and the upload of this id brings it there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +226,30 @@ class PendingStream(Protocol):
 PendingWrite: TypeAlias = PendingFile | PendingStream
 
 
+class PendingUpload(Protocol):
+    """An object being sent from a local file, in parts and in any order. What was sent outlives this process."""
+
+    kind: ClassVar[Kind] = Kind.UPLOAD
+    parts: int
+    """How many there are, numbered from 1."""
+    parallel: int
+    """How many are worth sending at once."""
+
+    def length(self, number: int) -> int:
+        """Bytes of that part."""
+        ...
+
+    async def send(self, number: int) -> bool:
+        """The store has confirmed that part when this returns. False where it had the part already, from an earlier try, and
+        its checksum is that of the file: then nothing was sent. Idempotent."""
+        ...
+
+    async def commit(self) -> ObjectInfo:
+        """Every part was sent; makes them the object. Returns only after the store confirmed size and checksum. Idempotent,
+        also over processes: succeeds where an earlier commit was carried out and its answer lost."""
+        ...
+
+
 # ------------------------------------------------------------------------------------------------------ store
 
 
@@ -260,9 +287,17 @@ class DataStore(abc.ABC):
         its place in one step."""
         raise self._unsupported("write")
 
+    def upload(
+        self, ref: str, source: Path, *, token: str, replace: bool = False
+    ) -> AbstractAsyncContextManager[PendingUpload]:
+        """As `write`, but sends the file `source`, which nobody changes meanwhile, and may be gone on with: what an earlier
+        process sent with the same `token` counts, once it is verified. Leaving the context without commit keeps what was
+        sent in the store, invisible, until `discard` removes it. Only where `writes` has `Kind.UPLOAD`."""
+        raise self._unsupported("upload")
+
     async def discard(self, ref: str, *, token: str) -> None:
-        """Remove what an interrupted `write(ref, token=...)` of a process that is gone left behind. Idempotent. Touches
-        nothing that is not provably of that write."""
+        """Remove what an interrupted `write(ref, token=...)` or `upload` of a process that is gone left behind. Idempotent.
+        Touches nothing that is not provably of that write."""
 
     async def delete(self, ref: str) -> None:
         """Idempotent: a missing object is success."""
