@@ -142,7 +142,7 @@ def _outcome(request: verbs.Request, result: Any) -> Outcome:
     """`result` is what the request's verb returns (`Operations`)."""
     match request:
         case verbs.Copy():
-            return Outcome(durability="stored", newData=result)
+            return Outcome(durability="stored", newData=result.data, details=result.note)
         case verbs.Create():
             return Outcome(durability="stored", data=result)
         case verbs.Delete():

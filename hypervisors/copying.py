@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from hypervisors.context import Context, Pool, require_room
@@ -27,6 +27,16 @@ from stores.errors import AlreadyExists, NotFound, StorageError
 from stores.resolver import CacheUse
 from stores.to import DataTO, ImageFormat, ProvisioningType
 from stores.transfer.digests import Checksum, parse_checksum
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What became of a copy: the destination as it is now. `upload`: None where the store has it; else it is safe on this host,
+    and the upload of this id brings it there. `note`: what the caller should know of how it was done."""
+
+    data: DataTO
+    upload: str | None = None
+    note: str | None = None
 
 
 def operation_of(request: Copy) -> Operation:
@@ -57,7 +67,7 @@ def answer(destination: DataTO, ref: str, record: Record, physical_size: int | N
     return destination.model_copy(update=now)
 
 
-async def copy(ctx: Context, call: Call, request: Copy) -> DataTO:
+async def copy(ctx: Context, call: Call, request: Copy) -> Copied:
     """See `Operations.copy`."""
     handler = ctx.handler(call.hypervisor)
     operation = operation_of(request)
@@ -68,14 +78,14 @@ async def copy(ctx: Context, call: Call, request: Copy) -> DataTO:
     info = await store.stat(ref_of(request.source))
     existing = await present(pool, ref)
     if existing is not None:
-        return _as_before(request.destination, ref, existing, (store, info, checksum))
+        return Copied(_as_before(request.destination, ref, existing, (store, info, checksum)))
     async with (
         publishing(pool, ref) as publication,
         _source(ctx, handler, operation, request, (store, info), checksum) as (source, spec, late),
     ):
         if operation is Operation.LINK_TEMPLATE:
-            return await _link(ctx, call, pool, publication, request, source, spec)
-        return await _write(ctx, call, pool, publication, request, source, spec, late, checksum)
+            return Copied(await _link(ctx, call, pool, publication, request, source, spec))
+        return Copied(await _write(ctx, call, pool, publication, request, source, spec, late, checksum))
 
 
 def _checksum(request: Copy) -> Checksum | None:

@@ -13,6 +13,7 @@ from hypervisors import attaching, copying, explaining, pools, recovery, volumes
 from hypervisors.attaching import Attached
 from hypervisors.context import Context
 from hypervisors.contract import HypervisorHandler, HypervisorType
+from hypervisors.copying import Copied
 from hypervisors.explaining import Explanation, Side
 from hypervisors.images.gate import GateLimits
 from hypervisors.pools import Entry, Listing, PoolInfo
@@ -41,7 +42,18 @@ from stores.resolver import Resolver
 from stores.to import DataTO, VolumeObjectTO
 from stores.transfer.engine import TransferEngine
 
-__all__ = ["Attached", "Entry", "Explanation", "Listing", "Operations", "PoolInfo", "Recovered", "Side", "VolumeStats"]
+__all__ = [
+    "Attached",
+    "Copied",
+    "Entry",
+    "Explanation",
+    "Listing",
+    "Operations",
+    "PoolInfo",
+    "Recovered",
+    "Side",
+    "VolumeStats",
+]
 
 
 class Operations:
@@ -62,7 +74,7 @@ class Operations:
         """`clock` gives seconds since the epoch; `limits` are the gate's."""
         self._context = Context(resolver, handlers, engine, clock, limits or GateLimits())
 
-    async def copy(self, call: Call, request: Copy) -> DataTO:
+    async def copy(self, call: Call, request: Copy) -> Copied:
         """Source to destination: in place where the formats agree, converted where not, linked inside one pool.
 
         Returns the destination with path, size, format and (templates) physicalSize. Durable when it returns. A template

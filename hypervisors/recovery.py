@@ -11,7 +11,7 @@ from typing import Literal
 
 from hypervisors.context import Context, Pool
 from hypervisors.contract import HypervisorType, OperationUnsupported
-from hypervisors.copying import answer
+from hypervisors.copying import Copied, answer
 from hypervisors.pools import probe_ref
 from hypervisors.sources import vouched_for, with_parents
 from hypervisors.verbs import (
@@ -55,9 +55,11 @@ async def recover(ctx: Context, hypervisor: HypervisorType, request: Request, to
 async def _recover(ctx: Context, hypervisor: HypervisorType, request: Request, token: str) -> Recovered:
     match request:
         case Copy(source, made):
-            return await _made(ctx, made, token, parent=ref_of(source) if is_linked(source, made) else None)
+            copied = await _made(ctx, made, token, parent=ref_of(source) if is_linked(source, made) else None)
+            return Recovered("finished", Copied(copied)) if copied is not None else _UNDONE
         case Create(made):
-            return await _made(ctx, made, token, parent=None)
+            created = await _made(ctx, made, token, parent=None)
+            return Recovered("finished", created) if created is not None else _UNDONE
         case Delete(data):
             return await _deleted(ctx, data)
         case Resize():
@@ -74,7 +76,7 @@ async def _recover(ctx: Context, hypervisor: HypervisorType, request: Request, t
             return _UNDONE  # changes nothing
 
 
-async def _made(ctx: Context, made: DataTO, token: str, *, parent: str | None) -> Recovered:
+async def _made(ctx: Context, made: DataTO, token: str, *, parent: str | None) -> DataTO | None:
     pool, ref = ctx.pool(made.store), ref_of(made)
     record = await pool.records.load(ref)
     ours = record is not None and record.token == token
@@ -83,8 +85,8 @@ async def _made(ctx: Context, made: DataTO, token: str, *, parent: str | None) -
     await pool.records.discard(ref, parent, token=token)
     if record is None or (ours and size is None):
         await pool.records.remove(ref, parent)
-        return _UNDONE
-    return Recovered("finished", answer(made, ref, record, size)) if ours else _UNDONE
+        return None
+    return answer(made, ref, record, size) if ours else None
 
 
 async def _deleted(ctx: Context, data: DataTO) -> Recovered:

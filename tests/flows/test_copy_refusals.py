@@ -210,10 +210,10 @@ async def test_template_delivered_again(shelf: Shelf, disk_images: DiskImages) -
     here, image = shelf.here, disk_images["qcow2"]
     store, path = shelf.put("s3", image.path)
     destination = TemplateObjectTO(uuid="t1", imageDataStore=here.pool())
-    first = await here.operations.copy(here.call("c-1"), Copy(template(store, path, image.format), destination))
+    first = (await here.operations.copy(here.call("c-1"), Copy(template(store, path, image.format), destination))).data
     state = here.path(first).stat()
     fetched = shelf.fetched()
-    again = await here.operations.copy(here.call("c-2"), Copy(template(store, path, image.format), destination))
+    again = (await here.operations.copy(here.call("c-2"), Copy(template(store, path, image.format), destination))).data
     assert again == first
     assert here.path(first).stat() == state
     assert shelf.fetched() - fetched < 64 * KiB
@@ -227,7 +227,7 @@ async def test_template_with_the_same_checksum(shelf: Shelf, disk_images: DiskIm
     for where in ("s3", "http"):
         store, path = shelf.put(where, image.path)
         source = template(store, path, image.format, checksum=checksum)
-        made.append(await here.operations.copy(here.call(f"c-{where}"), Copy(source, destination)))
+        made.append((await here.operations.copy(here.call(f"c-{where}"), Copy(source, destination))).data)
     assert made[0] == made[1]
 
 
@@ -321,7 +321,7 @@ async def test_broken_connections_are_resumed(shelf: Shelf, disk_images: DiskIma
         proxy.cut_after, proxy.cut_times = 700 * KiB, 3
         source = template(shelf.s3(port=proxy.port), path, image.format)
         destination = VolumeObjectTO(uuid="v1", dataStore=shelf.here.pool())
-        made = await shelf.here.operations.copy(shelf.here.call(), Copy(source, destination))
+        made = (await shelf.here.operations.copy(shelf.here.call(), Copy(source, destination))).data
     assert content_of(shelf.here.path(made), ImageFormat.QCOW2) == image.content
 
 

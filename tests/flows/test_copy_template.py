@@ -27,10 +27,12 @@ async def test_template_to_template(shelf: Shelf, disk_images: DiskImages, name:
     here, image = shelf.here, disk_images[name]
     store, path = shelf.put(where, image.path)
     progress = Phases()
-    made = await here.operations.copy(
-        here.call(progress=progress),
-        Copy(template(store, path, image.format), TemplateObjectTO(uuid="t1", imageDataStore=here.pool())),
-    )
+    made = (
+        await here.operations.copy(
+            here.call(progress=progress),
+            Copy(template(store, path, image.format), TemplateObjectTO(uuid="t1", imageDataStore=here.pool())),
+        )
+    ).data
     assert isinstance(made, TemplateObjectTO)
     expected = ImageFormat.ISO if image.format is ImageFormat.ISO else ImageFormat.QCOW2
     assert (made.path, made.format, made.size) == ("t1", expected, image.virtual_size)
@@ -53,13 +55,15 @@ async def test_template_to_volume(
     here, image = shelf.here, disk_images[name]
     store, path = shelf.put(where, image.path)
     size = image.virtual_size + 4 * MiB
-    made = await here.operations.copy(
-        here.call(),
-        Copy(
-            template(store, path, image.format),
-            VolumeObjectTO(uuid="v1", dataStore=here.pool(), format=target, size=size),
-        ),
-    )
+    made = (
+        await here.operations.copy(
+            here.call(),
+            Copy(
+                template(store, path, image.format),
+                VolumeObjectTO(uuid="v1", dataStore=here.pool(), format=target, size=size),
+            ),
+        )
+    ).data
     assert isinstance(made, VolumeObjectTO)
     assert (made.path, made.format, made.size) == ("v1", target, size)
     assert virtual_size(here.path(made), target) == size
@@ -74,9 +78,11 @@ async def test_template_to_volume(
 async def test_template_from_a_server_without_ranges(shelf: Shelf, disk_images: DiskImages, name: str) -> None:
     here, image = shelf.here, disk_images[name]
     store, path = shelf.put("norange", image.path)
-    made = await here.operations.copy(
-        here.call(), Copy(template(store, path, image.format), VolumeObjectTO(uuid="v1", dataStore=here.pool()))
-    )
+    made = (
+        await here.operations.copy(
+            here.call(), Copy(template(store, path, image.format), VolumeObjectTO(uuid="v1", dataStore=here.pool()))
+        )
+    ).data
     assert made.format is not None
     assert content_of(here.path(made), made.format) == image.content
     assert here.files() == records_of("v1")
@@ -104,13 +110,15 @@ async def test_compressed_template(
     compressed.write_bytes(COMPRESSORS[suffix](image.path.read_bytes()))
     store, path = shelf.put(where, compressed)
     checksum = "{SHA-256}" + file_hash(compressed)
-    made = await here.operations.copy(
-        here.call(),
-        Copy(
-            template(store, path, image.format, checksum=checksum),
-            TemplateObjectTO(uuid="t1", imageDataStore=here.pool()),
-        ),
-    )
+    made = (
+        await here.operations.copy(
+            here.call(),
+            Copy(
+                template(store, path, image.format, checksum=checksum),
+                TemplateObjectTO(uuid="t1", imageDataStore=here.pool()),
+            ),
+        )
+    ).data
     assert made.format is not None
     assert content_of(here.path(made), made.format) == image.content
     assert here.files() == records_of("t1")
@@ -119,9 +127,11 @@ async def test_compressed_template(
 async def test_the_gate_tells_the_format_when_the_command_does_not(shelf: Shelf, disk_images: DiskImages) -> None:
     here, image = shelf.here, disk_images["vhdx"]
     store, path = shelf.put("s3", image.path)
-    made = await here.operations.copy(
-        here.call(), Copy(template(store, path, None), TemplateObjectTO(uuid="t1", imageDataStore=here.pool()))
-    )
+    made = (
+        await here.operations.copy(
+            here.call(), Copy(template(store, path, None), TemplateObjectTO(uuid="t1", imageDataStore=here.pool()))
+        )
+    ).data
     assert content_of(here.path(made), ImageFormat.QCOW2) == image.content
 
 
@@ -150,13 +160,15 @@ async def test_right_checksum(shelf: Shelf, disk_images: DiskImages, name: str, 
     checksum = bare if name == "raw" else "{SHA-256}" + file_hash(image.path)
     fetched = [0]
     for uuid, given in (("without", None), ("with", checksum)):
-        made = await here.operations.copy(
-            here.call(),
-            Copy(
-                template(store, path, image.format, checksum=given),
-                TemplateObjectTO(uuid=uuid, imageDataStore=here.pool()),
-            ),
-        )
+        made = (
+            await here.operations.copy(
+                here.call(),
+                Copy(
+                    template(store, path, image.format, checksum=given),
+                    TemplateObjectTO(uuid=uuid, imageDataStore=here.pool()),
+                ),
+            )
+        ).data
         assert content_of(here.path(made), ImageFormat.QCOW2) == image.content
         fetched.append(shelf.fetched() - sum(fetched))
     if where in ("s3", "http"):

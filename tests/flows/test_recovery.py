@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from hypervisors.contract import HypervisorType
+from hypervisors.copying import Copied
 from hypervisors.recovery import Recovered
 from hypervisors.verbs import Copy, Create, Delete, Request, Resize
 from stores.contract import MiB
@@ -147,8 +148,8 @@ def test_copy_with_conversion_and_scratch_file(base: Path, disk_images: DiskImag
             assert here.files() == before
         else:
             assert here.files() == records_of("v1")
-            assert isinstance(result.answer, VolumeObjectTO)
-            assert content_of(here.path(result.answer), ImageFormat.QCOW2) == image.content
+            assert isinstance(result.answer, Copied)
+            assert content_of(here.path(result.answer.data), ImageFormat.QCOW2) == image.content
 
     assert each_step(base, prepare, request, check) == {"undone", "finished"}
 
@@ -169,8 +170,8 @@ def test_linked_clone(base: Path) -> None:
             assert isinstance(request, Copy)
             await here.operations.copy(here.call("c-2"), request)  # and it can be sent again
         else:
-            assert isinstance(result.answer, VolumeObjectTO)
-            assert result.answer.size == 4 * MiB
+            assert isinstance(result.answer, Copied)
+            assert result.answer.data.size == 4 * MiB
         assert here.files() == before | records_of("v1") | {".storage-agent/children/t/v1"}
         await here.operations.delete(here.call("c-3"), Delete(clone))
         assert here.files() == before

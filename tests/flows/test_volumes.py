@@ -35,13 +35,15 @@ async def template(here: World, disk_images: DiskImages) -> TemplateObjectTO:
     """A QCOW2 template in the pool `pool`, with its record."""
     store = here.directory()
     (here.root / "images" / "t").write_bytes(disk_images["qcow2"].path.read_bytes())
-    made = await here.operations.copy(
-        here.call("c-template"),
-        Copy(
-            TemplateObjectTO(path="t", imageDataStore=store, format=ImageFormat.QCOW2),
-            TemplateObjectTO(uuid="t1", imageDataStore=here.pool()),
-        ),
-    )
+    made = (
+        await here.operations.copy(
+            here.call("c-template"),
+            Copy(
+                TemplateObjectTO(path="t", imageDataStore=store, format=ImageFormat.QCOW2),
+                TemplateObjectTO(uuid="t1", imageDataStore=here.pool()),
+            ),
+        )
+    ).data
     assert isinstance(made, TemplateObjectTO)
     return made
 
@@ -49,10 +51,12 @@ async def template(here: World, disk_images: DiskImages) -> TemplateObjectTO:
 async def clone(
     here: World, template: TemplateObjectTO, name: str, *, full: bool = False, size: int | None = None
 ) -> VolumeObjectTO:
-    made = await here.operations.copy(
-        here.call(f"c-{name}"),
-        Copy(template, VolumeObjectTO(uuid=name, dataStore=here.pool(full_clone=full), size=size)),
-    )
+    made = (
+        await here.operations.copy(
+            here.call(f"c-{name}"),
+            Copy(template, VolumeObjectTO(uuid=name, dataStore=here.pool(full_clone=full), size=size)),
+        )
+    ).data
     assert isinstance(made, VolumeObjectTO)
     return made
 
@@ -131,9 +135,11 @@ async def test_linked_clone_is_copied_with_what_it_stands_on(here: World, templa
     secret = here.root / "secret"
     secret.write_bytes(b"top secret" * 1000)
     qemu_img("rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", str(secret), str(here.path(volume)))
-    moved = await here.operations.copy(
-        here.call("c-move"), Copy(volume, VolumeObjectTO(uuid="v1", dataStore=here.pool("other")))
-    )
+    moved = (
+        await here.operations.copy(
+            here.call("c-move"), Copy(volume, VolumeObjectTO(uuid="v1", dataStore=here.pool("other")))
+        )
+    ).data
     assert content_of(here.path(moved), ImageFormat.QCOW2) == expected
     assert "backing file" not in qemu_img("info", "-f", "qcow2", str(here.path(moved))).decode()
     assert here.files("other") == records_of("v1")
@@ -142,10 +148,12 @@ async def test_linked_clone_is_copied_with_what_it_stands_on(here: World, templa
 @pytest.mark.parametrize("target", [ImageFormat.QCOW2, ImageFormat.RAW])
 async def test_volume_to_another_pool(here: World, template: TemplateObjectTO, target: ImageFormat) -> None:
     volume = await clone(here, template, "v1", full=True)
-    moved = await here.operations.copy(
-        here.call("c-move"),
-        Copy(volume, VolumeObjectTO(uuid="m1", dataStore=here.pool("other"), format=target, size=32 * MiB)),
-    )
+    moved = (
+        await here.operations.copy(
+            here.call("c-move"),
+            Copy(volume, VolumeObjectTO(uuid="m1", dataStore=here.pool("other"), format=target, size=32 * MiB)),
+        )
+    ).data
     assert moved.size == 32 * MiB  # type: ignore[union-attr]
     assert content_of(here.path(moved), target) == content_of(here.path(volume), ImageFormat.QCOW2, size=32 * MiB)
 
@@ -161,10 +169,12 @@ async def test_raw_volume_is_never_probed(here: World) -> None:
         disk.write(evil.read_bytes())
     before = file_hash(path)
     named = VolumeObjectTO(path="r1", dataStore=here.pool())  # the command does not say what it is; the record does
-    moved = await here.operations.copy(
-        here.call("c-2"),
-        Copy(named, VolumeObjectTO(uuid="r1", dataStore=here.pool("other"), format=ImageFormat.RAW)),
-    )
+    moved = (
+        await here.operations.copy(
+            here.call("c-2"),
+            Copy(named, VolumeObjectTO(uuid="r1", dataStore=here.pool("other"), format=ImageFormat.RAW)),
+        )
+    ).data
     assert file_hash(here.path(moved)) == before
     resized = await here.operations.resize(here.call("c-3"), Resize(named, 16 * MiB))
     assert (resized.size, path.stat().st_size) == (16 * MiB, 16 * MiB)
