@@ -171,7 +171,7 @@ def test_linked_clone(base: Path) -> None:
             await here.operations.copy(here.call("c-2"), request)  # and it can be sent again
         else:
             assert isinstance(result.answer, Copied)
-            assert result.answer.data.size == 4 * MiB
+            assert result.answer.data.size == 4 * MiB  # type: ignore[union-attr]
         assert here.files() == before | records_of("v1") | {".storage-agent/children/t/v1"}
         await here.operations.delete(here.call("c-3"), Delete(clone))
         assert here.files() == before
