@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.bridge.negotiation import ALLOCATION, ALLOCATION_ID, Negotiation, Phase
+from stores.bridge.negotiation import ALLOCATION_ID, Negotiation, Phase
 from stores.bridge.wire import (
+    ALLOCATION,
     MAX_PAYLOAD,
     Command,
     Errno,
