@@ -25,13 +25,26 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class Draft:
     """The file of one write. `create`; then `write`, or somebody else's work on `path`; then `publish`. In any case `close`,
-    which removes the file unless it was published."""
+    which removes the file unless it was published.
+
+    `kept`: it outlives this object and its process until it is published or discarded, and `create` goes on with one that
+    is there (`found`)."""
 
     def __init__(
-        self, directory: Directory, ref: str, *, token: str, size: int | None, replace: bool, file_mode: int
+        self,
+        directory: Directory,
+        ref: str,
+        *,
+        token: str,
+        size: int | None,
+        replace: bool,
+        file_mode: int,
+        kept: bool = False,
     ) -> None:
         *self._folder, self._name = check_ref(ref)
         self.path = Path()
+        self.found = False
+        self._kept = kept
         self._directory = directory
         self._ref = ref
         self._temporary = unfinished_name(ref, self._name, token)
@@ -63,8 +76,10 @@ class Draft:
             else:
                 raise FileNotFoundError(errno.ENOENT, "its folder keeps vanishing")
             self.path = real.joinpath(*self._folder, self._temporary)
-        if room and self._size is not None and self._available() < self._size:
-            raise no_space(self._ref, needed=self._size, available=self._available(), ref=self._ref)
+        if room and self._size is not None:
+            available = self._available() + self._held()
+            if available < self._size:
+                raise no_space(self._ref, needed=self._size, available=available, ref=self._ref)
 
     def write(self, data: memoryview) -> None:
         """The next bytes."""
@@ -79,6 +94,23 @@ class Draft:
                 count = os.write(self._descriptor, data)
                 self._written += count
                 data = data[count:]
+
+    def resize(self) -> None:
+        """Gives the file its final size."""
+        with self._translated():
+            os.ftruncate(self._descriptor, self._size or 0)
+
+    def publish_again(self) -> ObjectInfo:
+        """As `publish`, for an object that an earlier process renamed and may not have come to syncing."""
+        with self._directory.opened() as (root, _), self._translated():
+            descriptor = open_beneath(root, (*self._folder, self._name), os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                os.fsync(descriptor)
+                info = info_of(self._ref, os.fstat(descriptor))
+            finally:
+                os.close(descriptor)
+            self._sync_folders(root)
+        return info
 
     def publish(self) -> ObjectInfo:
         """Durable under its name when this returns."""
@@ -105,7 +137,7 @@ class Draft:
             os.close(self._descriptor)
             self._descriptor = -1
         try:
-            if not self._published:
+            if not self._published and not self._kept:
                 self._remove()
         finally:
             self._close_parent()
@@ -114,10 +146,14 @@ class Draft:
         self._make_folders(root)
         self._close_parent()
         self._parent = open_beneath(root, self._folder, _FOLDER)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            self._descriptor = os.open(self._temporary, flags, self._mode, dir_fd=self._parent)
+            self._descriptor = os.open(self._temporary, flags | os.O_CREAT | os.O_EXCL, self._mode, dir_fd=self._parent)
         except FileExistsError as error:
+            if self._kept:
+                self._descriptor = os.open(self._temporary, flags, dir_fd=self._parent)
+                self.found = True
+                return
             raise AlreadyExists(
                 f"{self._ref} is being written by the same command already; discard what that left", ref=self._ref
             ) from error

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from stores.backends.directory import Directory, OpenedFile
 from stores.backends.draft import Draft
+from stores.backends.filesystem_upload import FileUpload
 from stores.contract import (
     BlockingCalls,
     DataStore,
@@ -25,6 +26,7 @@ from stores.contract import (
     Kind,
     LocalPath,
     ObjectInfo,
+    PendingUpload,
     PendingWrite,
     Presentation,
     RangeReader,
@@ -55,7 +57,7 @@ class FilesystemStore(DataStore):
         file_mode: int = 0o600,
     ) -> None:
         self.id = id
-        self.writes = frozenset({Kind.LOCAL_PATH, Kind.BYTE_STREAM}) if writable else frozenset()
+        self.writes = frozenset({Kind.LOCAL_PATH, Kind.BYTE_STREAM, Kind.UPLOAD}) if writable else frozenset()
         self._directory = Directory(root, allowed=allowed, mounted=mounted)
         self._engine = engine
         self._file_mode = file_mode
@@ -92,7 +94,7 @@ class FilesystemStore(DataStore):
         self, ref: str, kind: Kind, *, token: str, size: int | None = None, replace: bool = False
     ) -> AsyncIterator[PendingWrite]:
         check_ref(ref)
-        if kind not in self.writes:
+        if kind not in self.writes or kind is Kind.UPLOAD:
             raise self._unsupported(f"writing as {kind}")
         draft = Draft(self._directory, ref, token=token, size=size, replace=replace, file_mode=self._file_mode)
         streaming = kind is Kind.BYTE_STREAM
@@ -101,6 +103,23 @@ class FilesystemStore(DataStore):
             yield _PendingStream(draft, self._engine) if streaming else _PendingFile(draft, self._engine)
         finally:
             await uninterrupted(self._engine.run(draft.close))
+
+    @asynccontextmanager
+    async def upload(
+        self, ref: str, source: Path, *, token: str, replace: bool = False
+    ) -> AsyncIterator[PendingUpload]:
+        """The unfinished file is the one that a `write` with this token would have."""
+        check_ref(ref)
+        if Kind.UPLOAD not in self.writes:
+            raise self._unsupported("upload")
+        upload = FileUpload(
+            self._directory, self._engine, ref, source, token=token, replace=replace, file_mode=self._file_mode
+        )
+        try:
+            await upload.open()
+            yield upload
+        finally:
+            await uninterrupted(upload.close())
 
     async def discard(self, ref: str, *, token: str) -> None:
         await self._engine.run(self._directory.remove_unfinished, ref, token)

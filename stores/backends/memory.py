@@ -6,17 +6,20 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import ClassVar
 
+from stores.backends.memory_upload import MemoryUpload, Unfinished
+from stores.backends.sparse import BLOCK, SparseBytes
 from stores.contract import (
     ByteStream,
     DataStore,
     Extent,
-    KiB,
     Kind,
     MiB,
     ObjectInfo,
+    PendingUpload,
     PendingWrite,
     Presentation,
     RangeReader,
@@ -26,65 +29,11 @@ from stores.errors import AlreadyExists, IntegrityError, NotFound, ObjectChanged
 from stores.os_errors import no_space
 from stores.paths import check_prefix, check_ref, in_listing
 from stores.streams import presented
+from stores.transfer.source import SourceFile
 
-BLOCK = 64 * KiB
+__all__ = ["BLOCK", "MemoryStore", "SparseBytes"]
+
 PIECE = 1 * MiB
-
-_ZEROES = bytes(BLOCK)
-
-
-class SparseBytes:
-    """Bytes of which runs of zeroes take no room. Grows at its end, then is only read."""
-
-    def __init__(self, size: int = 0) -> None:
-        self.size = size
-        self._blocks: dict[int, bytearray] = {}
-
-    def append(self, data: memoryview) -> None:
-        self.write_at(self.size, data)
-
-    def write_at(self, offset: int, data: memoryview) -> None:
-        self.size = max(self.size, offset + len(data))
-        while data:
-            index, within = divmod(offset, BLOCK)
-            part = data[: BLOCK - within]
-            self._put(index, within, part)
-            offset += len(part)
-            data = data[len(part) :]
-
-    def _put(self, index: int, within: int, part: memoryview) -> None:
-        if index not in self._blocks:
-            if part == _ZEROES[: len(part)]:
-                return
-            self._blocks[index] = bytearray(BLOCK)
-        self._blocks[index][within : within + len(part)] = part
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        while buffer:
-            index, within = divmod(offset, BLOCK)
-            count = min(BLOCK - within, len(buffer))
-            block = self._blocks.get(index, _ZEROES)
-            buffer[:count] = memoryview(block)[within : within + count]
-            buffer = buffer[count:]
-            offset += count
-
-    def extents(self, offset: int, length: int) -> list[Extent]:
-        """Neighbouring blocks of one sort joined, clipped to the range."""
-        end = offset + length
-        runs: list[Extent] = []
-        at = offset
-        for index in sorted(i for i in self._blocks if (i + 1) * BLOCK > offset and i * BLOCK < end):
-            start, stop = max(index * BLOCK, offset), min((index + 1) * BLOCK, end)
-            if start > at:
-                runs.append(Extent(at, start - at, zero=True))
-            if runs and not runs[-1].zero:
-                runs[-1] = Extent(runs[-1].offset, stop - runs[-1].offset, zero=False)
-            else:
-                runs.append(Extent(start, stop - start, zero=False))
-            at = stop
-        if at < end:
-            runs.append(Extent(at, end - at, zero=True))
-        return runs
 
 
 class _Object:
@@ -169,7 +118,7 @@ class MemoryStore(DataStore):
     `capacity` bounds the sizes of all objects together, unfinished writes included; `NoSpace` beyond it.
     """
 
-    writes = frozenset({Kind.BYTE_STREAM})
+    writes = frozenset({Kind.BYTE_STREAM, Kind.UPLOAD})
 
     def __init__(
         self, name: str = "memory", *, capacity: int | None = None, clock: Callable[[], float] = time.time
@@ -179,6 +128,7 @@ class MemoryStore(DataStore):
         self._clock = clock
         self._objects: dict[str, _Object] = {}
         self._pending: set[_PendingStream] = set()
+        self._unfinished: dict[tuple[str, str], Unfinished] = {}  # uploads, by ref and token
         self._versions = itertools.count(1)
 
     def offers(self, info: ObjectInfo | None = None) -> frozenset[Kind]:
@@ -210,9 +160,9 @@ class MemoryStore(DataStore):
         self, ref: str, kind: Kind, *, token: str, size: int | None = None, replace: bool = False
     ) -> AsyncIterator[PendingWrite]:
         check_ref(ref)
-        if kind not in self.writes:
+        if kind is not Kind.BYTE_STREAM:
             raise self._unsupported(f"writing as {kind}")
-        self._refuse_taken(ref, replace)
+        self.refuse_taken(ref, replace)
         pending = _PendingStream(self, ref, size, replace)
         self._pending.add(pending)
         try:
@@ -220,8 +170,21 @@ class MemoryStore(DataStore):
         finally:
             self._pending.discard(pending)
 
+    @asynccontextmanager
+    async def upload(
+        self, ref: str, source: Path, *, token: str, replace: bool = False
+    ) -> AsyncIterator[PendingUpload]:
+        """What was sent lives as long as this store object."""
+        check_ref(ref)
+        with closing(SourceFile(source)) as file:
+            file.open()
+            upload = MemoryUpload(self, ref, file, token=token, replace=replace)
+            await upload.open()
+            yield upload
+
     async def discard(self, ref: str, *, token: str) -> None:
-        check_ref(ref)  # nothing of a dead process can be here
+        check_ref(ref)
+        self._unfinished.pop((ref, token), None)
 
     async def delete(self, ref: str) -> None:
         check_ref(ref)
@@ -243,16 +206,27 @@ class MemoryStore(DataStore):
 
     def publish(self, ref: str, content: SparseBytes, *, replace: bool) -> ObjectInfo:
         """Make `content` the object `ref`, in one step."""
-        self._refuse_taken(ref, replace)
+        self.refuse_taken(ref, replace)
         info = ObjectInfo(ref, content.size, version=str(next(self._versions)), modified=self._clock())
         self._objects[ref] = _Object(info, content)
         return info
 
+    def unfinished(self, ref: str, token: str) -> Unfinished:
+        """What an upload has sent so far; from now on there is one."""
+        return self._unfinished.setdefault((ref, token), Unfinished())
+
+    def found(self, ref: str) -> tuple[ObjectInfo, SparseBytes] | None:
+        """The object, where there is one."""
+        found = self._objects.get(ref)
+        return (found.info, found.content) if found else None
+
     def _held(self) -> int:
         published = sum(found.content.size for found in self._objects.values())
-        return published + sum(pending.content.size for pending in self._pending)
+        pending = sum(pending.content.size for pending in self._pending)
+        return published + pending + sum(upload.content.size for upload in self._unfinished.values())
 
-    def _refuse_taken(self, ref: str, replace: bool) -> None:
+    def refuse_taken(self, ref: str, replace: bool) -> None:
+        """`AlreadyExists` where the name is taken and not to be replaced."""
         if ref in self._objects and not replace:
             raise AlreadyExists(f"{ref} exists already; nothing was overwritten", ref=ref, store=self.id)
 

@@ -53,7 +53,7 @@ class TransferEngine:
         self.buffers = BufferPool(memory)
         self.connections = Connections()
         self.network = SharedThreads("transfer-network", threads)
-        self._disk = SharedThreads("transfer-disk", 16)
+        self.disk = SharedThreads("transfer-disk", 16)
         self._calls = Threads("storage-call", 64)  # many, since a hung mount keeps those that touch it
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -119,7 +119,7 @@ class TransferEngine:
             digester.update(piece)
 
         async with self._opened(destination, 0) as file:
-            disk = self._disk.of(file)
+            disk = self.disk.of(file)
             async for piece in source:
                 seen = position + len(piece)
                 if limit is not None and seen > limit:
@@ -149,14 +149,14 @@ class TransferEngine:
 
     async def aclose(self) -> None:
         """Gives back threads, connections and buffers; waits for calls that still run. Idempotent."""
-        for threads in (self.network, self._disk, self._calls):
+        for threads in (self.network, self.disk, self._calls):
             await asyncio.to_thread(threads.close)
         self.connections.close()
 
     @asynccontextmanager
     async def _opened(self, path: Path, size: int, *, kept: bool = False) -> AsyncIterator[PlacedFile]:
         file = PlacedFile(path, kept=kept)
-        disk = self._disk.of(file)
+        disk = self.disk.of(file)
         try:
             await disk.run(partial(file.open, size))
             yield file

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
-from stores.contract import DataStore, Kind, ObjectInfo, PendingWrite, Presentation, Usage
+from stores.contract import DataStore, Kind, ObjectInfo, PendingUpload, PendingWrite, Presentation, Usage
 
 
 class WrapperStore(DataStore):
@@ -29,6 +30,11 @@ class WrapperStore(DataStore):
         self, ref: str, kind: Kind, *, token: str, size: int | None = None, replace: bool = False
     ) -> AbstractAsyncContextManager[PendingWrite]:
         return self.inner.write(ref, kind, token=token, size=size, replace=replace)
+
+    def upload(
+        self, ref: str, source: Path, *, token: str, replace: bool = False
+    ) -> AbstractAsyncContextManager[PendingUpload]:
+        return self.inner.upload(ref, source, token=token, replace=replace)
 
     async def discard(self, ref: str, *, token: str) -> None:
         await self.inner.discard(ref, token=token)

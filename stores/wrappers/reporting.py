@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
 from stores.contract import (
@@ -18,6 +19,7 @@ from stores.contract import (
     ObjectInfo,
     PendingFile,
     PendingStream,
+    PendingUpload,
     PendingWrite,
     Presentation,
     RangeReader,
@@ -51,8 +53,8 @@ class StoreObserver(Protocol):
 
 
 class ReportingStore(WrapperStore):
-    """Operations are named like the methods. `present` and `write` are over when their context begins; what happens inside
-    is reported as `read` and `commit`."""
+    """Operations are named like the methods. `present`, `write` and `upload` are over when their context begins; what happens
+    inside is reported as `read`, `send` (a part of an upload) and `commit`."""
 
     def __init__(
         self, inner: DataStore, observer: StoreObserver, *, clock: Callable[[], float] = time.monotonic
@@ -90,6 +92,15 @@ class ReportingStore(WrapperStore):
                 yield _PendingStream(cast(PendingStream, pending), self)
             else:
                 yield _PendingFile(cast(PendingFile, pending), self)
+
+    @asynccontextmanager
+    async def upload(
+        self, ref: str, source: Path, *, token: str, replace: bool = False
+    ) -> AsyncIterator[PendingUpload]:
+        async with AsyncExitStack() as stack:
+            with self.measured("upload"):
+                pending = await stack.enter_async_context(self.inner.upload(ref, source, token=token, replace=replace))
+            yield _PendingUpload(pending, self)
 
     async def discard(self, ref: str, *, token: str) -> None:
         with self.measured("discard"):
@@ -198,6 +209,30 @@ class _PendingStream:
     async def write(self, data: memoryview) -> None:
         await self._inner.write(data)
         self._report.moved(Direction.WRITTEN, len(data))
+
+    async def commit(self) -> ObjectInfo:
+        with self._report.measured("commit"):
+            return await self._inner.commit()
+
+
+class _PendingUpload:
+    kind: ClassVar[Kind] = Kind.UPLOAD
+
+    def __init__(self, inner: PendingUpload, report: ReportingStore) -> None:
+        self.parts = inner.parts
+        self.parallel = inner.parallel
+        self._inner = inner
+        self._report = report
+
+    def length(self, number: int) -> int:
+        return self._inner.length(number)
+
+    async def send(self, number: int) -> bool:
+        with self._report.measured("send"):
+            sent = await self._inner.send(number)
+        if sent:
+            self._report.moved(Direction.WRITTEN, self.length(number))
+        return sent
 
     async def commit(self) -> ObjectInfo:
         with self._report.measured("commit"):

@@ -1,8 +1,8 @@
 """Trying again what failed for the moment.
 
-Tried again is what asks or opens: `stat`, `list`, `usage`, the beginning of `present` and `write`, and the idempotent `delete`
-and `discard`. Not tried again is anything inside an opened presentation or a begun write: readers go on by themselves at
-the byte where they were (that is their contract), and data that a write has consumed is gone.
+Tried again is what asks or opens: `stat`, `list`, `usage`, the beginning of `present`, `write` and `upload`, and the idempotent
+`delete` and `discard`. Not tried again is anything inside an opened presentation or a begun write: readers go on by themselves
+at the byte where they were (that is their contract), and data that a write has consumed is gone.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
-from stores.contract import DataStore, Kind, ObjectInfo, PendingWrite, Presentation, Usage
+from stores.contract import DataStore, Kind, ObjectInfo, PendingUpload, PendingWrite, Presentation, Usage
 from stores.errors import ObjectChanged, Retry, StorageError
 from stores.wrappers.base import WrapperStore
 
@@ -68,6 +69,15 @@ class RetryingStore(WrapperStore):
         async with AsyncExitStack() as stack:
             yield await self._retried(
                 lambda: stack.enter_async_context(self.inner.write(ref, kind, token=token, size=size, replace=replace))
+            )
+
+    @asynccontextmanager
+    async def upload(
+        self, ref: str, source: Path, *, token: str, replace: bool = False
+    ) -> AsyncIterator[PendingUpload]:
+        async with AsyncExitStack() as stack:
+            yield await self._retried(
+                lambda: stack.enter_async_context(self.inner.upload(ref, source, token=token, replace=replace))
             )
 
     async def discard(self, ref: str, *, token: str) -> None:

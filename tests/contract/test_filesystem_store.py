@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stores.backends.filesystem import FilesystemStore
-from stores.contract import GiB, KiB, Kind
+from stores.contract import DataStore, GiB, KiB, Kind
 from stores.errors import AlreadyExists, IntegrityError
 from stores.transfer.engine import TransferEngine
 from tests.contract.store_contract import TOKEN, Hooks, StoreContract, content
@@ -47,6 +47,7 @@ class DirectoryHooks(Hooks):
 
 class OverDirectory(DirectoryHooks, StoreContract):
     sparse_size = 64 * GiB + 17
+    moving: TransferEngine
 
     @pytest.fixture
     async def engine(self) -> AsyncIterator[TransferEngine]:
@@ -59,7 +60,11 @@ class OverDirectory(DirectoryHooks, StoreContract):
 
     @pytest.fixture
     def store(self, engine: TransferEngine) -> FilesystemStore:
+        self.moving = engine
         return FilesystemStore(self.root, engine, id="directory:test", allowed=[self.root])
+
+    async def reopened(self, store: DataStore) -> DataStore:
+        return FilesystemStore(self.root, self.moving, id="directory:test", allowed=[self.root])
 
     async def test_file_is_filled_in_place_and_published(self, store: FilesystemStore) -> None:
         async with store.write("dir/volume", Kind.LOCAL_PATH, token=TOKEN) as pending:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from stores.backends.memory import MemoryStore, SparseBytes
-from stores.contract import GiB
+from stores.contract import GiB, MiB
 from stores.transfer.engine import TransferEngine
 from stores.wrappers.base import WrapperStore
 from stores.wrappers.reporting import ReportingStore
@@ -21,6 +21,7 @@ class MemoryHooks(Hooks):
     """Into a `MemoryStore`'s objects."""
 
     sparse_size = 64 * GiB + 17
+    upload_part = 1 * MiB
     memory: MemoryStore
 
     @pytest.fixture(autouse=True)
@@ -46,7 +47,8 @@ class MemoryHooks(Hooks):
 
     async def everything_left(self) -> set[str]:
         assert not self.memory._pending
-        return set(self.memory._objects)
+        unfinished = {f"upload of {ref}" for ref, _ in self.memory._unfinished}
+        return set(self.memory._objects) | unfinished
 
 
 class OverMemory(MemoryHooks, StoreContract):
