@@ -181,11 +181,6 @@ class FrameReader:
             del self._buffer[:end]
             yield Frame(payload, bool(header & _FOLLOWS))
 
-    @property
-    def in_frame(self) -> bool:
-        """Whether the stream would be cut in the middle of a frame if it ended now."""
-        return bool(self._buffer)
-
 
 class MessageReader:
     """Messages out of decrypted frames. Holds one message, of `MAX_MESSAGE` bytes at most."""
