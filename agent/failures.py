@@ -16,6 +16,7 @@ from hypervisors.contract import ImageInUse, ImageLocked, ImageRefused, Operatio
 from hypervisors.process import ToolTimeout
 from stores import errors
 from stores.cache.health import PoolSick
+from stores.cache.writeback.errors import QueueDraining, UploadCancelled, UploadOver, UploadPending
 from stores.errors import Retry, StorageError
 
 _log = structlog.get_logger(__name__)
@@ -138,6 +139,10 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     ToolTimeout: 504,
     errors.CacheFailure: 503,
     PoolSick: 503,
+    UploadPending: 503,
+    UploadCancelled: 409,
+    UploadOver: 409,
+    QueueDraining: 503,
     ImageRefused: 422,
     OperationUnsupported: 501,
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stores.cache.policy import Limits
-from stores.contract import MiB
+from stores.contract import GiB, MiB
 
 HOUSEKEEPING = 16 * MiB
 """Bytes of a pool's limit for what is not an object: the folders (1 MiB on ext4), the ledger's file, which grows with the
@@ -81,3 +81,42 @@ class PoolSettings:
             max_idle_s=self.max_idle_s,
             max_age_s=self.max_age_s,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WritebackSettings:
+    """How what was staged gets to its stores. Sizes are bytes, times seconds."""
+
+    unstored_share: float = 0.5
+    """Share of each pool's limit that what no store has yet may take. When it is reached, staging waits."""
+
+    concurrency: int = 4
+    """Uploads at once, of all pools together."""
+
+    large: int = GiB
+    """An upload of that size or more is a large one: one turn less than `concurrency` is open to these, so that small ones
+    never wait for all of them."""
+
+    first_retry_s: float = 1.0
+    last_retry_s: float = 300.0
+    """Longest pause after the first failure of an upload, which doubles with each further one, up to that. The pause itself is
+    random, between nothing and the longest."""
+
+    breaker_failures: int = 3
+    """After so many failures in a row that speak against a store, it is left alone."""
+
+    first_probe_s: float = 5.0
+    last_probe_s: float = 120.0
+    """A store that is left alone gets one upload as a probe after that time, which doubles with each that fails, up to that."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.unstored_share <= 1:
+            raise ValueError("unstored_share: a share of the pool's limit, more than 0 and at most 1")
+        if min(self.concurrency, self.breaker_failures, self.large) < 1:
+            raise ValueError("concurrency, breaker_failures and large must be at least 1")
+        if not 0 < self.first_retry_s <= self.last_retry_s or not 0 < self.first_probe_s <= self.last_probe_s:
+            raise ValueError("first_retry_s and first_probe_s must be more than 0, and not more than the last ones")
+
+    def unstored_limit(self, pool: PoolSettings) -> int:
+        """Bytes of objects in that pool that no store has yet, at most."""
+        return int(pool.limits.limit * self.unstored_share)
