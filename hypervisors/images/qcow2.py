@@ -18,14 +18,14 @@ from stores.to import ImageFormat
 
 MAGIC = b"QFI\xfb"
 
-_HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
-_HEADER_3 = struct.Struct(">QQQII")  # follows in version 3
+HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
+HEADER_3 = struct.Struct(">QQQII")  # follows in version 3
 _COMPRESSION_TYPE_AT = 104  # a byte, present when the header is longer than this
 _EXTENSION = struct.Struct(">II")
 
-_CLUSTER_BITS = range(9, 22)  # 512 bytes to 2 MiB
-_LARGEST_L1 = 32 * MiB
-_LARGEST_REFCOUNT_TABLE = 8 * MiB
+CLUSTER_BITS = range(9, 22)  # 512 bytes to 2 MiB
+LARGEST_L1 = 32 * MiB
+LARGEST_REFCOUNT_TABLE = 8 * MiB
 _LARGEST_REFCOUNT_ORDER = 6
 _MOST_SNAPSHOTS = 1024  # QEMU stops at 65536 only; each has an L1 table of its own
 
@@ -46,7 +46,7 @@ _COMPRESSIONS = {0: "zlib", 1: "zstd"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Header:
+class Header:
     """The fields of the header, with version 3's values where version 2 has none."""
 
     version: int
@@ -63,7 +63,7 @@ class _Header:
     snapshots_offset: int
     incompatible: int = 0
     refcount_order: int = 4
-    length: int = _HEADER.size
+    length: int = HEADER.size
     compression: int = 0
 
     @property
@@ -73,7 +73,7 @@ class _Header:
 
 def parse(head: bytes, size: int | None) -> Layout:
     """Refuses whatever makes a qcow2 file refer to another one, and what these versions of the format do not define."""
-    header = _read_header(head)
+    header = read_header(head)
     _check_references(header)
     _check_features(header)
     _check_extensions(head, header)
@@ -90,25 +90,26 @@ def parse(head: bytes, size: int | None) -> Layout:
     )
 
 
-def _read_header(head: bytes) -> _Header:
-    _, version, *fields = unpacked(_HEADER, head, "qcow2 header")
+def read_header(head: bytes) -> Header:
+    """The fields of the header, refused only where they cannot be read. Whether they make sense is for `parse` to say."""
+    _, version, *fields = unpacked(HEADER, head, "qcow2 header")
     cluster_bits = fields[2]
-    if cluster_bits not in _CLUSTER_BITS:
+    if cluster_bits not in CLUSTER_BITS:
         raise refuse(
             "qcow2-clusters", f"the qcow2 image has clusters of 2^{cluster_bits} bytes", cluster_bits=cluster_bits
         )
     if version not in (2, 3):
         raise refuse("qcow2-version", f"qcow2 version {version} is not 2 or 3: convert the image", version=version)
     if version == 2:
-        return _Header(version, *fields)
-    incompatible, _, _, refcount_order, length = unpacked(_HEADER_3, head[_HEADER.size :], "qcow2 header")
+        return Header(version, *fields)
+    incompatible, _, _, refcount_order, length = unpacked(HEADER_3, head[HEADER.size :], "qcow2 header")
     if length % 8 or not _COMPRESSION_TYPE_AT <= length <= min(1 << cluster_bits, HEAD):
         raise refuse("qcow2-header", f"the qcow2 image has a header of {length} bytes, which cannot be", length=length)
     if length > len(head):
         raise truncated("qcow2 header")
     compression = head[_COMPRESSION_TYPE_AT] if length > _COMPRESSION_TYPE_AT else 0
     return replace(
-        _Header(version, *fields),
+        Header(version, *fields),
         incompatible=incompatible,
         refcount_order=refcount_order,
         length=length,
@@ -116,7 +117,7 @@ def _read_header(head: bytes) -> _Header:
     )
 
 
-def _check_references(header: _Header) -> None:
+def _check_references(header: Header) -> None:
     if header.backing_offset or header.backing_length:
         raise refuse(
             "qcow2-backing-file", "the qcow2 image depends on a backing file: send it flattened (qemu-img convert)"
@@ -125,7 +126,7 @@ def _check_references(header: _Header) -> None:
         raise refuse("qcow2-encrypted", "the qcow2 image is encrypted: send it decrypted", method=header.encryption)
 
 
-def _check_features(header: _Header) -> None:
+def _check_features(header: Header) -> None:
     for bit, rule, why in _REFUSED_FEATURES:
         if header.incompatible & bit:
             raise refuse(rule, f"the qcow2 image {why}")
@@ -143,7 +144,7 @@ def _check_features(header: _Header) -> None:
         raise refuse("qcow2-compression", "the qcow2 image contradicts itself about its compression type")
 
 
-def _check_extensions(head: bytes, header: _Header) -> None:
+def _check_extensions(head: bytes, header: Header) -> None:
     for kind in _extensions(head, header):
         if kind == _DATA_FILE_NAME:
             raise refuse("qcow2-data-file", "the qcow2 image names another file for its data: convert it into one")
@@ -151,7 +152,7 @@ def _check_extensions(head: bytes, header: _Header) -> None:
             raise refuse("qcow2-encrypted", "the qcow2 image has an encryption header: send it decrypted")
 
 
-def _extensions(head: bytes, header: _Header) -> Iterator[int]:
+def _extensions(head: bytes, header: Header) -> Iterator[int]:
     """The types of the header extensions: those that are not known are to be ignored, says the format."""
     area = head[: header.cluster]
     position = header.length
@@ -165,23 +166,23 @@ def _extensions(head: bytes, header: _Header) -> Iterator[int]:
         yield kind
 
 
-def _check_sizes(header: _Header, size: int | None) -> None:
+def _check_sizes(header: Header, size: int | None) -> None:
     if header.virtual_size % SECTOR:
         raise refuse(
             "qcow2-size", "the virtual size of the qcow2 image is not whole sectors", virtual_size=header.virtual_size
         )
     mapped_by_l1_entry = header.cluster * (header.cluster // 8)
     needed = -(-header.virtual_size // mapped_by_l1_entry)
-    if not needed <= header.l1_entries <= _LARGEST_L1 // 8:
+    if not needed <= header.l1_entries <= LARGEST_L1 // 8:
         raise refuse(
             "qcow2-l1",
             f"the qcow2 image has {header.l1_entries} L1 entries: {needed} are needed for its size,"
-            f" {_LARGEST_L1 // 8} are the most",
+            f" {LARGEST_L1 // 8} are the most",
             l1_entries=header.l1_entries,
             needed=needed,
         )
     refcount_length = header.refcount_clusters * header.cluster
-    if not 0 < refcount_length <= _LARGEST_REFCOUNT_TABLE or header.refcount_order > _LARGEST_REFCOUNT_ORDER:
+    if not 0 < refcount_length <= LARGEST_REFCOUNT_TABLE or header.refcount_order > _LARGEST_REFCOUNT_ORDER:
         raise refuse(
             "qcow2-refcounts",
             f"the qcow2 image has {refcount_length} bytes of reference count table, of order {header.refcount_order}",
