@@ -8,7 +8,6 @@ Everything lives in a temporary directory below `build/`, which is removed at th
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import random
@@ -16,13 +15,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from tests.doubles.fault_proxy import FaultProxy
+from tests.doubles.fault_proxy import FaultProxy, fault_proxy
 from tests.guest import GiB, MiB, boot, build_disk, fetch_kernel, run
 from tests.servers import S3Server, run_seaweed, running, wait_for
 
@@ -146,27 +143,6 @@ def make_iso(path: Path, *, seed: int) -> None:
     run("genisoimage", "-quiet", "-r", "-o", path, tree)
 
 
-@contextmanager
-def counted(endpoint: str) -> Iterator[FaultProxy]:
-    """A proxy before the S3 server that counts what the server sends, in a thread of its own."""
-    port = urlsplit(endpoint).port
-    assert port is not None
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="proxy")
-    thread.start()
-    proxy = FaultProxy(port)
-    try:
-        asyncio.run_coroutine_threadsafe(proxy.__aenter__(), loop).result()
-        try:
-            yield proxy
-        finally:
-            asyncio.run_coroutine_threadsafe(proxy.__aexit__(None, None, None), loop).result()
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
 def make_hostile(path: Path) -> None:
     """A qcow2 whose backing file is a file of the host: who reads the disk would read /etc/passwd."""
     run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "/etc/passwd", "-F", "raw", path, "1G")
@@ -205,7 +181,7 @@ def show(work: Path) -> None:
         client.upload_file(str(hostile), BUCKET, "template/tmpl/2/202/hostile.qcow2")
         client.close()
         say("the daemon")
-        with counted(server.endpoint) as proxy, daemon(work):
+        with fault_proxy(server.port) as proxy, daemon(work):
             agent(work, "status")
             volumes(work, server, template)
             isos(work, server, proxy)

@@ -1,7 +1,7 @@
 """A TCP proxy that misbehaves on request: what no packaged server does to its clients.
 
 It sits before a real server. Its rules are plain attributes, read on every chunk, so that a test may change them while a
-transfer runs. They act on the bytes that flow down, from the server to the client.
+transfer runs. They act on the bytes that flow down, from the server to the client, unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +29,7 @@ class FaultProxy:
         self.stall_after: int | None = None  # stop sending after that many bytes, connection kept open
         self.flip_at: int | None = None  # invert one byte at this offset of a connection's answer
         self.rate: float | None = None  # bytes per second and connection
+        self.rate_up: float | None = None  # the same from the client to the server
         self.refuse = False  # accept, then reset at once
         self.connections = 0
         self.bytes_down = 0
@@ -80,6 +84,8 @@ class FaultProxy:
         while chunk := await reader.read(CHUNK):
             writer.write(chunk)
             await writer.drain()
+            if self.rate_up is not None:
+                await asyncio.sleep(len(chunk) / self.rate_up)
         writer.write_eof()
 
     async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -112,6 +118,25 @@ class FaultProxy:
         cut = self.cut_after if self.cut_times is None or self.cut_times > 0 else None
         limits = [limit for limit in (cut, self.stall_after) if limit is not None]
         return min(limits, default=None)
+
+
+@contextmanager
+def fault_proxy(port: int) -> Iterator[FaultProxy]:
+    """One in a thread of its own, for tests that block: its rules may be changed from outside all the same."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="proxy")
+    thread.start()
+    proxy = FaultProxy(port)
+    try:
+        asyncio.run_coroutine_threadsafe(proxy.__aenter__(), loop).result()
+        try:
+            yield proxy
+        finally:
+            asyncio.run_coroutine_threadsafe(proxy.__aexit__(None, None, None), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
