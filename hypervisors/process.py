@@ -12,29 +12,28 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from hypervisors.contract import HandlerError
+from hypervisors.output import Collected, QemuProgress, Tail, told_lines
 from stores.contract import GiB, KiB, MiB
 from stores.errors import Retry
 from stores.uninterrupted import uninterrupted
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = MappingProxyType({"PATH": SEARCH_PATH, "LC_ALL": "C"})
-PACKAGES = MappingProxyType({"qemu-img": "qemu-utils", "setpriv": "util-linux", "prlimit": "util-linux"})
+PACKAGES = MappingProxyType(
+    {"qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils", "setpriv": "util-linux", "prlimit": "util-linux"}
+)
 """Which Debian package has a tool."""
 
-_URL_SECRETS = re.compile(r"(?<=://)[^/\s@]*@|(?<=\?)[^\s'\"]+")
 _CHUNK = 64 * KiB
-_TOLD_LINES = 8
-_TOLD_LENGTH = 1 * KiB
 
 
 class ToolError(HandlerError):
@@ -108,7 +107,7 @@ class ToolRunner:
         command = wrapped(argv, limits)
         process = await self._start(command, pass_fds)
         progress = QemuProgress(on_progress) if on_progress else None
-        stdout, stderr = _Collected(limits.output), _Collected(limits.output)
+        stdout, stderr = Collected(limits.output), Collected(limits.output)
         ended = False
         try:
             async with asyncio.timeout(deadline_s) as deadline, asyncio.TaskGroup() as group:
@@ -128,8 +127,27 @@ class ToolRunner:
             if not ended:
                 await self._stop(process, self._grace_s)
         if status != 0 or stdout.overflowed or stderr.overflowed:
-            raise _failure(argv[0], status, stderr, limits, flooded=stdout.overflowed or stderr.overflowed)
+            raise _failure(argv[0], status, stderr.data, limits, flooded=stdout.overflowed or stderr.overflowed)
         return ToolResult(bytes(stdout.data), bytes(stderr.data))
+
+    @asynccontextmanager
+    async def running(
+        self, argv: Sequence[str], *, limits: ToolLimits = ToolLimits(), pass_fds: Sequence[int] = ()
+    ) -> AsyncIterator[RunningTool]:
+        """`argv` at work for as long as the context lasts, started as `run` does. What it writes is read away, but for the last
+        lines.
+
+        `ToolMissing`; ValueError for an argv that no process can have. When the context ends, in whichever way, the tool and
+        its process group are stopped, and have ended before this does. An earlier end disturbs nobody by itself: see
+        `RunningTool`.
+        """
+        process = await self._start(wrapped(argv, limits), pass_fds)
+        tail = Tail()
+        watched = asyncio.create_task(_watch(process, tail))
+        try:
+            yield RunningTool(argv[0], process, watched, tail, limits)
+        finally:
+            await self._stop(process, self._grace_s, watched)
 
     async def _start(self, command: Sequence[str], pass_fds: Sequence[int]) -> asyncio.subprocess.Process:
         """Not to be interrupted: cancelled after the fork, asyncio kills the tool alone and then waits for its pipes, which
@@ -158,9 +176,14 @@ class ToolRunner:
                 await self._stop(starting.result(), grace_s)
             raise
 
-    async def _stop(self, process: asyncio.subprocess.Process, grace_s: float) -> None:
-        """SIGTERM, a while, SIGKILL; returns when the process is reaped and its pipes are closed."""
-        rest = asyncio.create_task(_drain(process))
+    async def _stop(
+        self, process: asyncio.subprocess.Process, grace_s: float, watched: asyncio.Task[None] | None = None
+    ) -> None:
+        """SIGTERM, a while, SIGKILL; returns when the process is reaped and its pipes are closed. `watched` is who reads them
+        already, and waits for that."""
+        rest = watched or asyncio.create_task(_drain(process))
+        if rest.done():
+            return  # its number may be somebody else's by now
         _signal(process, signal.SIGTERM)
         try:
             await asyncio.wait({rest}, timeout=grace_s)
@@ -170,22 +193,31 @@ class ToolRunner:
             await _finished(rest)
 
 
-class QemuProgress:
-    """Reads what `qemu-img -p` prints, `    (12.34/100%)`, however it is cut, and tells the latest (perhaps again)."""
+class RunningTool:
+    """A tool at work."""
 
-    _PATTERN = re.compile(rb"\((\d{1,3}\.\d\d)/100%\)")
-    _LONGEST = len(b"(100.00/100%)")
-    overflowed = False
+    def __init__(
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        watched: asyncio.Task[None],
+        tail: Tail,
+        limits: ToolLimits,
+    ) -> None:
+        """For `ToolRunner.running`."""
+        self._name = name
+        self._process = process
+        self._watched = watched
+        self._tail = tail
+        self._limits = limits
 
-    def __init__(self, told: Callable[[float], None]) -> None:
-        self._told = told
-        self._tail = b""
-
-    def feed(self, data: bytes) -> None:
-        text = self._tail + data
-        self._tail = text[-self._LONGEST :]
-        if found := self._PATTERN.findall(text):
-            self._told(min(float(found[-1]) / 100, 1.0))
+    async def ended(self, within_s: float | None = None) -> ToolFailed | None:
+        """Waits for the tool's end, and tells how it came about; None when it is still at work after `within_s` seconds."""
+        await asyncio.wait([self._watched], timeout=within_s)
+        status = self._process.returncode
+        if not self._watched.done() or status is None:
+            return None
+        return _failure(self._name, status, self._tail.data, self._limits, flooded=False)
 
 
 def wrapped(argv: Sequence[str], limits: ToolLimits) -> list[str]:
@@ -230,22 +262,16 @@ def _found(tool: str) -> str:
     return path
 
 
-class _Collected:
-    """Output up to a limit."""
-
-    def __init__(self, limit: int) -> None:
-        self.data = bytearray()
-        self.overflowed = False
-        self._limit = limit
-
-    def feed(self, data: bytes) -> None:
-        self.overflowed = self.overflowed or len(self.data) + len(data) > self._limit
-        if not self.overflowed:
-            self.data += data
+async def _watch(process: asyncio.subprocess.Process, tail: Tail) -> None:
+    """Until the process has ended and its pipes are closed."""
+    async with asyncio.TaskGroup() as group:
+        for stream in (process.stdout, process.stderr):
+            group.create_task(_pump(process, stream, tail))
+    await process.wait()
 
 
 async def _pump(
-    process: asyncio.subprocess.Process, stream: asyncio.StreamReader | None, into: _Collected | QemuProgress
+    process: asyncio.subprocess.Process, stream: asyncio.StreamReader | None, into: Collected | QemuProgress | Tail
 ) -> None:
     assert stream is not None
     while data := await stream.read(_CHUNK):
@@ -286,8 +312,8 @@ async def _finished(task: asyncio.Task[None]) -> None:
     task.result()
 
 
-def _failure(tool: str, status: int, stderr: _Collected, limits: ToolLimits, *, flooded: bool) -> ToolFailed:
-    told = told_lines(bytes(stderr.data))
+def _failure(tool: str, status: int, stderr: bytes | bytearray, limits: ToolLimits, *, flooded: bool) -> ToolFailed:
+    told = told_lines(bytes(stderr))
     if flooded:
         what = f"was killed because it wrote more than {limits.output} bytes"
     elif status == -signal.SIGXCPU:
@@ -297,10 +323,3 @@ def _failure(tool: str, status: int, stderr: _Collected, limits: ToolLimits, *, 
     else:
         what = f"ended with exit code {status}"
     return ToolFailed(f"{tool} {what}" + (f": {told}" if told else ""), tool=tool, exit_code=status, stderr=told)
-
-
-def told_lines(stderr: bytes) -> str:
-    """The last lines of a tool's complaints, fit for a log: printable, short, and URLs without user and query."""
-    text = _URL_SECRETS.sub("***", stderr.decode(errors="replace"))
-    lines = ["".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines()]
-    return " | ".join(line for line in lines[-_TOLD_LINES:] if line)[-_TOLD_LENGTH:]

@@ -19,16 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisors.process import (
-    QemuProgress,
-    ToolFailed,
-    ToolLimits,
-    ToolMissing,
-    ToolRunner,
-    ToolTimeout,
-    told_lines,
-    wrapped,
-)
+from hypervisors.output import QemuProgress, told_lines
+from hypervisors.process import ToolFailed, ToolLimits, ToolMissing, ToolRunner, ToolTimeout, wrapped
 from stores.contract import GiB, KiB, MiB
 from stores.errors import Retry
 
