@@ -88,22 +88,32 @@ def _listening(path: Path) -> Iterator[socket.socket]:
         path.unlink(missing_ok=True)
 
 
-def _listen(path: Path) -> socket.socket:
+def make_room(path: Path) -> None:
+    """Sees to it that a socket can be made at `path`, in a directory of mode 0700, which is created if missing. Blocking.
+
+    `InvalidReference` for a path too long for a socket, `PolicyRefused` where others than the agent's user may enter the
+    directory.
+    """
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise InvalidReference(
             f"{path} is too long for a socket: at most {_LONGEST_PATH} bytes, use a shorter runtime directory"
         )
     with translated(str(path)):
-        return _bound(path)
-
-
-def _bound(path: Path) -> socket.socket:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory = path.parent.stat()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = path.parent.stat()
     if directory.st_uid != os.geteuid() or stat.S_IMODE(directory.st_mode) & 0o077:
         raise PolicyRefused(
             f"{path.parent} must belong to the agent's user with mode 0700, else others could read through its sockets"
         )
+
+
+def _listen(path: Path) -> socket.socket:
+    make_room(path)
+    with translated(str(path)):
+        return _bound(path)
+
+
+def _bound(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         try:
