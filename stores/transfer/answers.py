@@ -65,6 +65,11 @@ def status_error(answer: Answer, what: str) -> StorageError:
     return StoreError(f"{said}, which this request should not get", status=status)
 
 
+def is_transient(status: int) -> bool:
+    """Whether the same request may be answered better a moment later (the statuses that AWS's SDKs try again, and RFC 8470's)."""
+    return status in _TRANSIENT or status in (500, 502, 503, 504)
+
+
 def may_be_stale(status: int) -> bool:
     """Whether a fresh target may fare better: expired signatures are answered 400, 401 or 403, moved objects 3xx."""
     return status in (400, 401, 403) or 300 <= status < 400

@@ -1,4 +1,4 @@
-"""Where a GET goes, and how patiently."""
+"""Where a GET or a PUT goes, and how patiently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ USER_AGENT = "storage-agent"
 
 @dataclass(frozen=True, slots=True)
 class HttpTarget:
-    """Where one GET goes. The address was resolved and checked by whoever made the target; nothing is resolved here."""
+    """Where one request goes. The address was resolved and checked by whoever made the target; nothing is resolved here."""
 
     host: str
     """Name for the Host header, SNI and the certificate check; an IPv6 literal without brackets."""
@@ -23,15 +23,15 @@ class HttpTarget:
     path: str = field(repr=False)
     """Request target, percent-encoded, with its query. May carry a signature and is therefore never shown."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Sent as they are, beside Host, Range, If-Match and Accept-Encoding, which the reader sets."""
+    """Sent as they are, beside Host, Range, If-Match, Content-Length and Accept-Encoding, which whoever uses the target sets."""
 
     @property
     def origin(self) -> object:
         """Targets of one origin may share connections."""
         return self.address, self.port, self.host, self.tls
 
-    def request(self, **more: str) -> bytes:
-        """A GET with the target's headers and `more`, whose underscores become dashes.
+    def request(self, method: str = "GET", **more: str) -> bytes:
+        """The head of a request with the target's headers and `more`, whose underscores become dashes.
 
         `ValueError` when a part would break out of its line: such a target was not made by a URL parser.
         """
@@ -40,7 +40,7 @@ class HttpTarget:
             host = f"{host}:{self.port}"
         headers = {"Host": host, "User-Agent": USER_AGENT, "Accept-Encoding": "identity", **self.headers}
         headers |= {name.replace("_", "-"): value for name, value in more.items()}
-        lines = [f"GET {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        lines = [f"{method} {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
         if " " in self.path or any(character in line for line in lines for character in "\r\n\0"):
             raise ValueError("a request target or header holds a character that would split the request")
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
@@ -48,7 +48,7 @@ class HttpTarget:
 
 @dataclass(frozen=True, slots=True)
 class HttpPatience:
-    """Limits of one reader. Times in seconds."""
+    """Limits of one reader or writer. Times in seconds."""
 
     connections: int = 4
     """Connections in use at once."""

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on a blocking socket, as far as GETs of large objects need it (RFC 9110, RFC 9112).
+"""HTTP/1.1 on a blocking socket, as far as GETs and PUTs of large objects need it (RFC 9110, RFC 9112).
 
 Everything here that takes time runs in a thread and ends at once, with `ConnectionFailed`, when `Connection.abort` is called.
 Bodies are received straight into the caller's memory.
@@ -6,6 +6,7 @@ Bodies are received straight into the caller's memory.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import ssl
@@ -92,22 +93,76 @@ class Connection:
             self._sock = raw
             self._flags = socket.MSG_WAITALL
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether bytes have to pass through this process to be sent."""
+        return isinstance(self._sock, ssl.SSLSocket)
+
     def exchange(self, request: bytes) -> Answer:
         """Sends `request` and reads the answer up to its body. Interim answers (1xx) are passed over."""
+        self.begin(request)
+        return self.answer()
+
+    def begin(self, request: bytes) -> None:
+        """Sends `request`, whose body may follow."""
         try:
             if self._handshake:
                 assert isinstance(self._sock, ssl.SSLSocket)
                 self._sock.do_handshake()
                 self._handshake = False
             self._sock.sendall(request)
-            while True:
-                answer = parse_head(self._receive_head())
-                if answer.status >= 200:
-                    return answer
         except ssl.SSLCertVerificationError:
             raise
         except OSError as error:
             raise self._failed(error) from error
+
+    def answer(self) -> Answer:
+        """The next answer up to its body; interim ones are passed over."""
+        try:
+            while True:
+                answer = parse_head(self._receive_head())
+                if answer.status >= 200:
+                    return answer
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def send(self, view: memoryview) -> None:
+        """Sends all of `view`."""
+        try:
+            self._sock.sendall(view)
+        except OSError as error:
+            raise self._failed(error, "took") from error
+
+    def send_file(self, descriptor: int, offset: int, count: int) -> int:
+        """Sends up to `count` bytes of a file straight from the page cache, and returns how many; 0 where the file ends. Not on
+        an encrypted connection."""
+        try:
+            return os.sendfile(self._sock.fileno(), descriptor, offset, count)
+        except OSError as error:
+            raise self._failed(error, "took") from error
+
+    def answered(self) -> bool:
+        """Whether something has arrived that is to be read. Does not wait."""
+        if self._rest:
+            return True
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        if not poll.poll(0):
+            return False
+        if not self.encrypted:
+            return True
+        # What has arrived may be TLS's own, such as session tickets: only reading tells.
+        self._sock.settimeout(0)
+        try:
+            count = self._sock.recv_into(self._head)
+        except ssl.SSLWantReadError:
+            return False
+        except OSError as error:
+            raise self._failed(error) from error
+        finally:
+            self._sock.settimeout(self.read_timeout_s)
+        self._rest = self._head[:count]
+        return True
 
     def receive(self, view: memoryview) -> int:
         """Fills `view` and returns its length, or less where the connection ended before (`trouble`)."""
@@ -187,10 +242,10 @@ class Connection:
                 raise ConnectionFailed("the server closed the connection")
             filled += count
 
-    def _failed(self, error: OSError) -> ConnectionFailed:
+    def _failed(self, error: OSError, did: str = "sent") -> ConnectionFailed:
         # Expired kernel timeouts show as EAGAIN, Python's as TimeoutError.
         if isinstance(error, BlockingIOError | TimeoutError):
-            return ConnectionFailed(f"the server sent nothing for {self.read_timeout_s:g} s")
+            return ConnectionFailed(f"the server {did} nothing for {self.read_timeout_s:g} s")
         return ConnectionFailed(str(error))
 
 

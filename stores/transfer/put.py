@@ -1,0 +1,217 @@
+"""PUTs of large bodies on blocking sockets: from a file straight out of the page cache, or from memory.
+
+The event loop decides (where to, whether again), a thread of the network's sends. What an answer means, beyond that it may
+be worth another try, is for whoever knows the protocol on top.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Protocol
+
+from stores.contract import MiB
+from stores.errors import TlsFailed, Unavailable
+from stores.transfer.answers import is_transient, retry_after_s
+from stores.transfer.engine import TransferEngine
+from stores.transfer.source import SourceFile
+from stores.transfer.target import HttpPatience, HttpTarget
+from stores.transfer.wire import HEAD_LIMIT, Answer, Body, Connection, ConnectionFailed
+
+STEP = 1 * MiB
+"""How much is sent between two looks for an early answer."""
+
+
+class Sendable(Protocol):
+    """What is PUT: may be sent again and again."""
+
+    length: int
+
+    def send(self, connection: Connection, buffer: memoryview | None) -> bool:
+        """Blocking. False where it ended early, since the server has answered before all was sent."""
+        ...
+
+
+class FileRange:
+    """Bytes `start` to `end` of a file."""
+
+    def __init__(self, source: SourceFile, start: int, end: int) -> None:
+        self.length = end - start
+        self._source = source
+        self._start = start
+        self._end = end
+
+    def send(self, connection: Connection, buffer: memoryview | None) -> bool:
+        at = self._start
+        while at < self._end:
+            if connection.answered():
+                return False
+            step = min(STEP, self._end - at)
+            if buffer is None:
+                step = connection.send_file(self._source.descriptor, at, step)
+                if not step:
+                    raise self._source.cut_short(at)
+            else:
+                self._source.read(at, buffer[:step])
+                connection.send(buffer[:step])
+            at += step
+        return True
+
+
+class Views:
+    """Pieces of memory, one after the other."""
+
+    def __init__(self, views: Sequence[memoryview]) -> None:
+        self.length = sum(len(view) for view in views)
+        self._views = views
+
+    def send(self, connection: Connection, buffer: memoryview | None) -> bool:
+        for view in self._views:
+            for start in range(0, len(view), STEP):
+                if connection.answered():
+                    return False
+                connection.send(view[start : start + STEP])
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class PutAnswer:
+    """What the server said in the end: the answer, the beginning of its body, and at which try it came, from 1:
+    from the second on, an earlier one may have been carried out."""
+
+    answer: Answer
+    content: bytes
+    tries: int
+
+    @property
+    def status(self) -> int:
+        return self.answer.status
+
+
+@dataclass(slots=True)
+class _Attempt:
+    answer: Answer | None = None
+    content: bytes = b""
+    failure: Unavailable | None = None
+    stale: bool = False
+    reusable: bool = False
+
+
+class Putter:
+    """PUTs to one server. `sleep` and `spread` (random numbers in [0, 1)) are arguments for tests.
+
+    An attempt that gets no answer, or one that may change (`is_transient`), is followed by another after a pause, up to
+    `patience.attempts`; each has a target of its own, so that nothing signed grows old. A kept connection that turns out
+    closed costs no attempt.
+    """
+
+    def __init__(
+        self,
+        engine: TransferEngine,
+        patience: HttpPatience,
+        *,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        spread: Callable[[], float] = random.random,
+    ) -> None:
+        self._engine = engine
+        self._patience = patience
+        self._threads = engine.network.of(self)
+        self._sleep = sleep
+        self._spread = spread
+
+    async def put(
+        self,
+        body: Sendable,
+        target: Callable[[], Awaitable[HttpTarget]],
+        what: str,
+        again: Callable[[PutAnswer], bool] = lambda answer: False,
+    ) -> PutAnswer:
+        """The last answer, whatever its status. `again`: which others are worth another try. `what` names the object for the
+        operator.
+
+        `Unavailable` where no attempt was answered, `TlsFailed` where the server is not trusted. Once this has ended, cancelled
+        or not, nobody reads from `body` any more, and no half-used connection is kept.
+        """
+        failures = tries = 0
+        while True:
+            there = await target()
+            attempt = await self._attempt(body, there, what)
+            tries += 1
+            if attempt.stale:
+                continue
+            failures += 1
+            wait_s = 0.0
+            if attempt.answer is not None:
+                answer = PutAnswer(attempt.answer, attempt.content, tries)
+                wanted = is_transient(answer.status) or again(answer)
+                if not wanted or failures >= self._patience.attempts:
+                    return answer
+                wait_s = retry_after_s(attempt.answer, datetime.now(UTC))
+            elif failures >= self._patience.attempts:
+                assert attempt.failure is not None
+                attempt.failure.details["tries"] = tries
+                raise attempt.failure
+            await self._sleep(max(wait_s, self._patience.wait_s(failures, self._spread())))
+
+    async def _attempt(self, body: Sendable, target: HttpTarget, what: str) -> _Attempt:
+        patience = self._patience
+        try:
+            connection = await self._engine.connections.take(
+                target, connect_timeout_s=patience.connect_timeout_s, read_timeout_s=patience.read_timeout_s
+            )
+        except Unavailable as error:
+            return _Attempt(failure=error)
+        attempt = _Attempt()
+        buffer: memoryview | None = None
+        try:
+            if connection.encrypted:
+                buffer = await self._engine.buffers.acquire(self)
+            call = partial(_exchange, connection, target, body, buffer, what)
+            attempt = await self._threads.run(call, abort=connection.abort)
+        finally:
+            if buffer is not None:
+                self._engine.buffers.release(self, buffer)
+            if attempt.reusable:
+                self._engine.connections.give(target, connection)
+            else:
+                connection.close()
+        return attempt
+
+
+def _exchange(
+    connection: Connection, target: HttpTarget, body: Sendable, buffer: memoryview | None, what: str
+) -> _Attempt:
+    """Runs in a thread: one PUT and its answer."""
+    try:
+        try:
+            connection.begin(target.request("PUT", Content_Length=str(body.length)))
+            whole = body.send(connection, buffer)
+            answer = connection.answer()
+        except ConnectionFailed as broken:
+            # A server that will not have the rest answers and closes: what it said is still there to be read.
+            whole = False
+            answer = _last_words(connection, broken)
+        content = Body(connection, answer)
+        view = memoryview(bytearray(HEAD_LIMIT))
+        text = bytes(view[: content.receive(view)])
+        return _Attempt(answer, text, reusable=whole and content.complete and answer.keep_alive)
+    except ConnectionFailed as error:
+        failure = Unavailable(f"writing {what} on {target.host} broke off: {error}", host=target.host)
+        return _Attempt(failure=failure, stale=connection.reused)
+    except ssl.SSLCertVerificationError as error:
+        raise TlsFailed(
+            f"the certificate of {target.host} is not trusted: {error.verify_message}; check the CA file",
+            host=target.host,
+        ) from error
+
+
+def _last_words(connection: Connection, broken: ConnectionFailed) -> Answer:
+    try:
+        return connection.answer()
+    except ConnectionFailed:
+        raise broken from None
