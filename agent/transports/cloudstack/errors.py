@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agent.failures import InvalidCommand
 from stores.errors import Retry, StorageError
 
 
@@ -23,3 +24,7 @@ class LinkRejected(LinkError):
     """The management server knows who connected, and will not have this agent as it introduced itself."""
 
     retry = Retry.OPERATOR
+
+
+class ContentRefused(InvalidCommand):
+    """A message, or one command of it, cannot be understood. Nothing of it was run."""
