@@ -71,11 +71,13 @@ async def exported(
     ident = secrets.token_hex(6)
     socket = runtime_dir / "nbd" / f"{ident}.sock"
     ready = socket.with_suffix(".pid")
-    await asyncio.to_thread(make_room, socket)
+    make_room(socket)
     argv = ["qemu-nbd", "--read-only", "--persistent", f"--shared={_CLIENTS}", f"--socket={socket}"]
-    argv += [f"--export-name={ident}", f"--pid-file={ready}", "--aio=threads", "--cache=writeback"]
-    argv += [f"--load-snapshot=snapshot.name={snapshot}"] if snapshot is not None else []
-    argv += [f"--bitmap={bitmap}"] if bitmap is not None else []
+    argv += [f"--export-name={ident}", f"--pid-file={ready}"]
+    if snapshot is not None:
+        argv += ["--load-snapshot=snapshot.name=" + snapshot.replace(",", ",,")]  # a comma would begin another option
+    if bitmap is not None:
+        argv += [f"--bitmap={bitmap}"]
     argv += [json_filename(source_node(_source(path, image_format, backing)))]
     try:
         async with tools.running(argv) as server:
