@@ -2,7 +2,8 @@
 
 Of the tables only the map is believed: which clusters are data and which are zero. From it the image is laid out once more,
 and every byte that is not data must be the same. So a layout that is returned belongs to an image without a leak, a cluster
-used twice, a wrong reference count, or a feature of which nothing is known here.
+used twice, a wrong reference count, or a feature of which nothing is known here. That it is the right image, only a digest
+can tell.
 """
 
 from __future__ import annotations
