@@ -130,7 +130,7 @@ def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
     caching = CacheService(cache)
     resolver = Resolver(store_settings(config), engine, cache=cache)
     limits = GateLimits(virtual_size=config.images.max_virtual_size)
-    by_type = handlers(engine, ToolRunner(), limits)
+    by_type = handlers(engine, ToolRunner(), config.agent.runtime_dir, limits)
     operations = Operations(resolver, by_type, engine, clock, limits)
     retention = Retention(config.agent.retention_s, config.agent.retention_count)
     return Parts(

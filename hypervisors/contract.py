@@ -12,12 +12,15 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from stores.contract import Kind, PendingWrite, Presentation, Progress
 from stores.errors import Retry, StorageError
 from stores.to import ImageFormat, ProvisioningType
 from stores.transfer.digests import Checksum
+
+if TYPE_CHECKING:  # which stands on what is defined here
+    from hypervisors.snapshotting import Snapshots
 
 
 class HypervisorType(StrEnum):
@@ -59,7 +62,11 @@ class Operation(StrEnum):
     LINK_TEMPLATE = "make a linked clone of a template"
     ATTACH_ISO = "attach ISO"
     COPY_VOLUME = "copy volume to primary"
+    EXPORT_VOLUME = "copy volume to image store"
+    BACK_UP = "back up a snapshot"
+    RESTORE = "restore a backup"
     CREATE = "create volume"
+    SNAPSHOT = "make a snapshot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +173,11 @@ class HypervisorHandler(abc.ABC):
     async def measure(self, source: Source) -> Written:
         """Sizes of an existing image, by its recorded format."""
         raise self._unsupported("measure")
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """What it does for snapshots and backups."""
+        raise self._unsupported("make snapshots")
 
     async def aclose(self) -> None:
         """Give back connections. Idempotent."""

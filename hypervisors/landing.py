@@ -65,11 +65,11 @@ async def _bring(
     if isinstance(given, RangeReader):
         return (await engine.fetch(given, path, digests=names, progress=progress)).digests
     if isinstance(given, LocalPath):
-        return await _copy_file(engine, given, path, names, progress)
+        return await copy_file(engine, given, path, names, progress)
     return (await engine.store_stream(as_stream(given), path, limit=limit, digests=names, progress=progress)).digests
 
 
-async def _copy_file(
+async def copy_file(
     engine: TransferEngine, source: LocalPath, path: Path, names: Sequence[str], progress: Progress
 ) -> dict[str, str]:
     async with open_file(source.path, engine) as reader:

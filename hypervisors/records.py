@@ -4,6 +4,7 @@ A record is the only source of an image's format and of its parents: a guest can
 Layout inside the pool, all below `.storage-agent/`:
 
     images/<ref>.json           the record
+    snapshots/, frozen/, sent/  see `snapshot_records`
     children/<parent>/<child>   an empty marker for each linked clone; both are refs, percent-encoded
     scratch/<token>             temporary files of a running command
 
@@ -16,18 +17,16 @@ from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import quote, unquote
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from hypervisors.narrowing import as_pending_stream, as_reader
-from stores.contract import DataStore, Kind, ObjectInfo
-from stores.errors import AlreadyExists, IntegrityError, NotFound
+from hypervisors import documents
+from stores.contract import DataStore, ObjectInfo
+from stores.errors import AlreadyExists, IntegrityError
 from stores.to import ImageFormat
 from stores.transfer.digests import Checksum
 
 HIDDEN = ".storage-agent"
 """First path component of everything that is ours in a pool and no image."""
-
-_LIMIT = 1 << 20  # bytes; a record has some hundred
 
 
 class Origin(BaseModel):
@@ -62,6 +61,8 @@ class Record(BaseModel):
     created: float
     origin: Origin | None = None
     backing: Parent | None = None
+    points: tuple[str, ...] = ()
+    """Moments since which the image itself keeps track of what is written into it, oldest first: see `snapshot_records`."""
 
     @property
     def parent(self) -> str | None:
@@ -96,33 +97,16 @@ class Records:
     async def load(self, ref: str) -> Record | None:
         """None if we never recorded that image. `IntegrityError` if the record is damaged: its image is then not touched,
         since nothing else tells its format."""
-        name = record_ref(ref)
-        try:
-            info = await self._store.stat(name)
-        except NotFound:
-            return None
-        size = info.size or 0
-        if size > _LIMIT:
-            raise IntegrityError(f"record {name} has {size} bytes; it is not ours", store=self._store.id, ref=name)
-        async with self._store.present(info, Kind.RANGE_READER) as presentation:
-            text = await as_reader(presentation).read(0, size)
-        try:
-            return Record.model_validate_json(text)
-        except ValidationError as error:
-            raise IntegrityError(
-                f"the record of {ref} is damaged ({error.error_count()} faults); restore {name} or remove it, and the image"
-                " counts as one without a record",
-                store=self._store.id,
-                ref=ref,
-            ) from None
+        otherwise = f"restore or remove it, and {ref} counts as an image without a record"
+        return await documents.load(self._store, record_ref(ref), Record, otherwise=otherwise)
 
     async def save(self, ref: str, record: Record, *, token: str, replace: bool = False) -> None:
         """Marker first, then the record: a child that is recorded is always seen from its parent. `token` is the writing
         command's. `AlreadyExists` if there is a record already, unless `replace`."""
         if record.backing is not None:
-            await self._put(_marker(record.backing.ref, ref), b"", token, replace=True)
+            await documents.put(self._store, _marker(record.backing.ref, ref), b"", token=token, replace=True)
         try:
-            await self._put(record_ref(ref), record.model_dump_json(indent=1).encode(), token, replace=replace)
+            await documents.save(self._store, record_ref(ref), record, token=token, replace=replace)
         except AlreadyExists:
             raise  # the marker may belong to the record that is there
         except BaseException:
@@ -165,11 +149,6 @@ class Records:
     async def _is_child(self, child: str, parent: str) -> bool:
         record = await self.load(child)
         return record is not None and record.parent == parent
-
-    async def _put(self, ref: str, content: bytes, token: str, *, replace: bool) -> None:
-        async with self._store.write(ref, Kind.BYTE_STREAM, token=token, size=len(content), replace=replace) as pending:
-            await as_pending_stream(pending).write(memoryview(content))
-            await pending.commit()
 
 
 def _markers(parent: str) -> str:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from hypervisors.contract import HypervisorHandler, HypervisorType
 from hypervisors.images.gate import GateLimits
 from hypervisors.kvm.handler import KvmHandler
 from hypervisors.kvm.qemu_img import QemuImg
+from hypervisors.kvm.snapshots import KvmSnapshots
 from hypervisors.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 
 
 def handlers(
-    engine: TransferEngine, runner: ToolRunner, limits: GateLimits | None = None
+    engine: TransferEngine, runner: ToolRunner, runtime_dir: Path, limits: GateLimits | None = None
 ) -> Mapping[HypervisorType, HypervisorHandler]:
-    """One handler for each hypervisor that this agent knows. Opens nothing."""
-    kvm = KvmHandler(engine, QemuImg(runner), limits or GateLimits())
+    """One handler for each hypervisor that this agent knows. Opens nothing. `runtime_dir`: for sockets."""
+    qemu_img = QemuImg(runner)
+    snapshots = KvmSnapshots(engine, qemu_img, runner, runtime_dir)
+    kvm = KvmHandler(engine, qemu_img, limits or GateLimits(), snapshots)
     return {handler.type: handler for handler in (kvm,)}

@@ -107,7 +107,7 @@ def acceptances() -> str:
     engine = TransferEngine()
     places = _places(engine)
     tables = []
-    for hypervisor, handler in handlers(engine, ToolRunner()).items():
+    for hypervisor, handler in handlers(engine, ToolRunner(), Path("/run")).items():
         columns: dict[tuple[str, ...], list[str]] = {}
         for place in places:
             columns.setdefault(tuple(_cell(handler, case, place) for case in _CASES), []).append(place.name)
@@ -136,7 +136,7 @@ def _cell(handler: HypervisorHandler, case: Case, place: Place) -> str:
 def formats() -> str:
     """Source format by target format: what becomes of the bytes."""
     blocks = []
-    for hypervisor, handler in handlers(TransferEngine(), ToolRunner()).items():
+    for hypervisor, handler in handlers(TransferEngine(), ToolRunner(), Path("/run")).items():
         targets = [target for target in ImageFormat if _fills(handler, target)]
         rows = (
             (

@@ -21,6 +21,7 @@ from hypervisors.contract import (
 from hypervisors.images.gate import GateLimits, inspect
 from hypervisors.kvm.nodes import driver_of, known_format, own_node, source_node
 from hypervisors.kvm.qemu_img import QemuImg, direct_io_works
+from hypervisors.kvm.snapshots import KvmSnapshots
 from hypervisors.landing import land
 from hypervisors.local_file import open_file
 from hypervisors.narrowing import as_local, as_pending_file
@@ -32,6 +33,8 @@ from stores.transfer.engine import TransferEngine
 _VOLUME_FORMATS = (ImageFormat.QCOW2, ImageFormat.RAW)
 _TARGET_FORMATS = (*_VOLUME_FORMATS, ImageFormat.ISO)
 
+_OF_THE_POOL = (Operation.SNAPSHOT, Operation.BACK_UP, Operation.EXPORT_VOLUME)
+
 _NAMING_OTHERS = (ImageFormat.QCOW2, ImageFormat.VMDK)
 """Formats whose metadata can name other files, which qemu would open."""
 
@@ -42,10 +45,15 @@ class KvmHandler(HypervisorHandler):
     type = HypervisorType.KVM
     native_format = ImageFormat.QCOW2
 
-    def __init__(self, engine: TransferEngine, qemu_img: QemuImg, limits: GateLimits) -> None:
+    def __init__(self, engine: TransferEngine, qemu_img: QemuImg, limits: GateLimits, snapshots: KvmSnapshots) -> None:
         self._engine = engine
         self._qemu_img = qemu_img
         self._limits = limits
+        self._snapshots = snapshots
+
+    @property
+    def snapshots(self) -> KvmSnapshots:
+        return self._snapshots
 
     # ------------------------------------------------------------------------------------------- declarations
 
@@ -55,6 +63,13 @@ class KvmHandler(HypervisorHandler):
         if operation is Operation.ATTACH_ISO:
             return Accepts(
                 (Kind.LOCAL_PATH,), "qemu reads a guest's CD drive from a file for as long as the guest runs"
+            )
+        if operation in _OF_THE_POOL:
+            return Accepts((Kind.LOCAL_PATH,), "qemu opens the volume's own file, to serve its disk over NBD")
+        if operation is Operation.RESTORE:
+            return Accepts(
+                (Kind.RANGE_READER,),
+                "the objects of a chain are read at random, and only what the disk still has of each",
             )
         if operation is Operation.LINK_TEMPLATE:
             return Accepts((Kind.LOCAL_PATH,), "a linked clone refers to its template by a path inside the pool")
@@ -87,6 +102,12 @@ class KvmHandler(HypervisorHandler):
         return Accepts((*_OPENED_BY_QEMU, Kind.HTTP_URL, Kind.NBD_EXPORT), "qemu-img converts and reads at random")
 
     def fills(self, operation: Operation, target: ImageSpec) -> Accepts:
+        if operation is Operation.BACK_UP and target.format is not ImageFormat.QCOW2:
+            raise OperationUnsupported(
+                f"backups of KVM volumes are QCOW2 objects, not {target.format}",
+                hypervisor=self.type.value,
+                format=target.format,
+            )
         if target.format not in _TARGET_FORMATS:
             raise OperationUnsupported(
                 f"KVM keeps images as {', '.join(_TARGET_FORMATS)} in a directory, not as {target.format}",
@@ -98,6 +119,11 @@ class KvmHandler(HypervisorHandler):
                 f"a linked clone is a QCOW2 image, not {target.format}; set fullCloneFlag for a full clone",
                 hypervisor=self.type.value,
                 format=target.format,
+            )
+        if operation in (Operation.BACK_UP, Operation.EXPORT_VOLUME):
+            return Accepts(
+                (Kind.LOCAL_PATH, Kind.BYTE_STREAM),
+                "the image is laid out before its data are read, and sent in one pass",
             )
         return Accepts((Kind.LOCAL_PATH,), "qemu needs its volume as a file in the pool, which it writes at random")
 

@@ -10,7 +10,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypervisors.contract import ImageLocked
@@ -42,6 +42,23 @@ class Sizes:
 
     virtual: int
     physical: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bitmap:
+    """A dirty bitmap of a qcow2 image. `recording`: what is written is noted in it. `broken`: something that did not know of
+    it, or died, has written, so that it tells nothing any more."""
+
+    recording: bool
+    broken: bool
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a qcow2 image holds besides its content, by name."""
+
+    snapshots: frozenset[str] = frozenset()
+    bitmaps: Mapping[str, Bitmap] = field(default_factory=dict)
 
 
 class QemuImg:
@@ -116,6 +133,26 @@ class QemuImg:
         argv = ["qemu-img", "info", *(["-U"] if running else []), "--output=json"]
         info = json.loads(await self._run([*argv, json_filename(node)]))
         return Sizes(virtual=int(info["virtual-size"]), physical=int(info["actual-size"]))
+
+    async def history(self, node: Mapping[str, object]) -> History:
+        """`ImageLocked` while a running guest writes the image."""
+        info = json.loads(await self._run(["qemu-img", "info", "--output=json", json_filename(node)]))
+        bitmaps = info.get("format-specific", {}).get("data", {}).get("bitmaps", [])
+        return History(
+            frozenset(found["name"] for found in info.get("snapshots", [])),
+            {
+                found["name"]: Bitmap(recording="auto" in found["flags"], broken="in-use" in found["flags"])
+                for found in bitmaps
+            },
+        )
+
+    async def bitmap(self, node: Mapping[str, object], name: str, *actions: str) -> None:
+        """What `actions` say (`--add`, `--merge SOURCE`, `--enable`, ...), in one step of the image."""
+        await self._run(["qemu-img", "bitmap", *actions, json_filename(node), name])
+
+    async def snapshot(self, node: Mapping[str, object], name: str, action: str) -> None:
+        """`-c` creates the internal snapshot, `-a` makes it the image's content, `-d` deletes it."""
+        await self._run(["qemu-img", "snapshot", "-q", action, name, json_filename(node)])
 
     async def required(self, node: Mapping[str, object], target_format: ImageFormat) -> int:
         """The most bytes that a conversion of `node` will write."""

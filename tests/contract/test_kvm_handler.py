@@ -14,6 +14,7 @@ from hypervisors.contract import HypervisorHandler, ImageSpec, Operation, Operat
 from hypervisors.images.gate import GateLimits
 from hypervisors.kvm.handler import KvmHandler
 from hypervisors.kvm.qemu_img import QemuImg
+from hypervisors.kvm.snapshots import KvmSnapshots
 from hypervisors.process import ToolRunner
 from stores.backends.filesystem import FilesystemStore
 from stores.contract import Kind, LocalPath, ObjectInfo, PendingWrite
@@ -33,9 +34,13 @@ class TestKvmHandler(HandlerContract):
         self.engine = TransferEngine()
         self.root = tmp_path / "pool"
         self.root.mkdir()
+        (tmp_path / "run").mkdir(mode=0o700)
         self.elsewhere = tmp_path
         self.store = FilesystemStore(self.root, self.engine, id="pool", allowed=[tmp_path])
-        yield KvmHandler(self.engine, QemuImg(ToolRunner()), GateLimits())
+        runner = ToolRunner()
+        qemu_img = QemuImg(runner)
+        snapshots = KvmSnapshots(self.engine, qemu_img, runner, tmp_path / "run")
+        yield KvmHandler(self.engine, qemu_img, GateLimits(), snapshots)
         await self.engine.aclose()
 
     @asynccontextmanager

@@ -49,13 +49,19 @@ class World:
     """`root` is the one allowed directory; pools and directory stores are made below it."""
 
     def __init__(
-        self, root: Path, engine: TransferEngine, resolver: Resolver, limits: GateLimits, counting: Counting
+        self,
+        root: Path,
+        runtime_dir: Path,
+        engine: TransferEngine,
+        resolver: Resolver,
+        limits: GateLimits,
+        counting: Counting,
     ) -> None:
         self.root = root
         self.engine = engine
         self.resolver = resolver
         self.counting = counting
-        self.handlers = handlers(engine, ToolRunner(), limits)
+        self.handlers = handlers(engine, ToolRunner(), runtime_dir, limits)
         self.operations = Operations(resolver, self.handlers, engine, lambda: 1_700_000_000.0, limits)
 
     def pool(self, name: str = "pool", *, full_clone: bool = False) -> PrimaryDataStoreTO:
@@ -106,7 +112,7 @@ async def world(
     engine = TransferEngine()
     counting = Counting()
     resolver = Resolver(settings, engine, observer=counting)
-    made = World(directory, engine, resolver, limits or GateLimits(), counting)
+    made = World(directory, runtime, engine, resolver, limits or GateLimits(), counting)
     tasks = asyncio.all_tasks()
     try:
         yield made

@@ -89,7 +89,7 @@ async def host(root: Path, nginx: NginxServer, iso: DiskImage, *, room: int = 64
     async with running(pool_settings(root / "pool", room=room)) as pool:
         cache = Cache([pool], engine, observer=Requests())
         resolver = Resolver(settings, engine, cache=cache)
-        by_type = handlers(engine, ToolRunner(), GateLimits())
+        by_type = handlers(engine, ToolRunner(), settings.runtime_dir)
         try:
             yield Host(root, Operations(resolver, by_type, engine, lambda: 0.0, GateLimits()), cache, nginx, iso)
         finally:
@@ -242,7 +242,7 @@ async def test_without_a_cache(here: Host) -> None:
         urls=UrlSettings(allow_http=True, allow_networks=(LOOPBACK,), ports=()), runtime_dir=here.root / "run"
     )
     resolver = Resolver(settings, engine)
-    operations = Operations(resolver, handlers(engine, ToolRunner(), GateLimits()), engine, lambda: 0.0)
+    operations = Operations(resolver, handlers(engine, ToolRunner(), settings.runtime_dir), engine, lambda: 0.0)
     iso = here.iso(here.put())
     with pytest.raises(RequirementNotMet):
         await operations.attach_iso(here.call(), AttachIso(iso, "vm"))

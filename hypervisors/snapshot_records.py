@@ -1,0 +1,160 @@
+"""What we know of the snapshots of a pool's volumes. Layout inside the pool, all below `.storage-agent/`:
+
+    snapshots/<volume>/<name>     the record: the snapshot exists from the moment it is written
+    frozen/<volume>/<name>        its content, where it is a file of its own
+    sent/<volume>/<name>/<where>  where it was backed up to, or was about to be
+
+`<volume>` is the volume's ref, percent-encoded. A snapshot is also a *point*: a moment from which on the volume itself keeps
+track of what is written into it, under the snapshot's `tag`. The point outlives the snapshot's content where a backup was
+made of it, since the next incremental backup may count from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Literal
+from urllib.parse import quote, unquote
+
+from pydantic import BaseModel, ConfigDict
+
+from hypervisors import documents
+from hypervisors.records import HIDDEN
+from stores.contract import DataStore
+from stores.to import ImageFormat
+
+
+class Kept(StrEnum):
+    """Where the content of a snapshot is."""
+
+    FILE = "file"  # in a file of its own, which shares blocks with the volume where the file system can
+    INSIDE = "inside"  # in the volume's file
+    GONE = "gone"  # nowhere any more: only the point is left, for the next incremental backup
+
+
+class SnapshotRecord(BaseModel):
+    """One snapshot. Sizes are bytes; `created` is seconds since the epoch; `token` is the command that made it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layout: Literal[1] = 1
+    volume: str
+    name: str
+    tag: str
+    """Its name wherever names are few and short, unique in the pool: of the snapshot inside the volume, and of the point."""
+    kept: Kept
+    format: ImageFormat
+    virtual_size: int
+    physical_size: int  # what the volume took when the snapshot was made
+    token: str
+    created: float
+    since: tuple[str, ...] = ()
+    """Tags of the earlier points, oldest first: what changed from each of them to the next, and from the last one to this
+    snapshot, is known to the image that holds the snapshot."""
+
+
+class Sent(BaseModel):
+    """One object that a snapshot was backed up to. `manifest`: the digest of its manifest; None until that is written: the
+    object, should it be there, is then what a dead command of ours left."""
+
+    model_config = ConfigDict(frozen=True)
+
+    store: str
+    ref: str
+    token: str
+    manifest: str | None = None
+
+
+def snapshot_ref(volume: str, name: str) -> str:
+    """Of the record."""
+    return f"{_folder('snapshots', volume)}/{quote(name, safe='')}"
+
+
+def frozen_ref(volume: str, name: str) -> str:
+    """Of the content, where it is a file."""
+    return f"{_folder('frozen', volume)}/{quote(name, safe='')}"
+
+
+def tag_of(volume: str, name: str, token: str, created: float) -> str:
+    """A tag that no other snapshot has, whatever was deleted or reverted since."""
+    told = "\0".join((volume, name, token, repr(created)))
+    return f"{TAG}{hashlib.sha256(told.encode()).hexdigest()[:20]}"
+
+
+TAG = "sa-"
+"""What our tags begin with: others may have snapshots and bitmaps of their own in an image."""
+
+
+class SnapshotRecords:
+    """The records of one pool. Whoever saves or removes one holds the lock of its volume."""
+
+    def __init__(self, store: DataStore) -> None:
+        self._store = store
+
+    async def load(self, volume: str, name: str) -> SnapshotRecord | None:
+        ref = snapshot_ref(volume, name)
+        otherwise = "restore or remove it, and there is no such snapshot"
+        return await documents.load(self._store, ref, SnapshotRecord, otherwise=otherwise)
+
+    async def save(self, record: SnapshotRecord, *, token: str, replace: bool = False) -> None:
+        """Durable when it returns. `AlreadyExists` unless `replace`."""
+        ref = snapshot_ref(record.volume, record.name)
+        await documents.save(self._store, ref, record, token=token, replace=replace)
+
+    async def of(self, volume: str) -> Sequence[SnapshotRecord]:
+        """All of the volume's, points included, oldest first."""
+        found = [await self.load(volume, name) for name in await self._names(_folder("snapshots", volume))]
+        return sorted((record for record in found if record is not None), key=lambda record: record.created)
+
+    async def remove(self, record: SnapshotRecord) -> None:
+        """With what is known of its backups. Idempotent."""
+        folder = self._sent_folder(record)
+        for name in await self._names(folder):
+            await self._store.delete(f"{folder}/{name}")
+        await self._store.delete(snapshot_ref(record.volume, record.name))
+
+    async def discard(self, volume: str, name: str, *, token: str) -> None:
+        """Remove what a dead command left half written. Idempotent."""
+        await self._store.discard(snapshot_ref(volume, name), token=token)
+        await self._store.discard(frozen_ref(volume, name), token=token)
+
+    # --------------------------------------------------------------------------------------------------- its backups
+
+    async def sent(self, record: SnapshotRecord, store: str, ref: str) -> Sent | None:
+        """What is known of a backup to that object."""
+        name = self._sent_ref(record, store, ref)
+        return await documents.load(self._store, name, Sent, otherwise="remove it, and nothing of ours was sent there")
+
+    async def note(self, record: SnapshotRecord, sent: Sent) -> None:
+        """Durable when it returns."""
+        name = self._sent_ref(record, sent.store, sent.ref)
+        await documents.save(self._store, name, sent, token=sent.token, replace=True)
+
+    async def backed_up(self, record: SnapshotRecord) -> bool:
+        """Whether there is, or was, a backup that an incremental one could build on."""
+        folder = self._sent_folder(record)
+        for name in await self._names(folder):
+            sent = await documents.load(self._store, f"{folder}/{name}", Sent, otherwise="remove it")
+            if sent is not None and sent.manifest is not None:
+                return True
+        return False
+
+    async def discard_note(self, record: SnapshotRecord, store: str, ref: str, *, token: str) -> None:
+        """Remove what a dead command left half written of it. Idempotent."""
+        await self._store.discard(self._sent_ref(record, store, ref), token=token)
+
+    def _sent_folder(self, record: SnapshotRecord) -> str:
+        return f"{_folder('sent', record.volume)}/{quote(record.name, safe='')}"
+
+    def _sent_ref(self, record: SnapshotRecord, store: str, ref: str) -> str:
+        where = hashlib.sha256("\0".join((store, ref)).encode()).hexdigest()[:32]
+        return f"{self._sent_folder(record)}/{where}"
+
+    async def _names(self, folder: str) -> Sequence[str]:
+        """Of the documents in it, decoded."""
+        return [unquote(info.ref.rpartition("/")[2]) async for info in self._store.list(folder) if not info.is_dir]
+
+
+def _folder(what: str, volume: str) -> str:
+    return f"{HIDDEN}/{what}/{quote(volume, safe='')}"

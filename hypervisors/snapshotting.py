@@ -1,0 +1,81 @@
+"""READ THIRD. What a hypervisor's handler does for snapshots and backups, as far as it is peculiar to the hypervisor.
+
+Tags name snapshots and points (`hypervisors.snapshot_records`): KVM has them as internal snapshots and dirty bitmaps of a qcow2
+file, Xen would have them as VDIs and their changed block tracking, Hyper-V as reference points. Volumes that a guest has open
+are `ImageLocked`. Every method is idempotent, so that a recovery can repeat it, and may be cancelled.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+from hypervisors.contract import ImageSpec, Source, Written
+from hypervisors.snapshot_records import Kept
+from stores.contract import PendingWrite, Progress, RangeReader
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """`since`: the points from which on changes up to this snapshot are known, oldest first. `tracked`: whether those after it
+    will be."""
+
+    kept: Kept
+    since: tuple[str, ...]
+    tracked: bool
+
+
+class Snapshots(abc.ABC):
+    """Of volumes, which come with their parents from our own records."""
+
+    @abc.abstractmethod
+    async def freeze(self, volume: Source, tag: str, points: Sequence[str], target: PendingWrite) -> Frozen:
+        """The volume as it is now, as snapshot `tag`: as the content of `target` (`Kept.FILE`), which the caller then commits,
+        or inside the volume. From now on changes are tracked under `tag`, where that can be. `points` are those that are
+        said to be tracked; the ones that really are come back, and the others are given up."""
+
+    @abc.abstractmethod
+    async def settle(self, volume: Source, tag: str, points: Sequence[str]) -> None:
+        """The snapshot `tag` exists: what is written from now on need not count for the earlier `points` any more."""
+
+    @abc.abstractmethod
+    async def drop(self, volume: Source, tag: str) -> None:
+        """The volume holds no content of snapshot `tag` any more."""
+
+    @abc.abstractmethod
+    async def merge_point(self, volume: Source, tag: str, points: Sequence[str]) -> tuple[str, ...]:
+        """What was tracked under `tag` counts for the point before it in `points`, if there is one. Returns those that are
+        left. Snapshots inside the volume keep what they know, under the earlier point's tag."""
+
+    @abc.abstractmethod
+    async def forget_points(self, volume: Source) -> None:
+        """Nothing is tracked any more: what comes now would make it wrong."""
+
+    @abc.abstractmethod
+    async def rewind(self, volume: Source, tag: str) -> None:
+        """The volume's content is that of snapshot `tag`, which is inside it and stays. All points are forgotten."""
+
+    @abc.abstractmethod
+    async def duplicate(self, frozen: Source, target: PendingWrite) -> None:
+        """The volume that a file of its own holds as it was, as the content of `target`."""
+
+    @abc.abstractmethod
+    def disk(self, image: Source, tag: str | None = None) -> AbstractAsyncContextManager[RangeReader]:
+        """The disk as a guest would see it, with its extents, parents included; of the snapshot `tag` inside the image if it
+        is given. Nobody may write to the image meanwhile."""
+
+    @abc.abstractmethod
+    async def changes(self, image: Source, points: Sequence[str]) -> Sequence[tuple[int, int]] | None:
+        """(offset, length) of what changed since the first of `points`, in order and apart, by what the image tracked under
+        each of them. Perhaps more than changed, never less; None where that cannot be told any more."""
+
+    @abc.abstractmethod
+    async def fill(self, disk: RangeReader, target: PendingWrite, spec: ImageSpec, progress: Progress) -> Written:
+        """The content of `disk`, as a guest sees it, as an image of that format in `target`; the caller commits. What `disk`
+        says is zero is not read, and takes no room."""
+
+    @abc.abstractmethod
+    async def plain(self, image: Source) -> bool:
+        """Whether the image's file is nothing but its present content: no parents, no snapshots, nothing tracked."""
