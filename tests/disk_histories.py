@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hypothesis import strategies as st
 
+from hypervisors.images.formats import file_node, image_node, json_filename
 from hypervisors.images.qcow2_stream import Data, Layout, Metadata, layout
 from stores.contract import Extent, MiB
+from stores.to import ImageFormat
 
 SECTOR = 512
 
@@ -81,6 +85,15 @@ def finished(made: Layout, disk: bytes, start: int = 0, stop: int | None = None)
                 assert 0 < length <= len(disk) - offset  # never beyond the disk
                 parts.append(disk[offset : offset + length])
     return b"".join(parts)
+
+
+def chained(paths: Sequence[Path]) -> str:
+    """The last image over all before it, as a file name for qemu's tools: they are told, since none of the images says so."""
+    node: dict[str, object] | None = None
+    for path in paths:
+        node = {**image_node(ImageFormat.QCOW2, file_node(str(path))), "backing": node}
+    assert node is not None
+    return json_filename(node)
 
 
 def sha(data: bytes | bytearray) -> str:

@@ -18,14 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hypervisors.images import gate
-from hypervisors.images.formats import file_node, image_node, json_filename
 from hypervisors.images.gate import GateLimits
 from hypervisors.images.qcow2_stream import Data, Metadata, Run, layout
 from stores.contract import Extent, GiB, KiB, MiB
 from stores.errors import TooLarge
 from stores.to import ImageFormat
-from tests.disk_histories import SECTOR, History, Version, finished, histories, sha
-from tests.images import BytesReader
+from tests.disk_histories import SECTOR, History, Version, chained, finished, histories, sha
+from tests.images import BytesReader, opened
 
 TiB = 1024 * GiB
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -178,8 +177,8 @@ def files(images: Sequence[bytes]) -> Iterator[list[Path]]:
 
 def check_silently(path: Path) -> None:
     """No leak, no error, nothing behind the last cluster, and not a word of it."""
-    node = json_filename(image_node(ImageFormat.QCOW2, file_node(str(path))))
-    told = subprocess.run(["qemu-img", "check", "--output=json", node], check=True, capture_output=True)
+    command = ["qemu-img", "check", "--output=json", opened(path, ImageFormat.QCOW2)]
+    told = subprocess.run(command, check=True, capture_output=True)
     report = json.loads(told.stdout)
     assert not told.stderr
     assert not {"leaks", "corruptions"} & report.keys()
@@ -188,13 +187,8 @@ def check_silently(path: Path) -> None:
 
 
 def read_by_qemu(paths: Sequence[Path]) -> str:
-    """What the last image has, over all before it: qemu is told which, since none of them says so."""
-    node: dict[str, object] | None = None
-    for path in paths:
-        node = {**image_node(ImageFormat.QCOW2, file_node(str(path))), "backing": node}
-    assert node is not None
     raw = paths[-1].with_suffix(".raw")
-    subprocess.run(["qemu-img", "convert", "-O", "raw", json_filename(node), str(raw)], check=True, capture_output=True)
+    subprocess.run(["qemu-img", "convert", "-O", "raw", chained(paths), str(raw)], check=True, capture_output=True)
     return sha(raw.read_bytes())
 
 
