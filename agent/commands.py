@@ -61,6 +61,9 @@ def _is_an_iso(disk: DiskTO) -> DiskTO:
 
 
 IsoDisk = Annotated[DiskTO, AfterValidator(_is_an_iso)]
+Durability: TypeAlias = Literal["stored", "staged"]
+"""`stored`: the store confirmed it. `staged`: it is safe on this host, and uploaded until it is stored."""
+
 VmName = Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,255}$")]
 
 
@@ -71,6 +74,7 @@ class Copy(_Command):
     source: DataTO  # srcTO
     destination: DataTO  # destTO
     cache: Literal["prefer"] | None = None  # ours: read through the cache even where the store could be read without
+    durability: Durability = "stored"  # ours: what the destination has to be when this is answered
 
 
 class CreateObject(_Command):
@@ -342,7 +346,8 @@ class PoolReconciled(_Model):
 class Outcome(_Model):
     """What a successful command gives back; which fields there are depends on the command."""
 
-    durability: Literal["stored"] | None = None  # of what was written: the store confirmed it
+    durability: Durability | None = None  # of what was written
+    upload: str | None = None  # of what is staged: the id of the upload that brings it to its store
     newData: DataTO | None = None  # Copy
     data: DataTO | None = None  # CreateObject, ResizeVolume, Prefetch
     disk: DiskTO | None = None  # Attach, with the path of the file; Dettach

@@ -63,7 +63,7 @@ async def serve(config: Config, notifier: Notifier, passed: Sequence[socket.sock
             await stop.wait()
             _log.info("stopping", running=dispatcher.status().running)
             notifier.stopping()
-            await dispatcher.drain(config.agent.shutdown_s)
+            await dispatcher.shut_down(config.agent.shutdown_s)
     _log.info("stopped")
 
 

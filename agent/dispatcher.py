@@ -20,12 +20,13 @@ from typing import Protocol
 import structlog
 
 from agent.commands import Answer, Command, Event, Outcome, State, canonical
-from agent.failures import IdReused, JournalUnusable, Overloaded, Stopping, UnknownCommand
+from agent.failures import Draining, IdReused, JournalUnusable, Overloaded, Stopping, UnknownCommand
 from agent.job import Job, Stop
 from agent.journal import Journal
 from agent.journal_file import Entry
 from agent.locks import Claim, Locks
 from agent.progress import Tracker
+from stores.cache.writeback.errors import UploadPending
 from stores.contract import Progress
 
 _log = structlog.get_logger(__name__)
@@ -44,7 +45,13 @@ class Executor(Protocol):
         ...
 
     async def execute(self, command: Command, token: str, progress: Progress) -> Outcome:
-        """Do it, durably. Raises if it could not be done; cancelled or failed, it leaves nothing behind."""
+        """Do it, durably. Raises if it could not be done; cancelled or failed, it leaves nothing behind, but for what it has
+        staged for a store."""
+        ...
+
+    async def settle(self, command: Command, token: str, *, give_up: bool) -> None:
+        """After `execute` was stopped: returns when nothing of that run is left. `UploadPending` where what it has staged goes
+        on to its store; with `give_up` that is given up as well."""
         ...
 
 
@@ -80,6 +87,7 @@ class DispatcherStatus:
     """What the dispatcher is doing at this moment."""
 
     accepting: bool
+    draining: bool  # emptied for maintenance
     journal_usable: bool
     accepted: int  # journalled and not yet running
     running: int
@@ -116,6 +124,7 @@ class Dispatcher:
         self._turns = asyncio.Semaphore(limits.concurrency)
         self._group = asyncio.TaskGroup()
         self._accepting = False
+        self._draining = False
         self._give_up = False  # recording has been tried long enough
 
     async def __aenter__(self) -> Dispatcher:
@@ -125,7 +134,7 @@ class Dispatcher:
 
     async def __aexit__(self, *failure: object) -> None:
         try:
-            await self.drain(0)
+            await self.shut_down(0)
         except BaseException as error:
             await self._group.__aexit__(type(error), error, error.__traceback__)
             raise
@@ -137,8 +146,10 @@ class Dispatcher:
         """Journal the command, put it in the queue, and say so. Durable when this returns.
 
         A command whose id was seen before is not run again: its present or final answer is returned. `IdReused` if the
-        content differs, `Overloaded` if the queue is full, `Stopping` while the agent stops, `JournalUnusable` if it
-        could not be journalled. Cancelling this call does not cancel the command.
+        content differs, `Overloaded` if the queue is full, `Stopping` while the agent stops, `Draining` while it is emptied,
+        `JournalUnusable` if it could not be journalled. Cancelling this call does not cancel the command.
+
+        One whose answer was `UploadPending` is accepted once more, and waits for that upload.
         """
         command_id = command.id or self._new_id()
         fingerprint = self._journal.fingerprint(canonical(command))
@@ -210,6 +221,7 @@ class Dispatcher:
         running = sum(job.state is State.RUNNING for job in self._jobs.values())
         return DispatcherStatus(
             accepting=self._accepting,
+            draining=self._draining,
             journal_usable=self._journal.usable,
             accepted=len(self._jobs) - running,
             running=running,
@@ -217,7 +229,16 @@ class Dispatcher:
             concurrency=self._limits.concurrency,
         )
 
-    async def drain(self, seconds: float) -> None:
+    def drain(self, draining: bool) -> None:
+        """Accept nothing new from now on, or again. What was accepted goes on to its end."""
+        self._draining = draining
+
+    async def idle(self, seconds: float) -> bool:
+        """Whether no command waits or runs, now or within that many seconds."""
+        await self._all_ended(seconds)
+        return not self._jobs
+
+    async def shut_down(self, seconds: float) -> None:
         """Stop accepting; what waits is answered `interrupted`; what runs gets that many seconds, then is interrupted
         too. Every outcome is recorded when this returns, unless the journal fails: then the next start accounts for it."""
         self._accepting = False
@@ -237,9 +258,13 @@ class Dispatcher:
 
     # --------------------------------------------------------------------------------------------------- inside
 
-    def _refusal(self) -> Stopping | Overloaded | None:
+    def _refusal(self) -> Stopping | Draining | Overloaded | None:
         if not self._accepting:
             return Stopping("the agent is stopping and accepts no commands; send it again when it is back")
+        if self._draining:
+            return Draining(
+                "the agent is being emptied for maintenance and accepts no commands; send it again afterwards"
+            )
         if len(self._jobs) >= self._limits.queue:
             return Overloaded(
                 f"{len(self._jobs)} commands wait or run, and the limit is {self._limits.queue}; send it again later",
@@ -300,6 +325,9 @@ class Dispatcher:
         )
         try:
             known = await self._journal.accept(entry)
+            if known is not None and _goes_on(known, job.fingerprint):
+                await self._journal.reopen(job.id, job.accepted_at)
+                known = None
         except JournalUnusable as error:
             _log.critical("a command was refused because the journal failed", error=error.message)
             job.accepted.set_exception(error)
@@ -314,6 +342,7 @@ class Dispatcher:
     async def _perform(self, job: Job) -> Answer:
         """Run it and make its final answer of whatever happens."""
         job.stoppable = True
+        reason: Stop | None = None
         scope = asyncio.timeout_at(job.deadline)
         try:
             if job.stop is not None:  # while it was being accepted
@@ -325,13 +354,27 @@ class Dispatcher:
             if job.stop is None or task is None:
                 raise
             task.uncancel()
-            return job.stopped(job.stop, self._clock())
+            reason = job.stop
         except Exception as error:  # noqa: BLE001  becomes the command's answer
-            late = isinstance(error, TimeoutError) and scope.expired()
-            return job.failed(job.late() if late else error, self._clock())
+            if not isinstance(error, TimeoutError) or not scope.expired():
+                return job.failed(error, self._clock())
+        else:
+            return job.succeeded(outcome, self._clock())
         finally:
             job.stoppable = False
-        return job.succeeded(outcome, self._clock())
+        return await self._unfinished(job, reason)
+
+    async def _unfinished(self, job: Job, reason: Stop | None) -> Answer:
+        """The answer of a command that was stopped, or (without a reason) came too late: never that it was undone while what it
+        has staged goes on to its store."""
+        try:
+            if job.started_at is not None:
+                await self._executor.settle(job.command, job.id, give_up=reason is Stop.CANCEL)
+        except Exception as error:  # noqa: BLE001  becomes the command's answer
+            return job.failed(error, self._clock())
+        if reason is None:
+            return job.failed(job.late(), self._clock())
+        return job.stopped(reason, self._clock())
 
     async def _run(self, job: Job) -> Outcome:
         job.started_at = self._clock()
@@ -376,6 +419,14 @@ async def _ended(future: asyncio.Future[None]) -> asyncio.CancelledError | None:
         except asyncio.CancelledError as error:
             cancelled = error
     return cancelled
+
+
+def _goes_on(entry: Entry, fingerprint: str) -> bool:
+    """Whether that command, sent again, has an upload to wait for."""
+    if entry.fingerprint != fingerprint or not entry.state.final:
+        return False
+    error = entry.told().error
+    return error is not None and error.kind == UploadPending.__name__
 
 
 def _replay(entry: Entry, fingerprint: str) -> Answer:

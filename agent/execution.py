@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from agent import commands
 from agent.cache_service import CacheService
 from agent.commands import Command, Outcome
 from agent.locks import Claim
+from agent.upload_service import UploadService
 from hypervisors import verbs
 from hypervisors.contract import HypervisorType
-from hypervisors.operations import Operations
+from hypervisors.operations import Copied, Operations
 from stores.contract import Progress
 from stores.to import DiskTO
 
@@ -54,11 +56,18 @@ def request_of(command: Command) -> verbs.Request | None:
 class Execution:
     """Commands by way of `Operations`: what the dispatcher and the recovery need of them."""
 
-    def __init__(self, operations: Operations, hypervisor: HypervisorType, cache: CacheService | None = None) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        hypervisor: HypervisorType,
+        cache: CacheService | None = None,
+        uploads: UploadService | None = None,
+    ) -> None:
         """`hypervisor` is the one of commands that name none."""
         self._operations = operations
         self._hypervisor = hypervisor
         self._cache = cache or CacheService(None)
+        self._uploads = uploads or UploadService()
 
     def claims(self, command: Command) -> Sequence[Claim]:
         """What a verb touches it has to itself, except for the source of a copy: many may copy from it at once."""
@@ -72,7 +81,8 @@ class Execution:
         return [Claim(key, exclusive=key in changed) for key in touched]
 
     async def execute(self, command: Command, token: str, progress: Progress) -> Outcome:
-        """Do it. Cancelled or failed, it leaves nothing behind; what it wrote is durable when this returns."""
+        """Do it. What it wrote is as durable as the command asks when this returns. Cancelled or failed, it leaves nothing
+        behind, but for what it has staged: see `settle`."""
         match command:
             case commands.ScrubCache():
                 return await self._cache.scrub(command, progress)
@@ -82,17 +92,38 @@ class Execution:
         if request is None:
             return Outcome()
         call = verbs.Call(token, self._of(command), progress)
-        return _answered(command, _outcome(request, await self._verb(call, request)))
+        result = await self._verb(call, request)
+        if isinstance(command, commands.Copy) and isinstance(result, Copied):
+            result = await self._as_durable_as_asked(command, result, progress)
+        return _answered(command, _outcome(request, result))
+
+    async def settle(self, command: Command, token: str, *, give_up: bool) -> None:
+        """After a run was stopped: returns when nothing of it is left. `UploadPending` where what it has staged goes on to its
+        store, or why that failed; with `give_up` that is given up as well."""
+        if isinstance(command, commands.Copy):
+            await self._uploads.settle(token, give_up=give_up)
 
     async def undo(self, command: Command, token: str) -> Outcome | None:
-        """Account for a run that a dead process left: its outcome if it had come to its end, None once it is undone."""
+        """Account for a run that a dead process left: its outcome if it had come to its end, None once it is undone. Raises as
+        `settle` where what it has staged is neither stored nor told as staged."""
         request = request_of(command)
         if request is None:
             return None
         recovered = await self._operations.recover(self._of(command), request, token)
-        if recovered.outcome != "finished":
+        finished = recovered.outcome == "finished"
+        if isinstance(command, commands.Copy) and not (finished and command.durability == "staged"):
+            await self._uploads.settle(token, give_up=False)
+        if not finished:
             return None
         return _answered(command, _outcome(request, recovered.answer))
+
+    async def _as_durable_as_asked(self, command: commands.Copy, copied: Copied, progress: Progress) -> Copied:
+        """A client that does not ask for `staged` may not know the word: it is told of a success when there is one."""
+        if copied.upload is None or command.durability == "staged":
+            return copied
+        progress.phase("waiting for the upload")
+        await self._uploads.stored(copied.upload)
+        return replace(copied, upload=None)
 
     def _of(self, command: Command) -> HypervisorType:
         return command.hypervisorType or self._hypervisor
@@ -142,7 +173,12 @@ def _outcome(request: verbs.Request, result: Any) -> Outcome:
     """`result` is what the request's verb returns (`Operations`)."""
     match request:
         case verbs.Copy():
-            return Outcome(durability="stored", newData=result.data, details=result.note)
+            return Outcome(
+                durability="staged" if result.upload else "stored",
+                upload=result.upload,
+                newData=result.data,
+                details=result.note,
+            )
         case verbs.Create():
             return Outcome(durability="stored", data=result)
         case verbs.Delete():

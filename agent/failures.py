@@ -50,6 +50,12 @@ class Stopping(AgentError):
     retry = Retry.YES
 
 
+class Draining(AgentError):
+    """The agent is being emptied for maintenance and accepts nothing."""
+
+    retry = Retry.YES
+
+
 class DeadlineExceeded(AgentError):
     """The command did not end within its deadline and was undone."""
 
@@ -112,6 +118,7 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     IdReused: 409,
     Overloaded: 503,
     Stopping: 503,
+    Draining: 503,
     DeadlineExceeded: 504,
     Cancelled: 409,
     Interrupted: 503,

@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 from agent.commands import Answer, State
 from agent.failures import JournalLocked, JournalUnusable
-from agent.journal_file import Begun, Ended, Entry, JournalFile
+from agent.journal_file import Begun, Ended, Entry, JournalFile, Reopened
 
 _PRUNE_EVERY = 256  # accepted commands between two prunings
 _LARGEST_BATCH = 4096
@@ -47,7 +47,7 @@ _Read: TypeAlias = Callable[[JournalFile], object]
 class _Work:
     """A row to write, or something to read, and who waits for it."""
 
-    what: Entry | Begun | Ended | _Read
+    what: Entry | Reopened | Begun | Ended | _Read
     done: asyncio.Future[Any]
 
 
@@ -105,6 +105,10 @@ class Journal:
         """Remember a new command. An entry that is there already under this id is given back, and nothing is written."""
         return self._queue(entry)
 
+    def reopen(self, command_id: str, accepted_at: float) -> asyncio.Future[None]:
+        """A command that had its final answer is accepted once more, and that answer forgotten."""
+        return self._queue(Reopened(command_id, accepted_at))
+
     def begin(self, command_id: str, started_at: float) -> asyncio.Future[None]:
         """From here on the command may leave something behind."""
         return self._queue(Begun(command_id, started_at))
@@ -126,7 +130,7 @@ class Journal:
 
     # ----------------------------------------------------------------------------------------- on the loop's side
 
-    def _queue(self, what: Entry | Begun | Ended | _Read) -> asyncio.Future[Any]:
+    def _queue(self, what: Entry | Reopened | Begun | Ended | _Read) -> asyncio.Future[Any]:
         if self._loop is None or self._thread is None:
             raise JournalUnusable("the journal is not open", path=str(self._path))
         done = self._loop.create_future()
@@ -186,15 +190,18 @@ class Journal:
     def _commit(self, file: JournalFile, batch: Sequence[_Work]) -> tuple[Sequence[object], Exception | None]:
         """Rows are written by kind, in the order of a command's life, and before anything is read."""
         accepts = [work.what for work in batch if isinstance(work.what, Entry)]
+        reopens = [work.what for work in batch if isinstance(work.what, Reopened)]
         begins = [work.what for work in batch if isinstance(work.what, Begun)]
         ends = [work.what for work in batch if isinstance(work.what, Ended)]
         before: Sequence[Entry | None] = ()
         try:
-            if accepts or begins or ends:
+            if accepts or reopens or begins or ends:
                 with file.transaction():
                     if accepts:
                         before = file.accept(accepts)
                         self._prune_now_and_then(file, len(accepts))
+                    if reopens:
+                        file.reopen(reopens)
                     if begins:
                         file.begin(begins)
                     if ends:
@@ -204,7 +211,7 @@ class Journal:
             for work in batch:
                 if isinstance(work.what, Entry):
                     results.append(next(known))
-                elif isinstance(work.what, Begun | Ended):
+                elif isinstance(work.what, Reopened | Begun | Ended):
                     results.append(None)
                 else:
                     results.append(work.what(file))

@@ -57,6 +57,10 @@ UPDATE commands SET state = ended.value ->> 1, started_at = ended.value ->> 2, f
     answer = ended.value ->> 4 FROM json_each(?) AS ended
 WHERE commands.id = ended.value ->> 0 AND commands.finished_at IS NULL
 """
+_REOPEN = """
+UPDATE commands SET state = ?, accepted_at = reopened.value ->> 1, started_at = NULL, finished_at = NULL, answer = NULL
+FROM json_each(?) AS reopened WHERE commands.id = reopened.value ->> 0 AND commands.finished_at IS NOT NULL
+"""
 _PRUNE_BY_AGE = """
 DELETE FROM commands WHERE seq IN
 (SELECT seq FROM commands WHERE finished_at IS NOT NULL AND finished_at < ? ORDER BY finished_at LIMIT ?)
@@ -90,6 +94,13 @@ class Entry(NamedTuple):
             accepted_at=self.accepted_at,
             started_at=self.started_at,
         )
+
+
+class Reopened(NamedTuple):
+    """A finished command that is accepted once more."""
+
+    id: str
+    accepted_at: float
 
 
 class Begun(NamedTuple):
@@ -150,6 +161,9 @@ class JournalFile:
                 new.append(entry)
         self._db.execute(_ACCEPT, (json.dumps(new),))
         return before
+
+    def reopen(self, reopened: Sequence[Reopened]) -> None:
+        self._db.execute(_REOPEN, (State.ACCEPTED.value, json.dumps(reopened)))
 
     def begin(self, begun: Sequence[Begun]) -> None:
         self._db.execute(_BEGIN, (State.RUNNING.value, json.dumps(begun)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import structlog
@@ -18,6 +18,8 @@ from agent.commands import COMMAND, Answer, Command, Outcome, State
 from agent.failures import AgentError, Interrupted, NotUndone, tell
 from agent.journal import Journal
 from agent.journal_file import Entry
+from stores.cache.writeback.errors import UploadPending
+from stores.errors import StorageError
 
 _log = structlog.get_logger(__name__)
 
@@ -29,7 +31,8 @@ class Undoer(Protocol):
     """Who can tell how far a command came (`agent.execution`)."""
 
     async def undo(self, command: Command, token: str) -> Outcome | None:
-        """The outcome of a run that had come to its end; None once what it left is removed. Idempotent."""
+        """The outcome of a run that had come to its end; None once what it left is removed. `UploadPending` where what it wrote
+        is safe on this host and on its way to a store. Idempotent."""
         ...
 
 
@@ -38,6 +41,7 @@ class Report:
     """Command ids, by what became of them."""
 
     finished: tuple[str, ...] = ()  # had come to their end: answered as succeeded
+    pending: tuple[str, ...] = ()  # what they wrote is safe on this host, and still has to get to its store
     undone: tuple[str, ...] = ()
     never_begun: tuple[str, ...] = ()
     not_undone: tuple[str, ...] = ()  # an operator has to look
@@ -46,6 +50,7 @@ class Report:
         """One line for the log and for systemd's status."""
         parts = {
             "found finished": self.finished,
+            "upload pending": self.pending,
             "undone": self.undone,
             "had not begun": self.never_begun,
             "NOT undone": self.not_undone,
@@ -76,7 +81,7 @@ async def recover(
 
     async with asyncio.TaskGroup() as group:
         fates = [(entry.id, group.create_task(account(entry))) for entry in entries]
-    became: dict[str, list[str]] = {"finished": [], "undone": [], "never_begun": [], "not_undone": []}
+    became: dict[str, list[str]] = {field.name: [] for field in fields(Report)}
     for command_id, fate in fates:
         became[fate.result()].append(command_id)
     return Report(**{fate: tuple(ids) for fate, ids in became.items()})
@@ -92,6 +97,8 @@ async def _account(entry: Entry, undoer: Undoer, clock: Callable[[], float], lim
     try:
         async with asyncio.timeout(limit_s):
             outcome = await undoer.undo(COMMAND.validate_json(entry.request), entry.id)
+    except UploadPending as pending:
+        return "pending", _failed(entry, pending, clock, State.FAILED)
     except Exception as cause:  # noqa: BLE001  becomes the command's answer; the others still have to be looked at
         if isinstance(cause, TimeoutError):
             reason = f"no end after {limit_s:g} s"
@@ -122,11 +129,11 @@ async def _account(entry: Entry, undoer: Undoer, clock: Callable[[], float], lim
     return "finished", answer
 
 
-def _failed(entry: Entry, error: AgentError, clock: Callable[[], float]) -> Answer:
+def _failed(entry: Entry, error: StorageError, clock: Callable[[], float], state: State = State.INTERRUPTED) -> Answer:
     return Answer.final(
         entry.id,
         entry.command,
-        State.INTERRUPTED,
+        state,
         accepted_at=entry.accepted_at,
         started_at=entry.started_at,
         finished_at=clock(),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from agent.commands import Command, Outcome
 from agent.locks import Claim
+from stores.cache.writeback.errors import UploadPending
 from stores.contract import Progress
 
 
@@ -29,6 +30,7 @@ class HeldExecutor:
     started: list[str] = field(default_factory=list)  # all that ever began
     undone: list[str] = field(default_factory=list)  # by cancellation
     outcome_of_undo: Callable[[str], Outcome | None] = lambda token: None
+    staged: set[str] = field(default_factory=set)  # of these the bytes are safe, and still have to get to a store
 
     def claims(self, command: Command) -> Sequence[Claim]:
         return self.keys.get(command.id or "", ())
@@ -44,6 +46,12 @@ class HeldExecutor:
         finally:
             del self.runs[token]
 
+    async def settle(self, command: Command, token: str, *, give_up: bool) -> None:
+        if give_up:
+            self.staged.discard(token)
+        elif token in self.staged:
+            raise UploadPending(f"the upload of {token} goes on", upload=f"u-{token}")
+
     async def undo(self, command: Command, token: str) -> Outcome | None:
         return self.outcome_of_undo(token)
 
@@ -56,3 +64,6 @@ class AtOnce:
 
     async def execute(self, command: Command, token: str, progress: Progress) -> Outcome:
         return Outcome()
+
+    async def settle(self, command: Command, token: str, *, give_up: bool) -> None:
+        """Nothing is ever left."""

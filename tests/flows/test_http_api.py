@@ -463,7 +463,7 @@ async def test_health_readiness_and_status(tmp_path: Path) -> None:
         status, answer = await a.json("GET", "/v1/status")
         assert status == 200
         assert (answer["ready"], answer["running"], answer["waiting"], answer["hypervisor"]) == (True, 0, 0, "KVM")
-        await a.dispatcher.drain(0)
+        await a.dispatcher.shut_down(0)
         async with a.client.get("http://agent/healthz") as alive:
             assert alive.status == 200
         status, answer = await a.json("GET", "/readyz")

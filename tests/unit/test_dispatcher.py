@@ -12,7 +12,7 @@ import pytest
 
 from agent.commands import Answer, Command, Copy, Delete, Event, Outcome, Ping, State
 from agent.dispatcher import Dispatcher, Limits
-from agent.failures import IdReused, JournalUnusable, Overloaded, Stopping, UnknownCommand
+from agent.failures import Draining, IdReused, JournalUnusable, Overloaded, Stopping, UnknownCommand
 from agent.journal import Journal
 from agent.locks import Claim
 from stores.contract import Progress
@@ -234,7 +234,7 @@ async def test_cancelling_while_it_waits_or_is_being_accepted_never_runs_it(tmp_
 async def test_cancelling_at_every_step_of_the_loop_leaves_nothing(tmp_path: Path) -> None:
     """A cancel after each possible number of loop iterations: the command is either done or undone, and says which."""
 
-    class Steps:
+    class Steps(AtOnce):
         def __init__(self) -> None:
             self.done: set[str] = set()
 
@@ -373,13 +373,13 @@ async def test_the_list_has_the_newest_first(tmp_path: Path) -> None:
         assert await dispatcher.list(state=State.SUCCEEDED) == []
 
 
-async def test_draining_lets_running_commands_finish_and_interrupts_the_rest(tmp_path: Path) -> None:
+async def test_shutting_down_lets_running_commands_finish_and_interrupts_the_rest(tmp_path: Path) -> None:
     held = HeldExecutor()
     async with running(tmp_path, held, Limits(concurrency=2)) as dispatcher:
         for command_id in ("quick", "slow", "waits"):
             await dispatcher.submit(writing(command_id))
         await until(lambda: len(held.runs) == 2)
-        draining = asyncio.create_task(dispatcher.drain(0.2))
+        stopping = asyncio.create_task(dispatcher.shut_down(0.2))
         interrupted = await dispatcher.wait("waits", 20)
         assert interrupted.state is State.INTERRUPTED
         assert interrupted.error is not None
@@ -387,7 +387,7 @@ async def test_draining_lets_running_commands_finish_and_interrupts_the_rest(tmp
         with pytest.raises(Stopping):
             await dispatcher.submit(Ping(id="new"))
         held.runs["quick"].end.set_result(Outcome())
-        await draining
+        await stopping
         assert (await dispatcher.get("quick")).state is State.SUCCEEDED
         slow = await dispatcher.get("slow")
         assert slow.state is State.INTERRUPTED
@@ -444,7 +444,7 @@ async def test_a_journal_that_stays_broken_does_not_keep_the_agent_from_stopping
         waiting = asyncio.create_task(dispatcher.wait("a", 60))
         await asyncio.sleep(0)
         with largest_file(0):
-            await dispatcher.drain(0)
+            await dispatcher.shut_down(0)
         with pytest.raises(JournalUnusable):
             await waiting
     async with Journal(tmp_path) as journal:
@@ -487,3 +487,96 @@ async def test_only_writing_commands_are_journalled_as_running(tmp_path: Path) -
         await dispatcher.submit(Ping(id="r"))
         await until(lambda: len(held.runs) == 2)
         assert [(e.id, e.state.value) for e in await journal.unfinished()] == [("w", "running"), ("r", "accepted")]
+
+
+async def test_draining_refuses_what_is_new_and_ends_what_was_accepted(tmp_path: Path) -> None:
+    held = HeldExecutor()
+    async with running(tmp_path, held, Limits(concurrency=1)) as dispatcher:
+        for command_id in ("runs", "waits"):
+            await dispatcher.submit(writing(command_id))
+        dispatcher.drain(True)
+        with pytest.raises(Draining):
+            await dispatcher.submit(Ping(id="new"))
+        assert (await dispatcher.submit(writing("waits"))).state is State.ACCEPTED  # known: not new
+        assert not await dispatcher.idle(0)
+        for command_id in ("runs", "waits"):
+            await until(lambda command_id=command_id: command_id in held.runs)
+            held.runs[command_id].end.set_result(Outcome())
+        assert await dispatcher.idle(20)
+        assert dispatcher.status().draining
+        dispatcher.drain(False)
+        assert not (await dispatcher.submit(Ping(id="new"))).state.final
+
+
+# ---------------------------------------------------------------------------- what is staged, and not stored in time
+
+
+async def stopped_while_staged(dispatcher: Dispatcher, held: HeldExecutor, command: Command) -> None:
+    """It runs, and what it wrote is safe: from here on its end is not the end of its upload."""
+    await dispatcher.submit(command)
+    assert command.id is not None
+    command_id = command.id
+    await until(lambda: command_id in held.runs or dispatcher.status().running == 0)
+    held.staged.add(command_id)
+
+
+async def test_a_deadline_that_passes_over_an_upload_does_not_claim_that_it_was_undone(tmp_path: Path) -> None:
+    held = HeldExecutor()
+    async with running(tmp_path, held) as dispatcher:
+        await stopped_while_staged(dispatcher, held, writing("a", deadline_s=0.1))
+        answer = await dispatcher.wait("a", 20)
+        assert (answer.state, answer.result, answer.durability) == (State.FAILED, False, None)
+        assert answer.error is not None
+        assert (answer.error.kind, answer.error.retryable) == ("UploadPending", "yes")
+        assert answer.error.details["upload"] == "u-a"
+
+        # The same again, under the same id: it waits for that upload.
+        again = await dispatcher.submit(writing("a", deadline_s=60))
+        assert (again.state, again.error) == (State.ACCEPTED, None)
+        await until(lambda: "a" in held.runs)
+        with pytest.raises(IdReused):
+            await dispatcher.submit(writing("a", "another"))
+        held.runs["a"].end.set_result(Outcome(durability="stored"))
+        answer = await dispatcher.wait("a", 20)
+        assert (answer.state, answer.durability) == (State.SUCCEEDED, "stored")
+        assert await dispatcher.submit(writing("a")) == answer
+        assert held.started == ["a", "a"]
+    async with Journal(tmp_path) as journal:
+        entry = await journal.find("a")
+        assert entry is not None
+        assert entry.told() == answer
+
+
+async def test_cancelling_gives_up_what_was_staged(tmp_path: Path) -> None:
+    held = HeldExecutor()
+    async with running(tmp_path, held) as dispatcher:
+        await stopped_while_staged(dispatcher, held, writing("a"))
+        assert (await dispatcher.cancel("a")).state is State.CANCELLED
+        assert held.staged == set()
+
+
+async def test_a_stop_of_the_agent_gives_nothing_up(tmp_path: Path) -> None:
+    held = HeldExecutor()
+    async with running(tmp_path, held) as dispatcher:
+        await stopped_while_staged(dispatcher, held, writing("a"))
+        await dispatcher.shut_down(0)
+        answer = await dispatcher.get("a")
+        assert answer.error is not None
+        assert (answer.state, answer.error.kind) == (State.FAILED, "UploadPending")
+        assert held.staged == {"a"}
+    async with running(tmp_path, held) as dispatcher:
+        await dispatcher.submit(writing("a"))
+        await until(lambda: "a" in held.runs)
+
+
+async def test_what_cannot_be_settled_is_told(tmp_path: Path) -> None:
+    class Sick(HeldExecutor):
+        async def settle(self, command: Command, token: str, *, give_up: bool) -> None:
+            raise NotFound("nobody can say what became of it")
+
+    held = Sick()
+    async with running(tmp_path, held) as dispatcher:
+        await stopped_while_staged(dispatcher, held, writing("a"))
+        answer = await dispatcher.cancel("a")
+        assert answer.error is not None
+        assert (answer.state, answer.error.kind) == (State.FAILED, "NotFound")

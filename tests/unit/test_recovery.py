@@ -11,6 +11,7 @@ from agent.commands import COMMAND, Answer, Command, Outcome, State, canonical
 from agent.journal import Journal
 from agent.journal_file import Entry
 from agent.recovery import Report, recover
+from stores.cache.writeback.errors import UploadPending
 from stores.errors import DeviceFault
 
 POOL = {"storeType": "primary", "uuid": "p", "poolType": "Filesystem", "details": {"chap": "secret-in-clear"}}
@@ -30,6 +31,8 @@ class Undoer:
                 return Outcome(durability="stored")
             case "broken":
                 raise DeviceFault("the pool cannot be read", errno="EIO")
+            case "staged":
+                raise UploadPending("the upload goes on", upload="u-1")
             case "bug":
                 raise KeyError("secret-in-clear")
             case "hangs":
@@ -57,12 +60,15 @@ async def test_every_command_gets_its_answer(tmp_path: Path) -> None:
     async with Journal(tmp_path, clock=lambda: 10.0) as journal:
         for command_id, path in (("a", "finished"), ("b", "half"), ("c", "broken"), ("d", "bug"), ("e", "hangs")):
             await left_running(journal, command_id, path)
+        await left_running(journal, "g", "staged")
         await left_running(journal, "f", "waiting", began=False)
         with structlog.testing.capture_logs() as logs:
             report = await recover(journal, undoer, clock=lambda: 9.0, limit_s=0.05)
-        assert report == Report(finished=("a",), undone=("b",), never_begun=("f",), not_undone=("c", "d", "e"))
-        assert sorted(undoer.asked) == ["a", "b", "c", "d", "e"]
-        assert str(report) == "1 found finished, 1 undone, 1 had not begun, 3 NOT undone"
+        assert report == Report(
+            finished=("a",), pending=("g",), undone=("b",), never_begun=("f",), not_undone=("c", "d", "e")
+        )
+        assert sorted(undoer.asked) == ["a", "b", "c", "d", "e", "g"]
+        assert str(report) == "1 found finished, 1 upload pending, 1 undone, 1 had not begun, 3 NOT undone"
 
         done = await answer_of(journal, "a")
         assert (done.state, done.result, done.durability) == (State.SUCCEEDED, True, "stored")
@@ -76,6 +82,9 @@ async def test_every_command_gets_its_answer(tmp_path: Path) -> None:
             assert "secret-in-clear" not in answer.wire()
         interrupted, not_undone = ("Interrupted", "yes"), ("NotUndone", "operator")
         assert told == {"b": interrupted, "c": not_undone, "d": not_undone, "e": not_undone, "f": interrupted}
+        pending = await answer_of(journal, "g")
+        assert pending.error is not None
+        assert (pending.state, pending.error.kind) == (State.FAILED, "UploadPending")
         broken = (await answer_of(journal, "c")).error
         assert broken is not None
         assert "the pool cannot be read" in broken.message

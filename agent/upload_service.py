@@ -1,0 +1,137 @@
+"""What the agent sees of the upload queue and does with it: for commands, the API, the command line and the outbox."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.upload_models import UploadShown, UploadsShown
+from stores.cache.writeback.errors import UploadUnknown
+from stores.errors import StoreError
+
+if TYPE_CHECKING:  # what the queue stands on is only imported where there is a cache
+    from stores.cache.writeback.queue import Upload, UploadQueue
+
+ENDED = ("stored", "cancelled")
+GOING = ("cancelling", *ENDED)
+"""States of uploads that nobody waits for any more: their bytes are in the store, or were given up."""
+BLOCKED = ("failed", "refused")
+"""States that only an operator's help ends."""
+
+
+class UploadService:
+    """Over the process's queue, or over none where there is no cache: then there is no upload.
+
+    All methods raise `PoolSick` while a pool that they have to ask is sick.
+    """
+
+    def __init__(self, queue: UploadQueue | None = None) -> None:
+        self._queue = queue
+
+    async def uploads(self) -> UploadsShown:
+        if self._queue is None:
+            return UploadsShown(uploads=[])
+        uploads = [shown(upload) for upload in await self._queue.list()]
+        return UploadsShown(uploads=uploads, breakers=(await self._queue.figures()).breakers)
+
+    async def show(self, upload: str) -> UploadShown:
+        """`UploadUnknown`."""
+        return shown(await self._of(upload).show(upload))
+
+    async def wait(self, upload: str, seconds: float) -> UploadShown:
+        """The upload when it has ended, when only an operator can help it, or after that many seconds. `UploadUnknown`."""
+        queue = self._of(upload)
+        now = shown(await queue.show(upload))
+        if now.state in (*GOING, *BLOCKED):
+            return now
+        try:
+            info = await queue.stored(upload, deadline_s=seconds)
+        except StoreError:
+            return await self.show(upload)  # which tells what is wrong with it
+        return now.model_copy(
+            update={"state": "stored", "sent": now.size, "version": info.version, "error": None, "nextAttempt": None}
+        )
+
+    async def retry(self, upload: str | None) -> int:
+        """Try that one now, or all that wait, were refused or failed. How many. `UploadUnknown`, `UploadOver`."""
+        if upload is None and self._queue is None:
+            return 0
+        return await self._of(upload or "").retry(upload)
+
+    async def cancel(self, upload: str) -> UploadShown:
+        """Give it up: its bytes go from this host and, as soon as it can be reached, from the store. Idempotent.
+        `UploadUnknown`; `UploadOver` when it was stored before that."""
+        return shown(await self._of(upload).cancel(upload))
+
+    # ------------------------------------------------------------------------------------------------- for commands
+
+    async def stored(self, upload: str) -> None:
+        """Returns when the store has confirmed it. Raises the error of an upload that failed, `UploadCancelled`."""
+        await self._of(upload).stored(upload, deadline_s=None)
+
+    async def settle(self, token: str, *, give_up: bool) -> None:
+        """What the command of that id has staged is stored, or with `give_up` given up, when this returns. Otherwise the error
+        that says how far it is: `UploadPending`, or why it failed."""
+        if self._queue is None:
+            return
+        for upload in await self._queue.list():
+            if upload.token == token and upload.state not in GOING:
+                if give_up:
+                    await self._queue.cancel(upload.id)
+                else:
+                    await self._queue.stored(upload.id, deadline_s=0)
+
+    # -------------------------------------------------------------------------------------------------- for draining
+
+    async def emptied(self, seconds: float) -> None:
+        """Stages nothing new from now on, and returns when nothing is left to upload, when only an operator can help what is
+        left, or after that many seconds."""
+        if self._queue is not None:
+            await self._queue.drain(deadline_s=seconds)
+
+    def resume(self) -> None:
+        """Stage again."""
+        if self._queue is not None:
+            self._queue.resume()
+
+    async def left(self) -> list[UploadShown]:
+        """Those that no store has yet."""
+        return [upload for upload in (await self.uploads()).uploads if upload.state not in GOING]
+
+    # ---------------------------------------------------------------------------------------------------- for events
+
+    async def ended(self, limit: int) -> list[UploadShown]:
+        """Uploads that ended, whose command was answered before that, and that nobody has acknowledged."""
+        if self._queue is None:
+            return []
+        return [shown(upload) for upload in await self._queue.events(limit=limit)]
+
+    async def acknowledge(self, upload: str) -> None:
+        """Its end is known where it matters: forget it. Idempotent."""
+        if self._queue is not None:
+            await self._queue.acknowledge(upload)
+
+    def _of(self, upload: str) -> UploadQueue:
+        if self._queue is None:
+            raise UploadUnknown(f"there is no upload {upload}: this agent has no cache, which is where uploads wait")
+        return self._queue
+
+
+def shown(upload: Upload) -> UploadShown:
+    return UploadShown(
+        id=upload.id,
+        pool=upload.pool,
+        store=upload.store,
+        ref=upload.ref,
+        command=upload.token,
+        size=upload.size,
+        state=upload.state.value,
+        created=upload.created,
+        age=upload.age_s,
+        attempts=upload.attempts,
+        sent=upload.sent,
+        resumed=upload.resumed,
+        error=upload.error,
+        nextAttempt=upload.next_attempt_s,
+        version=upload.version,
+        finished=upload.finished,
+    )
