@@ -167,6 +167,7 @@ class Negotiation:
     def _refused(self, option: Option, kind: int, data: bytes) -> bytes:
         said = printable(data)
         if option is Option.SET_META_CONTEXT:  # then there are no contexts, and reading is possible all the same
+            self.context_id = None
             return self._acknowledged()
         if kind in _REFUSALS:
             error, text = _REFUSALS[kind]

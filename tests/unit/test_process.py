@@ -294,6 +294,58 @@ def test_kill_9_of_the_agent_kills_the_tool(tmp_path: Path) -> None:
     assert gone(pid)
 
 
+# ------------------------------------------------------------------------------------------------------- helpers
+
+
+async def test_a_helper_works_until_its_context_ends(runner: ToolRunner, tmp_path: Path) -> None:
+    script = f"trap 'echo bye > {tmp_path}/bye; exit 0' TERM; echo $$ > {tmp_path}/pid; sleep 1000 & wait"
+    async with ToolRunner(grace_s=30).running([SHELL, "-c", script]) as tool:
+        pid = await pid_in(tmp_path / "pid")
+        assert await tool.ended(within_s=0) is None
+        assert not ended(pid)
+    assert gone(pid)
+    assert (tmp_path / "bye").exists(), "SIGTERM comes first"
+
+
+async def test_a_helper_that_ends_by_itself_says_why(runner: ToolRunner) -> None:
+    async with runner.running([SHELL, "-c", "echo trouble >&2; exit 3"]) as tool:
+        failure = await tool.ended()
+    assert failure is not None
+    assert (failure.details["exit_code"], failure.details["stderr"]) == (3, "trouble")
+
+
+async def test_a_helpers_output_neither_stops_it_nor_grows(runner: ToolRunner) -> None:
+    script = "dd if=/dev/zero bs=1M count=8 status=none; dd if=/dev/zero bs=1M count=8 status=none >&2; echo last >&2"
+    async with runner.running([SHELL, "-c", script]) as tool:
+        failure = await tool.ended(within_s=60)
+    assert failure is not None
+    assert failure.details["exit_code"] == 0
+    assert str(failure.details["stderr"]).endswith("last")
+
+
+@pytest.mark.parametrize("stubborn", [False, True], ids=["obeys SIGTERM", "ignores SIGTERM"])
+async def test_a_cancelled_helper_leaves_no_process(runner: ToolRunner, tmp_path: Path, stubborn: bool) -> None:
+    trap = IGNORE_SIGTERM if stubborn else ""
+    script = f"{trap}sleep 1000 & echo $! > {tmp_path}/child; echo $$ > {tmp_path}/pid; wait; wait"
+
+    async def work() -> None:
+        async with runner.running([SHELL, "-c", script]) as tool:
+            await tool.ended()
+
+    task = asyncio.create_task(work())
+    pids = [await pid_in(tmp_path / "pid"), await pid_in(tmp_path / "child")]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert all(map(gone, pids))
+
+
+async def test_a_helper_that_is_not_installed(runner: ToolRunner) -> None:
+    with pytest.raises(ToolMissing):
+        async with runner.running(["no-such-tool"]):
+            pass
+
+
 async def test_progress_of_a_real_conversion(runner: ToolRunner, tmp_path: Path) -> None:
     (tmp_path / "image.raw").write_bytes(os.urandom(16 * MiB))
     told: list[float] = []
