@@ -1,30 +1,35 @@
 """Objects in a bucket of anything that speaks S3 with Signature Version 4.
 
 Control calls go through aiobotocore; the bytes of objects do not, since its body path costs several times the CPU of
-`stores.transfer`, which fetches ranges from presigned URLs instead.
+`stores.transfer`, which fetches ranges from presigned URLs and sends parts to them instead.
 """
 
 from __future__ import annotations
 
 import builtins
-import itertools
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from urllib.parse import urlsplit
+from functools import partial
+from pathlib import Path
 
 from stores.backends.connecting import Resolve, system_resolve
 from stores.backends.s3_client import S3Client
 from stores.backends.s3_config import s3_config
-from stores.backends.s3_errors import translated
-from stores.backends.s3_upload import discard, object_info, uploading
-from stores.contract import DataStore, Kind, ObjectInfo, PendingWrite, Presentation, Usage
+from stores.backends.s3_notes import Notes
+from stores.backends.s3_publish import object_info
+from stores.backends.s3_send import Sender
+from stores.backends.s3_signed import Signer
+from stores.backends.s3_stream import streaming
+from stores.backends.s3_upload import uploading
+from stores.contract import DataStore, Kind, ObjectInfo, PendingUpload, PendingWrite, Presentation, Usage
 from stores.errors import InvalidReference, Unavailable
 from stores.paths import check_prefix, check_ref, in_listing
 from stores.settings import StoreSettings
 from stores.streams import presented
 from stores.to import S3TO
 from stores.transfer.engine import TransferEngine
-from stores.transfer.http import HttpPatience, HttpRangeReader, HttpTarget
+from stores.transfer.http import HttpPatience, HttpRangeReader
+from stores.transfer.put import Putter
 
 _OFFERS = frozenset({Kind.RANGE_READER, Kind.BYTE_STREAM})
 
@@ -36,7 +41,7 @@ class S3Store(DataStore):
     management server, and they are usually private.
     """
 
-    writes = frozenset({Kind.BYTE_STREAM})
+    writes = frozenset({Kind.BYTE_STREAM, Kind.UPLOAD})
 
     def __init__(
         self,
@@ -47,15 +52,20 @@ class S3Store(DataStore):
         resolve: Resolve = system_resolve,
         presign_s: int = 900,
     ) -> None:
-        """`presign_s`: for how long a URL that a reader uses is valid; a reader whose URL is refused asks for another.
+        """`presign_s`: for how long a URL that a reader uses is valid; a reader whose URL is refused asks for another. A writer
+        has one for every request.
         Raises what `s3_config` does."""
         config = s3_config(to, settings)
         self.id = config.id
         self._client = S3Client(config, settings, engine)
         self._engine = engine
-        self._resolve = resolve
-        self._presign_s = presign_s
-        self._connections = settings.connections
+        self._signer = Signer(self._client, resolve, expiry_s=presign_s)
+        self._patience = HttpPatience(
+            connections=settings.connections,
+            connect_timeout_s=config.connect_timeout,
+            read_timeout_s=config.read_timeout,
+            attempts=config.attempts,
+        )
 
     def offers(self, info: ObjectInfo | None = None) -> frozenset[Kind]:
         return _OFFERS
@@ -69,15 +79,8 @@ class S3Store(DataStore):
         _check_key(info.ref)
         if kind not in _OFFERS:
             raise self._unsupported(f"presenting an object as {kind}")
-        config = self._client.config
-        patience = HttpPatience(
-            connections=self._connections,
-            connect_timeout_s=config.connect_timeout,
-            read_timeout_s=config.read_timeout,
-            attempts=config.attempts,
-        )
-        signed = _Presigned(self._client, info.ref, expiry_s=self._presign_s, resolve=self._resolve)
-        reader = HttpRangeReader(self._engine, info, signed.target, patience=patience)
+        target = partial(self._signer.target, "get_object", info.ref)
+        reader = HttpRangeReader(self._engine, info, target, patience=self._patience)
         if kind is Kind.RANGE_READER:
             yield reader
             return
@@ -87,15 +90,31 @@ class S3Store(DataStore):
     def write(
         self, ref: str, kind: Kind, *, token: str, size: int | None = None, replace: bool = False
     ) -> AbstractAsyncContextManager[PendingWrite]:
-        """Objects of up to one buffer (8 MiB) are sent by a single PUT, larger ones in parts."""
+        """Small objects are sent by a single PUT, larger ones in parts (`maxSingleUploadSizeInBytes`)."""
         _check_key(ref)
-        if kind not in self.writes:
+        if kind is not Kind.BYTE_STREAM:
             raise self._unsupported(f"writing through {kind}")
-        return uploading(self._client, self._engine, ref, token=token, size=size, replace=replace)
+        sender = self._sender(ref)
+        return streaming(self._client, self._engine, sender, ref, token=token, size=size, replace=replace)
+
+    def upload(
+        self, ref: str, source: Path, *, token: str, replace: bool = False
+    ) -> AbstractAsyncContextManager[PendingUpload]:
+        _check_key(ref)
+        return uploading(
+            self._client,
+            self._engine,
+            self._sender(ref),
+            ref,
+            source,
+            token=token,
+            replace=replace,
+            parallel=self._patience.connections,
+        )
 
     async def discard(self, ref: str, *, token: str) -> None:
         _check_key(ref)
-        await discard(self._client, ref, token)
+        await Notes(self._client, ref, token).discard()
 
     async def delete(self, ref: str) -> None:
         _check_key(ref)
@@ -120,6 +139,9 @@ class S3Store(DataStore):
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+    def _sender(self, ref: str) -> Sender:
+        return Sender(self._client, self._signer, Putter(self._engine, self._patience), ref)
 
     async def _keys(self, prefix: str) -> builtins.list[ObjectInfo]:
         found, token = await self._page(prefix, None)
@@ -156,30 +178,3 @@ def _is_ref(key: str) -> bool:
     except InvalidReference:
         return False
     return True
-
-
-class _Presigned:
-    """GETs of one key, signed ahead. The signature covers method and host, not the range or the conditions."""
-
-    def __init__(self, client: S3Client, ref: str, *, expiry_s: int, resolve: Resolve) -> None:
-        self._client = client
-        self._ref = ref
-        self._expiry_s = expiry_s
-        self._resolve = resolve
-        self._turns = itertools.count()
-
-    async def target(self) -> HttpTarget:
-        """Signed now. Successive targets take turns over the endpoint's addresses."""
-        client = await self._client.get()
-        config = self._client.config
-        with translated(config.id, "presign", self._ref):
-            url = urlsplit(
-                await client.generate_presigned_url(
-                    "get_object", Params={"Bucket": config.bucket, "Key": self._ref}, ExpiresIn=self._expiry_s
-                )
-            )
-        tls = await self._client.tls() if url.scheme == "https" else None
-        host, port = url.hostname or "", url.port or (80 if tls is None else 443)
-        addresses = await self._resolve(host, port)
-        path = f"{url.path}?{url.query}" if url.query else url.path
-        return HttpTarget(host, port, addresses[next(self._turns) % len(addresses)], tls, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from stores.contract import GiB, MiB
 from stores.errors import AccessDenied, InvalidReference, StoreUnsupported
 from stores.secret import Secret
 from stores.settings import StoreSettings, UrlSettings
@@ -12,6 +13,10 @@ from stores.to import S3TO
 from stores.url_policy import check_url
 
 DEFAULT_REGION = "us-east-1"
+
+DEFAULT_SINGLE_PUT = 8 * MiB
+# Amazon S3's limit for an object uploaded in a single operation.
+MAX_SINGLE_PUT = 5 * GiB
 
 # Signer names of the AWS SDK for Java v1 (com.amazonaws.auth.SignerFactory), which is what CloudStack passes on. All of
 # them mean Signature Version 4; what is not listed (S3SignerType, QueryStringSignerType, ...) is older.
@@ -42,7 +47,8 @@ class S3Config:
     read_timeout: float
     attempts: int
     """How often a call is tried in all."""
-    always_multipart: bool
+    single_put: int
+    """Largest object in bytes that is sent by a single PUT; larger ones go in parts."""
 
 
 def s3_config(to: S3TO, settings: StoreSettings) -> S3Config:
@@ -72,7 +78,7 @@ def s3_config(to: S3TO, settings: StoreSettings) -> S3Config:
         connect_timeout=_seconds(to.connectionTimeout, settings.connect_timeout),
         read_timeout=_seconds(to.socketTimeout, settings.read_timeout),
         attempts=settings.attempts if to.maxErrorRetry is None else max(0, to.maxErrorRetry) + 1,
-        always_multipart=to.maxSingleUploadSizeInBytes == 0,
+        single_put=_single_put(to.maxSingleUploadSizeInBytes),
     )
 
 
@@ -85,6 +91,13 @@ def _endpoint(to: S3TO) -> str:
     if parsed.has_query:
         raise InvalidReference("an S3 endpoint has no query (?)", endpoint=parsed.origin)
     return parsed.origin + parsed.target.rstrip("/")
+
+
+def _single_put(asked: int | None) -> int:
+    """CloudStack's threshold: negative means always one PUT, 0 never."""
+    if asked is None:
+        return DEFAULT_SINGLE_PUT
+    return MAX_SINGLE_PUT if asked < 0 else min(asked, MAX_SINGLE_PUT)
 
 
 def _seconds(milliseconds: int | None, default: float) -> float:

@@ -66,7 +66,7 @@ def status_error(answer: Answer, what: str) -> StorageError:
 
 
 def is_transient(status: int) -> bool:
-    """Whether the same request may be answered better a moment later (the statuses that AWS's SDKs try again, and RFC 8470's)."""
+    """Whether the same request may be answered better a moment later: what AWS's SDKs try again, and 425 (RFC 8470)."""
     return status in _TRANSIENT or status in (500, 502, 503, 504)
 
 

@@ -21,6 +21,7 @@ from stores.errors import TooLarge
 from stores.transfer.buffers import BufferPool
 from stores.transfer.connections import Connections
 from stores.transfer.digests import Digester
+from stores.transfer.outgoing import Outgoing
 from stores.transfer.pieces import known_size
 from stores.transfer.placed import PlacedFile
 from stores.transfer.pump import WIDTH_LIMIT, Pump
@@ -51,6 +52,7 @@ class TransferEngine:
     def __init__(self, *, memory: int = 48 * MiB, threads: int = 32) -> None:
         """`memory` bytes of buffers in all; at most `threads` threads that wait for the network."""
         self.buffers = BufferPool(memory)
+        self.outgoing = Outgoing()
         self.connections = Connections()
         self.network = SharedThreads("transfer-network", threads)
         self.disk = SharedThreads("transfer-disk", 16)

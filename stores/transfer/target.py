@@ -23,7 +23,7 @@ class HttpTarget:
     path: str = field(repr=False)
     """Request target, percent-encoded, with its query. May carry a signature and is therefore never shown."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Sent as they are, beside Host, Range, If-Match, Content-Length and Accept-Encoding, which whoever uses the target sets."""
+    """Sent as they are, beside Host, Range, If-Match, Content-Length and Accept-Encoding, which the target's user sets."""
 
     @property
     def origin(self) -> object:

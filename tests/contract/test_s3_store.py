@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,16 @@ from stores.settings import StoreSettings
 from stores.to import S3TO
 from stores.transfer.engine import TransferEngine
 from tests.buckets import empty, keys, made_bucket, uploads
-from tests.contract.store_contract import STRANGE_REFS, Hooks, StoreContract, StoreLists, StoreReads, StoreWrites, refs
+from tests.contract.store_contract import (
+    STRANGE_REFS,
+    Hooks,
+    StoreContract,
+    StoreLists,
+    StoreReads,
+    StoreUploads,
+    StoreWrites,
+    refs,
+)
 from tests.servers import S3Server
 
 NAMES_WITHOUT_BACKSLASH = [ref for ref in STRANGE_REFS if "\\" not in ref]
@@ -45,6 +54,8 @@ class S3Hooks(Hooks):
 
     client: Any
     bucket: str
+    another: Callable[[], S3Store]
+    opened_stores: list[S3Store]
 
     async def put_directly(self, ref: str, data: bytes) -> None:
         self.client.put_object(Bucket=self.bucket, Key=ref, Body=data)
@@ -69,12 +80,18 @@ class S3Hooks(Hooks):
             secretKey=Secret(server.secret_key),
             bucketName=self.bucket,
         )
-        store = S3Store(to, StoreSettings(), engine)
+        self.another = lambda: S3Store(to, StoreSettings(), engine)
+        self.opened_stores = [self.another()]
         try:
-            yield store
+            yield self.opened_stores[0]
         finally:
-            await store.aclose()
+            for store in self.opened_stores:
+                await store.aclose()
             empty(self.client, self.bucket)
+
+    async def reopened(self, store: DataStore) -> DataStore:
+        self.opened_stores.append(self.another())
+        return self.opened_stores[-1]
 
 
 class TestSeaweedFS(S3Hooks, StoreContract):
@@ -100,7 +117,7 @@ class TestSeaweedFS(S3Hooks, StoreContract):
         assert await refs(store.list()) == sorted(NAMES_WITHOUT_BACKSLASH)
 
 
-class TestMoto(S3Hooks, StoreLists, StoreWrites):
+class TestMoto(S3Hooks, StoreLists, StoreWrites, StoreUploads):
     """Returns no checksums, so that the ETags decide. Reading is the same as from SeaweedFS, but for the names."""
 
     test_unusual_names_are_taken_literally = StoreReads.test_unusual_names_are_taken_literally

@@ -21,7 +21,8 @@ from aiohttp import web
 
 from stores.backends.connecting import Resolve, system_resolve, trusting_context
 from stores.backends.s3 import S3Store
-from stores.backends.s3_upload import SMALLEST_PART, S3Upload, marker_key
+from stores.backends.s3_notes import marker_key
+from stores.backends.s3_sums import SMALLEST_PART
 from stores.contract import ByteStream, Kind, MiB, ObjectInfo, PendingStream, RangeReader
 from stores.errors import (
     AccessDenied,
@@ -469,16 +470,16 @@ async def test_failing_part_ends_the_write_at_once(seaweed: S3Server, bucket: st
 
 
 async def test_leftovers_of_a_dead_writer_are_discarded_by_its_token(
-    seaweed: S3Server, bucket: str, engine: TransferEngine
+    seaweed: S3Server, bucket: str, engine: TransferEngine, tmp_path: Path
 ) -> None:
     client = seaweed.client()
     others = client.create_multipart_upload(Bucket=bucket, Key="object")["UploadId"]
     async with opened(engine, seaweed, bucket) as store:
+        source = tmp_path / "source"
+        source.write_bytes(content(SMALLEST_PART + 1))
         # As a process that was killed leaves it: begun, noted, a part sent, never ended.
-        async with asyncio.TaskGroup() as group:
-            upload = S3Upload(store._client, engine, "object", token="dead", size=None, replace=False)
-            upload.group = group
-            await upload.write(memoryview(content(SMALLEST_PART + 1)))
+        async with store.upload("object", source, token="dead") as upload:
+            await upload.send(1)
         assert left(seaweed, bucket) == ({marker_key("object", "dead")}, ["object", "object"])
         assert [info async for info in store.list()] == []
 

@@ -8,12 +8,13 @@ import pytest
 
 from stores.backends.s3_config import S3Config, s3_config
 from stores.backends.s3_errors import from_code
-from stores.backends.s3_upload import (
+from stores.backends.s3_notes import marker_key
+from stores.backends.s3_sums import (
     MAX_PART,
     MAX_PARTS,
     SMALLEST_PART,
     crc64,
-    marker_key,
+    file_part_length,
     multipart_etag,
     part_length,
 )
@@ -196,6 +197,16 @@ def test_parts_of_a_known_size_suffice_and_are_legal(size: int) -> None:
     assert SMALLEST_PART <= length <= MAX_PART
     assert length * MAX_PARTS >= size
     assert length % MiB == 0
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, 8 * MiB, GiB, 4 * GiB, 625 * GiB, 80_000 * MiB, 5 * 1024 * GiB, MAX_PARTS * MAX_PART]
+)
+def test_parts_of_a_file_suffice_are_legal_and_not_small(size: int) -> None:
+    length = file_part_length(size)
+    assert SMALLEST_PART <= length <= MAX_PART
+    assert length * MAX_PARTS >= size
+    assert -(-size // length) <= 64 or length >= 64 * MiB
 
 
 def test_parts_of_an_unknown_size_grow() -> None:
