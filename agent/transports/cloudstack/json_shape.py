@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from agent.transports.cloudstack.models_storage import SnapshotMade, TemplateMade, VolumeMade
 from stores.secret import Secret
 from stores.to import (
     S3TO,
@@ -53,6 +54,9 @@ _MEMBERS = (
     _Member(f"{_STORAGE_TO}.VolumeObjectTO", VolumeObjectTO, "type"),
     _Member(f"{_STORAGE_TO}.TemplateObjectTO", TemplateObjectTO, "type"),
     _Member(f"{_STORAGE_TO}.SnapshotObjectTO", SnapshotObjectTO, "type"),
+    _Member(f"{_STORAGE_TO}.VolumeObjectTO", VolumeMade, "type"),
+    _Member(f"{_STORAGE_TO}.TemplateObjectTO", TemplateMade, "type"),
+    _Member(f"{_STORAGE_TO}.SnapshotObjectTO", SnapshotMade, "type"),
     _Member(f"{_API_TO}.S3TO", S3TO, "storeType"),
     _Member(f"{_API_TO}.NfsTO", NfsTO, "storeType"),
     _Member(f"{_API_TO}.SwiftTO", SwiftTO, "storeType"),
@@ -60,6 +64,7 @@ _MEMBERS = (
     _Member(f"{_STORAGE_TO}.ImageStoreTO", ImageStoreTO, "storeType"),
 )
 _BY_MODEL = {member.model: member for member in _MEMBERS}
+_STORED = frozenset({VolumeObjectTO, TemplateObjectTO, SnapshotObjectTO})
 _BYTE_ARRAYS = frozenset({"passphrase"})
 
 Tree: TypeAlias = dict[str, Any]
@@ -160,8 +165,8 @@ class _Plain:
         member = _BY_MODEL.get(self.model)
         if member is None:
             return read(self.model, _object(value))
-        if self.model is VolumeObjectTO and not _object(value).get("dataStore"):
-            return None  # a snapshot outlives its volume, which then lies nowhere
+        if self.model in _STORED and not any(_object(value).get(key) for key in ("dataStore", "imageDataStore")):
+            return None  # a snapshot outlives its volume, for instance, which then lies nowhere
         return _tagged(member, value)
 
 

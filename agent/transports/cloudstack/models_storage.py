@@ -6,6 +6,8 @@ type is not (`json_shape`).
 
 from __future__ import annotations
 
+from typing import Annotated, Literal, TypeAlias
+
 from pydantic import Field
 
 from agent.transports.cloudstack.models import (
@@ -33,12 +35,49 @@ class StorageFilerTO(WireObject):
     type: str
 
 
+# ------------------------------------------------------------------------------------------------- what was made
+
+
+class TemplateMade(WireObject):
+    """The part of a TemplateObjectTO that an answer has: what the server does not know yet. The same for the two below."""
+
+    type: Literal["template"] = "template"
+    path: str | None = None
+    name: str | None = None
+    uuid: str | None = None
+    size: int | None = None  # virtual
+    physicalSize: int | None = None
+    format: str | None = None
+
+
+class VolumeMade(WireObject):
+    type: Literal["volume"] = "volume"
+    path: str | None = None
+    name: str | None = None
+    uuid: str | None = None
+    size: int | None = None  # virtual
+    format: str | None = None
+    encryptFormat: str | None = None
+
+
+class SnapshotMade(WireObject):
+    type: Literal["snapshot"] = "snapshot"
+    path: str | None = None
+    name: str | None = None
+    physicalSize: int | None = None
+    parentSnapshotPath: str | None = None
+
+
+Made: TypeAlias = Annotated[TemplateMade | VolumeMade | SnapshotMade, Field(discriminator="type")]
+"""A DataTO without its store, whose secrets have no business in an answer."""
+
+
 # -------------------------------------------------------------------------------------------- storage subsystem
 
 
 class CopyCmdAnswer(WireAnswer):
     java = f"{STORAGE}.CopyCmdAnswer"
-    newData: DataTO | None = None
+    newData: Made | None = None
 
 
 class CopyCommand(WireCommand):
@@ -56,7 +95,7 @@ class CopyCommand(WireCommand):
 
 class CreateObjectAnswer(WireAnswer):
     java = f"{STORAGE}.CreateObjectAnswer"
-    data: DataTO | None = None
+    data: Made | None = None
 
 
 class CreateObjectCommand(WireCommand):
@@ -121,7 +160,7 @@ class DetachCommand(DettachCommand):
 
 class IntroduceObjectAnswer(WireAnswer):
     java = f"{STORAGE}.IntroduceObjectAnswer"
-    dataTO: DataTO | None = None
+    dataTO: Made | None = None
 
 
 class IntroduceObjectCmd(WireCommand):
