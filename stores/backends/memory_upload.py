@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol
 
 from stores.backends.sparse import SparseBytes
 from stores.contract import Kind, MiB, ObjectInfo
 from stores.errors import IntegrityError
 from stores.transfer.parts import Parts
 from stores.transfer.source import SourceFile
-
-if TYPE_CHECKING:
-    from stores.backends.memory import MemoryStore
 
 PART = 1 * MiB
 
@@ -26,13 +23,24 @@ class Unfinished:
     parts: set[int] = field(default_factory=set)
 
 
+class Shelf(Protocol):
+    """Where uploads of a store and its objects are kept."""
+
+    def unfinished(self, ref: str, token: str) -> Unfinished: ...
+    def found(self, ref: str) -> tuple[ObjectInfo, SparseBytes] | None: ...
+    def refuse_taken(self, ref: str, replace: bool) -> None: ...
+    def make_room(self, ref: str, count: int) -> None: ...
+    def publish(self, ref: str, content: SparseBytes, *, replace: bool) -> ObjectInfo: ...
+    async def discard(self, ref: str, *, token: str) -> None: ...
+
+
 class MemoryUpload:
     """A `PendingUpload`. Reads the file in the event loop, a part at a time: a store in memory is for small things."""
 
     kind: ClassVar[Kind] = Kind.UPLOAD
     parallel = 2
 
-    def __init__(self, store: MemoryStore, ref: str, source: SourceFile, *, token: str, replace: bool) -> None:
+    def __init__(self, store: Shelf, ref: str, source: SourceFile, *, token: str, replace: bool) -> None:
         self._store = store
         self._ref = ref
         self._source = source

@@ -275,7 +275,7 @@ async def test_remote_stores_are_made_without_contacting_them(resolver: Resolver
     assert (http.offers(), http.writes) == (OBJECTS, frozenset())
     bucket = resolver.store(s3())
     assert "SK" not in bucket.id
-    assert (bucket.offers(), bucket.writes) == (OBJECTS, frozenset({STREAM}))
+    assert (bucket.offers(), bucket.writes) == (OBJECTS, frozenset({STREAM, Kind.UPLOAD}))
 
 
 @pytest.mark.parametrize(
