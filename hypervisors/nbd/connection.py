@@ -7,11 +7,12 @@ are received straight into the caller's memory. After any error the connection i
 from __future__ import annotations
 
 import errno
+import itertools
 import socket
 import struct
-from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from hypervisors.nbd.negotiation import Export, Negotiation
 from hypervisors.nbd.replies import ChunkHead, ReadReply, Run, chunk_head, refusal, runs
@@ -26,6 +27,13 @@ IN_FLIGHT = 16
 """Reads under way on one connection: what qemu works on at once (MAX_NBD_REQUESTS)."""
 
 _ZEROES = memoryview(bytes(1 * MiB))
+
+
+class _Read(NamedTuple):
+    """A read that was asked for, and where its data go."""
+
+    reply: ReadReply
+    view: memoryview
 
 
 class Connection:
@@ -61,24 +69,22 @@ class Connection:
         self._limit = min(REQUEST, negotiation.export.max_request)
         return negotiation.export, negotiation.context_id is not None
 
-    def read(self, offset: int, view: memoryview) -> None:
-        """Fills `view` with what is at `offset`, by several reads under way at once."""
+    def read(self, wanted: Iterable[tuple[int, memoryview]]) -> None:
+        """Fills each buffer with what is at its offset, by several reads under way at once."""
         with self._translated():
-            waiting = deque(
-                ReadReply(offset + start, min(self._limit, len(view) - start))
-                for start in range(0, len(view), self._limit)
-            )
-            under_way: dict[int, ReadReply] = {}
-            while waiting or under_way:
+            waiting = self._reads(wanted)
+            under_way: dict[int, _Read] = {}
+            while True:
                 asked = bytearray()
-                while waiting and len(under_way) < IN_FLIGHT:
-                    reply = waiting.popleft()
+                for read in itertools.islice(waiting, IN_FLIGHT - len(under_way)):
                     self._cookie += 1
-                    under_way[self._cookie] = reply
-                    asked += request(Command.READ, self._cookie, reply.offset, reply.length)
+                    under_way[self._cookie] = read
+                    asked += request(Command.READ, self._cookie, read.reply.offset, read.reply.length)
                 if asked:
                     self._sock.sendall(asked)
-                self._receive_read(under_way, offset, view)
+                if not under_way:
+                    return
+                self._receive_part(under_way)
 
     def status(self, offset: int, length: int) -> list[Run]:
         """The context's states of at most so many bytes, at least of the first of them."""
@@ -117,21 +123,26 @@ class Connection:
 
     # ------------------------------------------------------------------------------------------------- receiving
 
-    def _receive_read(self, under_way: dict[int, ReadReply], offset: int, view: memoryview) -> None:
+    def _reads(self, wanted: Iterable[tuple[int, memoryview]]) -> Iterator[_Read]:
+        for offset, view in wanted:
+            for start in range(0, len(view), self._limit):
+                part = view[start : start + self._limit]
+                yield _Read(ReadReply(offset + start, len(part)), part)
+
+    def _receive_part(self, under_way: dict[int, _Read]) -> None:
         """One chunk."""
         head = self._receive_head(under_way)
-        reply = under_way[head.cookie]
+        reply, view = under_way[head.cookie]
         if head.error:
             where = f"{reply.length} bytes at {reply.offset}"
             raise refusal(self._receive(head.length), f"reading {where} of {self._what}")
-        base = reply.offset - offset
         if head.kind == Chunk.OFFSET_DATA:
             (at,) = OFFSET.unpack(self._receive(OFFSET.size))
             start, end = reply.place(at, head.length - OFFSET.size)
-            self._fill(view[base + start : base + end])
+            self._fill(view[start:end])
         elif head.kind == Chunk.OFFSET_HOLE:
             start, end = reply.place(*HOLE.unpack(self._receive(head.length)))
-            _clear(view[base + start : base + end])
+            _clear(view[start:end])
         elif head.kind != Chunk.NONE:
             raise ProtocolError(f"a chunk of type {head.kind} in reply to a read")
         if head.done:
