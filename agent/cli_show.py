@@ -34,12 +34,17 @@ def when(seconds: float | None) -> str:
 
 
 def show_status(status: Json) -> None:
-    state = (
-        "ready" if status["ready"] else "not ready: " + ("stopping" if not status["accepting"] else "journal unusable")
-    )
-    say(f"storage-agent {status['version']} ({status['hypervisor']}): {state}")
+    say(f"storage-agent {status['version']} ({status['hypervisor']}): {_readiness(status)}")
     queue = f"waiting {status['waiting']} (queue limit {status['queue_limit']})"
     say(f"running {status['running']} of {status['concurrency']}, {queue}, up since {when(status['started_at'])}")
+
+
+def _readiness(status: Json) -> str:
+    if status["ready"]:
+        return "ready"
+    if not status["accepting"]:
+        return "not ready: stopping"
+    return "not ready: " + ("draining" if status["draining"] else "journal unusable")
 
 
 def show_answers(answers: Iterable[Json]) -> None:

@@ -22,7 +22,7 @@ from agent.explain import explainer
 from agent.journal import Journal, Retention
 from agent.metrics import Metrics
 from agent.transports.contract import AgentStatus, Transport
-from agent.transports.http_api.routes import Api
+from agent.transports.http_api.route import Api
 from agent.transports.http_api.server import HttpApi
 from agent.version import VERSION
 from hypervisors.contract import HypervisorHandler
@@ -110,8 +110,9 @@ class Parts:
                 version=VERSION,
                 hypervisor=self.config.agent.hypervisor.value,
                 started_at=self.started_at,
-                ready=now.accepting and now.journal_usable,
+                ready=now.accepting and now.journal_usable and not now.draining,
                 accepting=now.accepting,
+                draining=now.draining,
                 journal_usable=now.journal_usable,
                 waiting=now.accepted,
                 running=now.running,

@@ -38,6 +38,10 @@ class CommandService(Protocol):
 
     async def list(self, *, state: State | None = None, limit: int = 100) -> list[Answer]: ...
 
+    def drain(self, draining: bool) -> None: ...
+
+    async def idle(self, seconds: float) -> bool: ...
+
     def status(self) -> DispatcherStatus: ...
 
 
@@ -51,6 +55,7 @@ class AgentStatus(BaseModel):
     started_at: float  # seconds since the epoch
     ready: bool  # takes commands now
     accepting: bool  # false from the moment the agent is told to stop
+    draining: bool  # emptied for maintenance
     journal_usable: bool
     waiting: int  # commands accepted and not yet running
     running: int

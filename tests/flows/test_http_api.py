@@ -28,7 +28,8 @@ from agent.metrics import Metrics
 from agent.security import Role, SecuritySetup
 from agent.transports.contract import AgentStatus
 from agent.transports.http_api.problems import status_of
-from agent.transports.http_api.routes import ROUTES, Api
+from agent.transports.http_api.route import Api
+from agent.transports.http_api.routes import ROUTES
 from agent.transports.http_api.server import HttpApi
 from hypervisors.explaining import Explanation, How, Side
 from stores.contract import Kind
@@ -59,6 +60,7 @@ def http_api(
             started_at=1.0,
             ready=now.accepting,
             accepting=now.accepting,
+            draining=now.draining,
             journal_usable=now.journal_usable,
             waiting=now.accepted,
             running=now.running,
@@ -505,12 +507,17 @@ def test_each_route_needs_the_role_it_should() -> None:
     needed = {(route.method, route.path): route.role for route in ROUTES}
     commanding = {route for route, role in needed.items() if role is Role.COMMAND}
     operating = {route for route, role in needed.items() if role is Role.OPERATE}
-    assert commanding == {("POST", "/v1/commands")}
+    assert commanding == {("POST", "/v1/commands"), ("GET", "/v1/events"), ("POST", "/v1/events/{id}/ack")}
     assert operating == {
         ("DELETE", "/v1/commands/{id}"),
         ("DELETE", "/v1/cache/entries/{key}"),
         ("PUT", "/v1/cache/entries/{key}/pin"),
         ("DELETE", "/v1/cache/entries/{key}/pin"),
+        ("POST", "/v1/uploads/{id}/retry"),
+        ("POST", "/v1/uploads/retry"),
+        ("DELETE", "/v1/uploads/{id}"),
+        ("POST", "/v1/drain"),
+        ("DELETE", "/v1/drain"),
     }
 
 

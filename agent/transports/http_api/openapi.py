@@ -13,7 +13,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 from agent.commands import Failure
 
 if TYPE_CHECKING:  # routes hands its table over; it imports this module to answer with the document
-    from agent.transports.http_api.routes import Route
+    from agent.transports.http_api.route import Route
 
 _REF = "#/components/schemas/{model}"
 _FAILURE = TypeAdapter(Failure)

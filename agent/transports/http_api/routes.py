@@ -3,97 +3,64 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from aiohttp import web
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from agent.cache_models import EntriesPage, EntryCopies, Evicted, Explained, PoolsShown
-from agent.cache_service import CacheService
 from agent.commands import COMMAND, Answer, State
-from agent.explain import EXPLAINABLE, EXPLANATION, Explainer
-from agent.failures import Stopping, invalid
-from agent.metrics import CONTENT_TYPE, Metrics
+from agent.explain import EXPLAINABLE, EXPLANATION
+from agent.failures import Draining, Stopping
+from agent.metrics import CONTENT_TYPE
 from agent.security import Role
-from agent.transports.contract import AgentStatus, CommandService
+from agent.transports.contract import AgentStatus
 from agent.transports.http_api import events, openapi
 from agent.transports.http_api.edge import EVENTS_PATH
-from agent.transports.http_api.problems import BadRequest, RequestTimeout, UnsupportedMediaType, status_of
+from agent.transports.http_api.problems import BadRequest, status_of
+from agent.transports.http_api.route import (
+    MAX_LISTED,
+    MAX_WAIT_S,
+    Api,
+    Parameter,
+    Route,
+    body_of,
+    json_answer,
+    limit_of,
+    unless_closing,
+    wait_of,
+)
+from agent.transports.http_api.upload_routes import UPLOAD_ROUTES
 
-MAX_WAIT_S = 3600.0
-MAX_LISTED = 1000
 MAX_REASON = 200
-
-_T = TypeVar("_T")
-
-
-@dataclass
-class Api:
-    """What the handlers work with."""
-
-    commands: CommandService
-    explain: Explainer
-    status: Callable[[], AgentStatus]
-    metrics: Metrics
-    request_timeout_s: float
-    heartbeat_s: float = events.HEARTBEAT_S
-    cache: CacheService = field(default_factory=lambda: CacheService(None))
-    closing: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the transport stops: whatever waits or streams ends."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A query parameter."""
-
-    name: str
-    schema: dict[str, Any]
-    description: str
-
-
-@dataclass(frozen=True, eq=False)
-class Route:
-    method: str
-    path: str
-    role: Role
-    handler: Callable[[Api, web.Request], Awaitable[web.StreamResponse]]
-    summary: str
-    answers: dict[int, TypeAdapter[Any] | str]
-    """By status: the model, or the media type of what has none."""
-    body: TypeAdapter[Any] | None = None
-    parameters: tuple[Parameter, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------------------ handlers
 
 
 async def submit(api: Api, request: web.Request) -> web.Response:
-    wait_s = _wait_of(request)
-    command = await _body(api, request, COMMAND)
+    wait_s = wait_of(request)
+    command = await body_of(api, request, COMMAND)
     answer = await api.commands.submit(command)
     if wait_s and not answer.state.final:
-        ended = await _unless_closing(api, api.commands.wait(answer.id, wait_s))
+        ended = await unless_closing(api, api.commands.wait(answer.id, wait_s))
         answer = ended or await api.commands.get(answer.id)
     status = 202
     if answer.state.final and wait_s:
         status = 200 if answer.error is None else status_of(answer.error)
-    return _json(answer.wire(), status, Location=f"/v1/commands/{answer.id}")
+    return json_answer(answer.wire(), status, Location=f"/v1/commands/{answer.id}")
 
 
 async def list_commands(api: Api, request: web.Request) -> web.Response:
-    answers = await api.commands.list(state=_state_of(request), limit=_limit_of(request))
-    return _json('{"commands":[' + ",".join(answer.wire() for answer in answers) + "]}")
+    answers = await api.commands.list(state=_state_of(request), limit=limit_of(request))
+    return json_answer('{"commands":[' + ",".join(answer.wire() for answer in answers) + "]}")
 
 
 async def show_command(api: Api, request: web.Request) -> web.Response:
-    return _json((await api.commands.get(request.match_info["id"])).wire())
+    return json_answer((await api.commands.get(request.match_info["id"])).wire())
 
 
 async def cancel_command(api: Api, request: web.Request) -> web.Response:
-    return _json((await api.commands.cancel(request.match_info["id"])).wire())
+    return json_answer((await api.commands.cancel(request.match_info["id"])).wire())
 
 
 async def command_events(api: Api, request: web.Request) -> web.StreamResponse:
@@ -109,30 +76,30 @@ async def command_events(api: Api, request: web.Request) -> web.StreamResponse:
 
 
 async def explain(api: Api, request: web.Request) -> web.Response:
-    explanation = api.explain(await _body(api, request, EXPLAINABLE))
-    return _json(EXPLANATION.dump_json(explanation).decode())
+    explanation = api.explain(await body_of(api, request, EXPLAINABLE))
+    return json_answer(EXPLANATION.dump_json(explanation).decode())
 
 
 async def status(api: Api, request: web.Request) -> web.Response:
-    return _json(api.status().model_dump_json())
+    return json_answer(api.status().model_dump_json())
 
 
 async def cache_pools(api: Api, request: web.Request) -> web.Response:
-    return _json(PoolsShown(pools=await api.cache.pools()).model_dump_json(exclude_none=True))
+    return json_answer(PoolsShown(pools=await api.cache.pools()).model_dump_json(exclude_none=True))
 
 
 async def cache_entries(api: Api, request: web.Request) -> web.Response:
     after = request.query.get("after", "")
-    page = await api.cache.entries(request.match_info["pool"], after=after, limit=_limit_of(request))
-    return _json(page.model_dump_json())
+    page = await api.cache.entries(request.match_info["pool"], after=after, limit=limit_of(request))
+    return json_answer(page.model_dump_json())
 
 
 async def cache_entry(api: Api, request: web.Request) -> web.Response:
-    return _json(EntryCopies(entries=await api.cache.show(request.match_info["key"])).model_dump_json())
+    return json_answer(EntryCopies(entries=await api.cache.show(request.match_info["key"])).model_dump_json())
 
 
 async def cache_evict(api: Api, request: web.Request) -> web.Response:
-    return _json((await api.cache.evict(request.match_info["key"])).model_dump_json())
+    return json_answer((await api.cache.evict(request.match_info["key"])).model_dump_json())
 
 
 async def cache_pin(api: Api, request: web.Request) -> web.Response:
@@ -140,18 +107,18 @@ async def cache_pin(api: Api, request: web.Request) -> web.Response:
     if len(reason) > MAX_REASON or not reason.isprintable():
         raise BadRequest(f"reason needs to be at most {MAX_REASON} printable characters", parameter="reason")
     entries = await api.cache.pin(request.match_info["key"], reason)
-    return _json(EntryCopies(entries=entries).model_dump_json())
+    return json_answer(EntryCopies(entries=entries).model_dump_json())
 
 
 async def cache_unpin(api: Api, request: web.Request) -> web.Response:
-    return _json(EntryCopies(entries=await api.cache.unpin(request.match_info["key"])).model_dump_json())
+    return json_answer(EntryCopies(entries=await api.cache.unpin(request.match_info["key"])).model_dump_json())
 
 
 async def cache_explain(api: Api, request: web.Request) -> web.Response:
     wanted = request.query.get("object", "")
     if not wanted:
         raise BadRequest("object needs to be a key, the beginning of one, or a path in a store", parameter="object")
-    return _json((await api.cache.explain(wanted)).model_dump_json())
+    return json_answer((await api.cache.explain(wanted)).model_dump_json())
 
 
 async def alive(api: Api, request: web.Request) -> web.Response:
@@ -160,6 +127,8 @@ async def alive(api: Api, request: web.Request) -> web.Response:
 
 async def ready(api: Api, request: web.Request) -> web.Response:
     now = api.status()
+    if now.draining:
+        raise Draining("the agent is being emptied for maintenance")
     if not now.ready:
         why = "is on its way out" if not now.accepting else "cannot write its journal"
         raise Stopping(f"the agent {why}", accepting=now.accepting, journal_usable=now.journal_usable)
@@ -172,7 +141,7 @@ async def metrics(api: Api, request: web.Request) -> web.Response:
 
 async def describe(api: Api, request: web.Request) -> web.Response:
     # Half a second of work the first time: in a thread, so that nothing else waits for it.
-    return _json(await asyncio.to_thread(openapi.document, ROUTES, api.status().version))
+    return json_answer(await asyncio.to_thread(openapi.document, ROUTES, api.status().version))
 
 
 # ---------------------------------------------------------------------------------------------------- the table
@@ -298,60 +267,13 @@ ROUTES: tuple[Route, ...] = (
         "Take back an operator's pin, and nobody else's.",
         {200: _COPIES},
     ),
+    *UPLOAD_ROUTES,
     Route("GET", "/v1/status", Role.VIEW, status, "The agent at this moment.", {200: TypeAdapter(AgentStatus)}),
     Route("GET", "/healthz", Role.VIEW, alive, "The agent is alive.", {200: "text/plain"}),
     Route("GET", "/readyz", Role.VIEW, ready, "The agent takes commands; otherwise 503.", {200: "text/plain"}),
     Route("GET", "/metrics", Role.VIEW, metrics, "Metrics in the Prometheus text format.", {200: "text/plain"}),
     Route("GET", "/openapi.json", Role.VIEW, describe, "This description.", {200: "application/json"}),
 )
-
-
-# ------------------------------------------------------------------------------------- reading and writing HTTP
-
-
-def _json(text: str, status: int = 200, **headers: str) -> web.Response:
-    return web.json_response(text=text, status=status, headers=headers)
-
-
-async def _body(api: Api, request: web.Request, model: TypeAdapter[_T]) -> _T:
-    """The body as the model; what arrives too slowly, is too large or not JSON is refused. Depth is bounded by the parser."""
-    if request.content_type != "application/json" or "Content-Encoding" in request.headers:
-        raise UnsupportedMediaType("the body needs to be application/json, without a content encoding")
-    try:
-        async with asyncio.timeout(api.request_timeout_s):
-            body = await request.read()
-    except TimeoutError:
-        raise RequestTimeout(
-            f"the request body did not arrive within {api.request_timeout_s:g} s", limit_s=api.request_timeout_s
-        ) from None
-    try:
-        return model.validate_json(body)
-    except ValidationError as error:
-        raise invalid(error) from None
-
-
-async def _unless_closing(api: Api, work: Coroutine[Any, Any, Answer]) -> Answer | None:
-    """The result of `work`, or None when the transport stops first."""
-    task = asyncio.ensure_future(work)
-    closing = asyncio.ensure_future(api.closing.wait())
-    try:
-        await asyncio.wait({task, closing}, return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else None
-    finally:
-        for future in (task, closing):
-            future.cancel()
-        await asyncio.wait({task, closing})
-
-
-def _wait_of(request: web.Request) -> float:
-    text = request.query.get("wait", "0")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds <= MAX_WAIT_S:
-        raise BadRequest(f"wait needs to be a number of seconds from 0 to {MAX_WAIT_S:g}", parameter="wait")
-    return seconds
 
 
 def _state_of(request: web.Request) -> State | None:
@@ -362,10 +284,3 @@ def _state_of(request: web.Request) -> State | None:
         return State(text)
     except ValueError:
         raise BadRequest(f"state needs to be one of {', '.join(State)}", parameter="state") from None
-
-
-def _limit_of(request: web.Request) -> int:
-    text = request.query.get("limit", "100")
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_LISTED:
-        raise BadRequest(f"limit needs to be a number from 1 to {MAX_LISTED}", parameter="limit")
-    return int(text)

@@ -17,7 +17,8 @@ from aiohttp import web
 from agent.config import ApiSection, split_listen
 from agent.security import Role, SecuritySetup, UnixPolicy, open_unix_listener, server_tls
 from agent.transports.http_api.edge import AccessRules, guard
-from agent.transports.http_api.routes import ROUTES, Api
+from agent.transports.http_api.route import Api
+from agent.transports.http_api.routes import ROUTES
 
 _log = structlog.get_logger(__name__)
 
