@@ -66,6 +66,8 @@ class Gone(StrEnum):
     ASKED = "asked"  # an operator said so
     LEFT = "left"  # another process died while it removed it
     VANISHED = "vanished"  # its file was gone
+    UPLOADED = "uploaded"  # its store has it, and there is another copy of it, or nobody could find this one
+    CANCELLED = "cancelled"  # it was to be uploaded, and somebody said that it should not
 
 
 @dataclass(slots=True)

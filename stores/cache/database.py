@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 
 class LedgerDamaged(DeviceFault):
-    """The ledger's file is not a database any more. The objects beside it are only copies: remove the pool's directory."""
+    """The ledger's file is not a database any more. The objects beside it are copies, but for those that were staged and that
+    no store has yet: save these, then remove the pool's directory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from stores.cache.database import Transaction
 from stores.cache.description import Description
 from stores.cache.health import PoolSick
 from stores.cache.ledger import Answer, Entry, Facts, LeaseLost, WrongState, charge_of
+from stores.cache.ledger.uploads import is_staged
 from stores.cache.policy import Decision, Evict, Grant, Hold, Refuse, Wait
 from stores.cache.pool_base import PoolBase, new_id
 from stores.cache.schema import EntryState
@@ -123,8 +124,9 @@ class PoolClaims(PoolBase):
         return not self.access.directory.lives(filler) and self.access.entries.has_fill(fill)
 
     async def adopt(self, filling: ledger.Reservation, reason: str) -> Held | None:
-        """Publish what an earlier process had finished but for the ledger. The reservation must be this process's."""
-        if filling.key is None:
+        """Publish what an earlier process had finished but for the ledger. The reservation must be this process's. Not what it
+        was to stage: nobody was told that it is safe."""
+        if filling.key is None or is_staged(filling.key):
             return None
         key, fill = filling.key, filling.id
         facts = await self.access.touch(lambda: self.access.entries.finished(key, fill))

@@ -93,7 +93,7 @@ def _expected(tx: Transaction, pool: str, folder: str) -> tuple[list[Entry], set
         rows = [to_entry(row) for row in run(some.where(entries.c.state == EntryState.QUARANTINED))]
         return [], set(_names(row.file for row in rows))
     bucket = folder.rpartition("/")[2]
-    rows = [to_entry(row) for row in run(some.where(entries.c.key >= bucket, entries.c.key < bucket + "~"))]
+    rows = [to_entry(row) for row in run(some.where(entries.c.file >= bucket, entries.c.file < bucket + "~"))]
     names = [row.file for row in rows] + [ledger.file_of(row.key, row.id) for row in fills if row.key]
     return [row for row in rows if row.state is EntryState.READY], set(_names(names))
 

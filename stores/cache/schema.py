@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Connection,
     Float,
@@ -39,6 +40,20 @@ class EntryState(StrEnum):
     UPLOADING = "uploading"
     EVICTING = "evicting"  # chosen to go; its file may be gone already
     QUARANTINED = "quarantined"  # did not prove itself; never served again
+
+
+class UploadState(StrEnum):
+    """What an upload is at."""
+
+    QUEUED = "queued"  # waits for room; nothing of it is on disk
+    STAGING = "staging"  # its file is being filled
+    WAITING = "waiting"  # for its turn, or for its next attempt
+    SENDING = "sending"
+    REFUSED = "refused"  # the store refuses our credentials: goes on with new ones, or when an operator says so
+    FAILED = "failed"  # trying again would not help: an operator retries or cancels it
+    CANCELLING = "cancelling"  # what the store has of it is still to be removed
+    STORED = "stored"  # the store confirmed it
+    CANCELLED = "cancelled"
 
 
 versions = Table("ledger_version", metadata, Column("version", Integer, nullable=False))
@@ -105,6 +120,7 @@ Index("entries_by_queue", entries.c.pool, entries.c.state, entries.c.pins, entri
 Index("entries_by_use", entries.c.pool, entries.c.state, entries.c.pins, entries.c.used_at)
 Index("entries_by_age", entries.c.pool, entries.c.state, entries.c.pins, entries.c.published)
 Index("entries_by_proof", entries.c.pool, entries.c.state, entries.c.proved_at, entries.c.id)
+_by_file = Index("entries_by_file", entries.c.pool, entries.c.file)
 
 pins = Table(
     "pins",
@@ -161,14 +177,53 @@ ghosts = Table(  # keys that went by the policy's choice, to judge that choice b
 )
 Index("ghosts_by_recency", ghosts.c.pool, ghosts.c.turn)
 
+uploads = Table(  # what has to get to a store; those that have ended, until that was acknowledged
+    "uploads",
+    metadata,
+    Column("number", _Id, primary_key=True, autoincrement=True),  # the order of age, whatever the clocks did
+    Column("id", String, nullable=False, unique=True),  # chosen by who stages
+    Column("pool", String, ForeignKey("pools.id"), nullable=False),
+    Column("key", String, nullable=False),  # of store, ref and token: the same write again finds it
+    Column("entry", _Id, ForeignKey("entries.id"), nullable=True),  # what is to be uploaded
+    Column("owner", String, nullable=True),  # who stages, sends or removes it now
+    Column("state", String, nullable=False),
+    Column("store", String, nullable=False),
+    Column("target", String, nullable=False),  # the store's TO as JSON, without its secrets
+    Column("ref", String, nullable=False),
+    Column("token", String, nullable=False),
+    Column("replaces", Boolean, nullable=False),
+    Column("announce", Boolean, nullable=False),
+    Column("size", BigInteger, nullable=False),  # while it is staged: what was reserved
+    Column("created", Float, nullable=False),  # wall clock
+    Column("attempts", BigInteger, nullable=False),
+    Column("next_at", Float, nullable=False),  # clock of leases
+    Column("error", String, nullable=True),  # of the latest attempt, as JSON
+    Column("sent", BigInteger, nullable=False),
+    Column("resumed", BigInteger, nullable=False),  # of `sent`: what was there before the latest attempt
+    Column("version", String, nullable=True),  # what the store said of what it has
+    Column("finished", Float, nullable=True),  # wall clock
+    sqlite_autoincrement=True,  # a number is never given twice
+)
+Index("uploads_by_key", uploads.c.pool, uploads.c.key, unique=True)
+Index("uploads_by_state", uploads.c.pool, uploads.c.state, uploads.c.store, uploads.c.number)
+Index("uploads_by_time", uploads.c.pool, uploads.c.state, uploads.c.next_at)
+Index("uploads_by_owner", uploads.c.pool, uploads.c.owner)
+Index("uploads_by_entry", uploads.c.entry)
+
 
 def _create(connection: Connection) -> None:
     metadata.create_all(connection)
 
 
+def _add_uploads(connection: Connection) -> None:
+    """Where `_create` has just made the tables of this release, they are there."""
+    uploads.create(connection, checkfirst=True)
+    _by_file.create(connection, checkfirst=True)
+
+
 Migration = Callable[[Connection], None]
 
-MIGRATIONS: tuple[Migration, ...] = (_create,)
+MIGRATIONS: tuple[Migration, ...] = (_create, _add_uploads)
 """Step n takes a database of version n to n + 1. Never edited once released; only appended to."""
 
 

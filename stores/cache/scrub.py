@@ -16,6 +16,7 @@ from functools import partial
 from stores.cache import ledger
 from stores.cache.description import Description
 from stores.cache.ledger import Entry
+from stores.cache.ledger.uploads import is_staged
 from stores.cache.pool_base import new_id
 from stores.cache.pool_claims import PoolClaims
 from stores.contract import MiB
@@ -99,8 +100,11 @@ async def _scrub_one(pool: PoolClaims, entry: Entry, pace: Pace, done: Scrubbed)
         await pool.unpin_id(pin)
 
 
-def _names(of: Entry | Description) -> tuple[object, ...]:
-    return of.store, of.ref, of.version, of.size
+def _is_of(made: Description, entry: Entry) -> bool:
+    """What was staged had no version before its store gave it one."""
+    if (made.store, made.ref, made.size) != (entry.store, entry.ref, entry.size):
+        return False
+    return made.version == entry.version or (made.version is None and is_staged(made.key))
 
 
 async def _fault_of(pool: PoolClaims, entry: Entry, pace: Pace) -> str | None:
@@ -110,7 +114,7 @@ async def _fault_of(pool: PoolClaims, entry: Entry, pace: Pace) -> str | None:
     if fault is not None:
         return fault
     made = await pool.access.touch(lambda: files.describe(entry.file))
-    if made is None or made.digest not in (None, entry.digest) or _names(made) != _names(entry):
+    if made is None or made.digest not in (None, entry.digest) or not _is_of(made, entry):
         return "its description is not the one that was published"
     try:
         algorithm = DIGEST if entry.digest is None else parse_checksum(entry.digest).algorithm

@@ -33,11 +33,14 @@ _LOCK = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 BATCH = 64  # transactions in one commit: the last of them waits for all
 SUFFIXES = ("", "-wal", "-shm", "-journal", "-next", "-turn")  # of the files that belong to a ledger
 CACHE_KIB = 16 * 1024  # pages kept in memory: the paths to a million entries' rows
+_START_ANEW = (
+    "stop the agent, save what was staged and is in no store yet (objects/*/*.staged.*), remove the pool's directory"
+)
 TYPED: dict[int, tuple[type[StoreError], str]] = {  # https://www.sqlite.org/rescode.html
     sqlite3.SQLITE_BUSY: (Unavailable, "another process holds it for too long; try again"),
     sqlite3.SQLITE_FULL: (NoSpace, "make room on its file system"),
-    sqlite3.SQLITE_CORRUPT: (LedgerDamaged, "stop the agent and remove the pool's directory: it only holds copies"),
-    sqlite3.SQLITE_NOTADB: (LedgerDamaged, "stop the agent and remove the pool's directory: it only holds copies"),
+    sqlite3.SQLITE_CORRUPT: (LedgerDamaged, _START_ANEW),
+    sqlite3.SQLITE_NOTADB: (LedgerDamaged, _START_ANEW),
 }
 
 

@@ -52,6 +52,7 @@ _PROVED = (
     .where(entries.c.id == bindparam("of"))
     .values(proved_at=bindparam("to_proved_at"), digest=bindparam("to_digest"))
 )
+_CONFIRM = update(entries).where(entries.c.id == bindparam("of")).values(version=bindparam("to_version"))
 _UNPROVED = (
     select(entries)
     .where(
@@ -229,6 +230,22 @@ def set_state(tx: Transaction, pool: str, entry_id: int, state: EntryState) -> E
     if found.state not in movable or state not in movable:
         raise WrongState(f"{found.ref} is {found.state} and cannot be made {state}", state=found.state, wanted=state)
     return _change(tx, found, state=state)
+
+
+def confirm(tx: Transaction, pool: str, entry_id: int, *, key: str | None, version: str | None) -> Entry:
+    """A store has what was dirty, as that version: an ordinary entry under `key` from now on. It keeps its old key, which
+    nobody looks for, where there is no other for it (None), or where that is taken: by another copy, or one that arrives."""
+    found = set_state(tx, pool, entry_id, EntryState.READY)
+    filling = tx.connection.execute(_FILLING, {"pool": pool, "key": key}).one_or_none()
+    if key is None or filling is not None or entry(tx, pool, key) is not None:
+        return found
+    tx.connection.execute(_CONFIRM, {"of": entry_id, "to_version": version})
+    confirmed = _change(tx, found, key=key)
+    ghost = recall(tx, pool, key)
+    if ghost is not None:
+        row = account(tx, pool, ghosts=-ghost.charge)
+        learn(tx, row, policy.forgotten(comparison(row), turn=ghost.turn, charge=ghost.charge))
+    return confirmed
 
 
 def quarantine(tx: Transaction, pool: str, entry_id: int) -> Entry:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from stores.errors import AlreadyExists, CacheFailure, NotFound, Retry, StoreError
+from collections.abc import Mapping
+from typing import Any
+
+from stores import errors
+from stores.errors import AlreadyExists, CacheFailure, NotFound, Retry, StorageError, StoreError
 
 
 class UploadPending(StoreError):
@@ -41,3 +45,11 @@ class QueueDraining(StoreError):
     """Nothing new is staged, since the queue is being emptied for maintenance."""
 
     retry = Retry.YES
+
+
+def told(error: Mapping[str, Any], **details: object) -> StorageError:
+    """An error as it was written down: kind, message, details. One that has its class here is of that again; another one, which
+    this release may not know, is a `StoreError` that says the same."""
+    known = {**vars(errors), StagedCopyDamaged.__name__: StagedCopyDamaged}.get(error["kind"])
+    kind = known if isinstance(known, type) and issubclass(known, StorageError) else StoreError
+    return kind(error["message"], **{**error["details"], **details})
