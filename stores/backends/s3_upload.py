@@ -115,12 +115,17 @@ class S3Upload:
         return True
 
     async def commit(self) -> ObjectInfo:
-        if self._stored is None:
+        there = self._stored
+        if there is None:
             self._stored = await (self._put() if self._single else self._complete())
         try:
-            await self._notes.discard()
+            if there is not None:
+                await self._notes.discard()
+            elif self._upload_id is not None:
+                await self._notes.remove(self._upload_id)
         except StoreError as error:
             _log.warning("note about a finished upload was not removed", ref=self._ref, error=error.message)
+        assert self._stored is not None
         return self._stored
 
     async def _find(self) -> None:
