@@ -100,7 +100,7 @@ class Execution:
     async def settle(self, command: Command, token: str, *, give_up: bool) -> None:
         """After a run was stopped: returns when nothing of it is left. `UploadPending` where what it has staged goes on to its
         store, or why that failed; with `give_up` that is given up as well."""
-        if isinstance(command, commands.Copy):
+        if isinstance(command, commands.Copy) and command.destination.store.storeType != "primary":
             await self._uploads.settle(token, give_up=give_up)
 
     async def undo(self, command: Command, token: str) -> Outcome | None:
@@ -111,8 +111,8 @@ class Execution:
             return None
         recovered = await self._operations.recover(self._of(command), request, token)
         finished = recovered.outcome == "finished"
-        if isinstance(command, commands.Copy) and not (finished and command.durability == "staged"):
-            await self._uploads.settle(token, give_up=False)
+        if not (finished and isinstance(command, commands.Copy) and command.durability == "staged"):
+            await self.settle(command, token, give_up=False)
         if not finished:
             return None
         return _answered(command, _outcome(request, recovered.answer))
@@ -139,6 +139,8 @@ class Execution:
                 await operations.delete(call, request)
             case verbs.Resize():
                 return await operations.resize(call, request)
+            case verbs.Revert():
+                return await operations.revert(call, request)
             case verbs.CreatePool():
                 return await operations.create_pool(call, request)
             case verbs.ModifyPool():
@@ -183,6 +185,8 @@ def _outcome(request: verbs.Request, result: Any) -> Outcome:
             return Outcome(durability="stored", data=result)
         case verbs.Delete():
             return Outcome(durability="stored")
+        case verbs.Revert():
+            return Outcome(durability="stored", data=result)
         case verbs.Resize():
             return Outcome(durability="stored", data=result, newSize=result.size)
         case verbs.CreatePool(pool) | verbs.ModifyPool(pool):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hypervisors import attaching, copying, explaining, pools, recovery, volumes
+from hypervisors import attaching, copying, explaining, pools, recovery, reverting, snapshots, volumes
 from hypervisors.attaching import Attached
 from hypervisors.context import Context
 from hypervisors.contract import HypervisorHandler, HypervisorType
@@ -35,11 +35,12 @@ from hypervisors.verbs import (
     Prefetch,
     Request,
     Resize,
+    Revert,
 )
 from hypervisors.volumes import VolumeStats
 from stores.contract import Usage
 from stores.resolver import Resolver
-from stores.to import DataTO, VolumeObjectTO
+from stores.to import DataTO, SnapshotObjectTO, VolumeObjectTO
 from stores.transfer.engine import TransferEngine
 
 __all__ = [
@@ -84,12 +85,32 @@ class Operations:
         return await copying.copy(self._context, call, request)
 
     async def create(self, call: Call, request: Create) -> DataTO:
-        """An empty volume: THIN, SPARSE or FAT. Returns it with path, size and format. Durable when it returns."""
+        """An empty volume: THIN, SPARSE or FAT. Returns it with path, size and format. Durable when it returns.
+
+        Or a snapshot of a volume that no guest has open, `ImageLocked` otherwise: it comes back with its path, `VOLUME/NAME`,
+        and the bytes that its volume took as physicalSize.
+        """
+        if request.data.type == "snapshot":
+            return await snapshots.create(self._context, call, request.data)
         return await volumes.create(self._context, call, request)
 
     async def delete(self, call: Call, request: Delete) -> None:
-        """Idempotent: what is not there is deleted. `ImageInUse` while our records show images built on it."""
-        await volumes.delete(self._context, request)
+        """Idempotent: what is not there is deleted. `ImageInUse` while our records show images or snapshots built on it.
+
+        What changed since a deleted snapshot is not forgotten: it counts for the one before it, or, where there is a backup
+        of the snapshot, for the next incremental one.
+        """
+        if request.data.type == "snapshot":
+            await snapshots.delete(self._context, call, request.data)
+        else:
+            await volumes.delete(self._context, request)
+
+    async def revert(self, call: Call, request: Revert) -> SnapshotObjectTO:
+        """The volume's content and size are those of the snapshot again, in one step. Returns the snapshot.
+
+        `ImageInUse` for a volume with linked clones; `NotFound` for a snapshot that was deleted.
+        """
+        return await reverting.revert(self._context, call, request)
 
     async def resize(self, call: Call, request: Resize) -> VolumeObjectTO:
         """Returns the volume with its new size. `SizeRefused` for shrinking, unless told."""

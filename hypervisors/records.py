@@ -49,6 +49,18 @@ class Parent(BaseModel):
     format: ImageFormat
 
 
+class Reverted(BaseModel):
+    """The last command that gave the volume the content of a snapshot. `before`: the version that the volume's file had; the
+    revert is `done`, or was interrupted."""
+
+    model_config = ConfigDict(frozen=True)
+
+    snapshot: str
+    token: str
+    before: str | None
+    done: bool
+
+
 class Record(BaseModel):
     """One image. Sizes are bytes; `created` is seconds since the epoch; `token` is the command that made it."""
 
@@ -63,6 +75,7 @@ class Record(BaseModel):
     backing: Parent | None = None
     points: tuple[str, ...] = ()
     """Moments since which the image itself keeps track of what is written into it, oldest first: see `snapshot_records`."""
+    reverted: Reverted | None = None
 
     @property
     def parent(self) -> str | None:

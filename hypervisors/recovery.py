@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hypervisors import reverting, snapshots
 from hypervisors.context import Context, Pool
 from hypervisors.contract import HypervisorType, OperationUnsupported
 from hypervisors.copying import Copied, answer
@@ -16,6 +17,7 @@ from hypervisors.pools import probe_ref
 from hypervisors.sources import vouched_for, with_parents
 from hypervisors.verbs import (
     AttachIso,
+    Call,
     Copy,
     Create,
     CreatePool,
@@ -24,6 +26,7 @@ from hypervisors.verbs import (
     ModifyPool,
     Request,
     Resize,
+    Revert,
     attachment,
     is_linked,
     ref_of,
@@ -57,9 +60,18 @@ async def _recover(ctx: Context, hypervisor: HypervisorType, request: Request, t
         case Copy(source, made):
             copied = await _made(ctx, made, token, parent=ref_of(source) if is_linked(source, made) else None)
             return Recovered("finished", Copied(copied)) if copied is not None else _UNDONE
+        case Create(made) if made.type == "snapshot":
+            snapshot = await snapshots.resume(ctx, Call(token, hypervisor), made)
+            return Recovered("finished", snapshot) if snapshot is not None else _UNDONE
         case Create(made):
             created = await _made(ctx, made, token, parent=None)
             return Recovered("finished", created) if created is not None else _UNDONE
+        case Delete(data) if data.type == "snapshot":
+            await snapshots.delete(ctx, Call(token, hypervisor), data)
+            return Recovered("finished")
+        case Revert():
+            reverted = await reverting.resume(ctx, Call(token, hypervisor), request)
+            return Recovered("finished", reverted) if reverted is not None else _UNDONE
         case Delete(data):
             return await _deleted(ctx, data)
         case Resize():

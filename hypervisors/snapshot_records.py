@@ -64,6 +64,8 @@ class Sent(BaseModel):
     ref: str
     token: str
     manifest: str | None = None
+    size: int | None = None  # of the object
+    parent: str | None = None  # ref
 
 
 def snapshot_ref(volume: str, name: str) -> str:
@@ -76,14 +78,19 @@ def frozen_ref(volume: str, name: str) -> str:
     return f"{_folder('frozen', volume)}/{quote(name, safe='')}"
 
 
-def tag_of(volume: str, name: str, token: str, created: float) -> str:
-    """A tag that no other snapshot has, whatever was deleted or reverted since."""
-    told = "\0".join((volume, name, token, repr(created)))
-    return f"{TAG}{hashlib.sha256(told.encode()).hexdigest()[:20]}"
-
-
 TAG = "sa-"
 """What our tags begin with: others may have snapshots and bitmaps of their own in an image."""
+
+
+def tag_prefix(volume: str, name: str, token: str) -> str:
+    """What tags of snapshots of that name begin with that this command makes."""
+    told = "\0".join((volume, name, token))
+    return f"{TAG}{hashlib.sha256(told.encode()).hexdigest()[:20]}-"
+
+
+def tag_of(volume: str, name: str, token: str, created: float) -> str:
+    """A tag that no other snapshot has, also if names and tokens come again."""
+    return f"{tag_prefix(volume, name, token)}{int(created * 1000):x}"
 
 
 class SnapshotRecords:

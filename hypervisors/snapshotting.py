@@ -37,6 +37,14 @@ class Snapshots(abc.ABC):
         said to be tracked; the ones that really are come back, and the others are given up."""
 
     @abc.abstractmethod
+    async def require_idle(self, volume: Source) -> None:
+        """`ImageLocked` while a guest has it open."""
+
+    @abc.abstractmethod
+    async def tags(self, volume: Source) -> frozenset[str]:
+        """All tags of ours that the volume knows, of snapshots inside it and of points."""
+
+    @abc.abstractmethod
     async def settle(self, volume: Source, tag: str, points: Sequence[str]) -> None:
         """The snapshot `tag` exists: what is written from now on need not count for the earlier `points` any more."""
 

@@ -12,7 +12,7 @@ from hypervisors.contract import HypervisorType
 from hypervisors.records import HIDDEN
 from stores.contract import Progress, Silent
 from stores.errors import InvalidReference
-from stores.to import DataStoreTO, DataTO, PrimaryDataStoreTO, TemplateObjectTO, VolumeObjectTO
+from stores.to import DataStoreTO, DataTO, PrimaryDataStoreTO, SnapshotObjectTO, TemplateObjectTO, VolumeObjectTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """An empty volume."""
+    """An empty volume, or a snapshot of a volume."""
 
     data: DataTO
 
@@ -41,6 +41,14 @@ class Create:
 @dataclass(frozen=True, slots=True)
 class Delete:
     data: DataTO
+    merge: bool = False  # of a backup that later ones build on: make these independent of it first
+
+
+@dataclass(frozen=True, slots=True)
+class Revert:
+    """The snapshot's volume has its content again. What was written since is lost."""
+
+    snapshot: SnapshotObjectTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +130,7 @@ Request: TypeAlias = (
     Copy
     | Create
     | Delete
+    | Revert
     | Resize
     | ComputeChecksum
     | GetStorageStats
@@ -144,6 +153,27 @@ def ref_of(data: DataTO) -> str:
     return named(ref)
 
 
+def snapshot_name(data: SnapshotObjectTO) -> tuple[str, str]:
+    """The volume's ref and the snapshot's name, of a snapshot in a pool: its path is `VOLUME/NAME`. A new one may come without
+    a path; then `volume`, and `uuid` or `name`, say it."""
+    volume = ref_of(data.volume) if data.volume is not None else ""
+    before, _, name = named(data.path or data.uuid or data.name or "").rpartition("/")
+    found = before or volume
+    if not found or not name or volume not in ("", found):
+        raise InvalidReference(
+            "a snapshot in a pool is named VOLUME/NAME by its path, or by its volume and its name, and these must agree",
+            path=data.path,
+            volume=volume,
+        )
+    return found, name
+
+
+def parent_of(backup: SnapshotObjectTO) -> str | None:
+    """The ref of the backup that this one is to build on."""
+    parent = backup.parentSnapshotPath or next(reversed(backup.parents or ()), None)
+    return named(parent) if parent else None
+
+
 def named(path: str) -> str:
     """The ref that a path in a command means. `InvalidReference` for our own records, which no command may touch."""
     ref = path.removeprefix("/")
@@ -155,18 +185,23 @@ def named(path: str) -> str:
 def touched(request: Request) -> tuple[str, ...]:
     """Names of what the request changes or must find unchanged while it runs: its locks, in the one order of all.
 
-    Only images of pools, pools, and what is attached. Image stores are read at a pinned version, which keeps nobody out.
+    Only images of pools, a snapshot's volume in its place, what is written into image stores, pools, and what is attached.
+    Image stores are read at a pinned version, which keeps nobody out.
     """
     match request:
         case Copy(source, destination):
             keys = {_key(destination)}
             if source.store.storeType == "primary":
                 keys.add(_key(source))
+            if destination.type == "snapshot" and (parent := parent_of(destination)):
+                keys.add(_key(destination.model_copy(update={"path": parent})))
             return tuple(sorted(keys))
         case Create(data) | Delete(data):
             return (_key(data),)
         case Resize(volume):
             return (_key(volume),)
+        case Revert(snapshot):
+            return (_key(snapshot),)
         case AttachIso(iso, vm) | DetachIso(iso, vm):
             return (attachment(iso, vm),)
         case CreatePool(pool) | ModifyPool(pool) | DeletePool(pool):
@@ -194,4 +229,6 @@ def is_linked(source: DataTO, destination: DataTO) -> bool:
 
 def _key(data: DataTO) -> str:
     store = data.store
-    return f"{store.uuid if store.storeType == 'primary' else store.storeType}/{ref_of(data)}"
+    if store.storeType != "primary":
+        return f"{store.storeType}/{ref_of(data)}"
+    return f"{store.uuid}/{snapshot_name(data)[0] if data.type == 'snapshot' else ref_of(data)}"

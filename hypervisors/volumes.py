@@ -10,6 +10,7 @@ from hypervisors.contract import HypervisorHandler, ImageInUse, ImageSpec, Opera
 from hypervisors.copying import answer, make_record, present
 from hypervisors.narrowing import as_reader, as_stream
 from hypervisors.publishing import publishing
+from hypervisors.snapshots import before_shrinking, opened_volume, remove_points, require_none
 from hypervisors.sources import vouched_for, with_parents
 from hypervisors.verbs import Call, ComputeChecksum, Create, Delete, GetVolumeStats, Resize, named, ref_of
 from stores.contract import Kind
@@ -66,6 +67,7 @@ async def delete(ctx: Context, request: Delete) -> None:
             ref=ref,
             children=list(children),
         )
+    await require_none(pool, ref)
     await uninterrupted(remove(pool, ref))
 
 
@@ -73,16 +75,18 @@ async def remove(pool: Pool, ref: str) -> None:
     """Whatever of an image and its record is there."""
     record = await pool.records.load(ref)
     await pool.store.delete(ref)
+    await remove_points(pool, ref)
     await pool.records.remove(ref, record.parent if record is not None else None)
 
 
 async def resize(ctx: Context, call: Call, request: Resize) -> VolumeObjectTO:
-    volume, pool, ref = request.volume, ctx.pool(request.volume.store), ref_of(request.volume)
-    handler = ctx.handler(call.hypervisor)
-    examined = await vouched_for(pool.store, await pool.store.stat(ref), volume.format)
-    async with with_parents(ctx, examined) as source:
-        written = await handler.resize(source, request.new_size, shrink=request.shrink_ok)
-    await _remember_size(ctx, call, pool, ref, written)
+    volume, ref = request.volume, ref_of(request.volume)
+    async with opened_volume(ctx, call, volume.store, ref, volume.format) as opened:
+        present_size = (await opened.handler.measure(opened.source)).virtual_size
+        if request.shrink_ok and request.new_size < present_size:
+            await before_shrinking(opened, call.token)
+        written = await opened.handler.resize(opened.source, request.new_size, shrink=request.shrink_ok)
+    await _remember_size(ctx, call, opened.pool, ref, written)
     return volume.model_copy(update={"path": ref, "size": written.virtual_size, "format": written.format})
 
 

@@ -121,6 +121,14 @@ def opened(path: Path, image_format: ImageFormat) -> str:
     return json_filename(image_node(image_format, file_node(str(path))))
 
 
+def qemu_io(path: Path, image_format: ImageFormat, *commands: str) -> None:
+    """What a guest does to its disk: `write -P 1 0 64k`, `discard 0 64k`, ..."""
+    told = [part for command in commands for part in ("-c", command)]
+    subprocess.run(
+        ["qemu-io", "-d", "unmap", "-f", DRIVERS[image_format], *told, str(path)], check=True, capture_output=True
+    )
+
+
 def virtual_size(path: Path, image_format: ImageFormat) -> int:
     """What qemu says, told the format."""
     command = ["qemu-img", "info", "--output=json", opened(path, image_format)]

@@ -31,6 +31,7 @@ from stores.contract import LocalPath, PendingWrite, Progress, RangeReader, Sile
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
 from stores.transfer.pieces import known_size
+from stores.uninterrupted import uninterrupted
 
 MOST_POINTS = 16
 """Bitmaps that a volume keeps; with one more snapshot the oldest is given up. 8 TiB take 16 MiB for each."""
@@ -48,33 +49,40 @@ class KvmSnapshots(Snapshots):
 
     async def freeze(self, volume: Source, tag: str, points: Sequence[str], target: PendingWrite) -> Frozen:
         node, path = own_node(volume), as_pending_file(target).path
+        await self.require_idle(volume)
         if known_format(volume) is not ImageFormat.QCOW2:
-            await self._qemu_img.sizes(node)  # refuses what a running guest writes; plain bytes would not
             await copy_file(self._engine, as_local(volume.presentation), path, (), Silent())
             return Frozen(Kept.FILE, since=(), tracked=False)
         history = await self._qemu_img.history(node)
         since = usable(points, history.bitmaps)[-(MOST_POINTS - 1) :]
         for name in history.bitmaps:
             if name.startswith(TAG) and name not in (*since, tag):
-                await self._qemu_img.bitmap(node, name, "--remove")
+                await self._bitmap(node, name, "--remove")
         if tag not in history.bitmaps:
-            await self._qemu_img.bitmap(node, tag, "--add")
+            await self._bitmap(node, tag, "--add")
         if await self._engine.run(clone_file, as_local(volume.presentation).path, path):
             return Frozen(Kept.FILE, since, tracked=True)
         if tag not in history.snapshots:
-            await self._qemu_img.snapshot(node, tag, "-c")
+            await self._snapshot(node, tag, "-c")
         return Frozen(Kept.INSIDE, since, tracked=True)
+
+    async def require_idle(self, volume: Source) -> None:
+        await self._qemu_img.sizes(own_node(volume))
+
+    async def tags(self, volume: Source) -> frozenset[str]:
+        history = await self._history(volume)
+        return frozenset(name for name in (*history.snapshots, *history.bitmaps) if name.startswith(TAG))
 
     async def settle(self, volume: Source, tag: str, points: Sequence[str]) -> None:
         node = own_node(volume)
         bitmaps = (await self._history(volume)).bitmaps
         for point in points:
             if point != tag and point in bitmaps and bitmaps[point].recording:
-                await self._qemu_img.bitmap(node, point, "--disable")
+                await self._bitmap(node, point, "--disable")
 
     async def drop(self, volume: Source, tag: str) -> None:
         if tag in (await self._history(volume)).snapshots:
-            await self._qemu_img.snapshot(own_node(volume), tag, "-d")
+            await self._snapshot(own_node(volume), tag, "-d")
 
     async def merge_point(self, volume: Source, tag: str, points: Sequence[str]) -> tuple[str, ...]:
         node = own_node(volume)
@@ -84,21 +92,28 @@ class KvmSnapshots(Snapshots):
             before = kept[: kept.index(tag)][-1:] if tag in kept else ()
             for point in before:
                 goes_on = ("--enable",) if bitmaps[tag].recording else ()
-                await self._qemu_img.bitmap(node, point, "--merge", tag, *goes_on)
-            await self._qemu_img.bitmap(node, tag, "--remove")
+                await self._bitmap(node, point, "--merge", tag, *goes_on)
+            await self._bitmap(node, tag, "--remove")
         return tuple(point for point in kept if point != tag)
 
     async def forget_points(self, volume: Source) -> None:
         for name in (await self._history(volume)).bitmaps:
             if name.startswith(TAG):
-                await self._qemu_img.bitmap(own_node(volume), name, "--remove")
+                await self._bitmap(own_node(volume), name, "--remove")
 
     async def rewind(self, volume: Source, tag: str) -> None:
         await self.forget_points(volume)  # qemu goes back only without bitmaps, which would be of another past
-        await self._qemu_img.snapshot(own_node(volume), tag, "-a")
+        await self._snapshot(own_node(volume), tag, "-a")
 
     async def duplicate(self, frozen: Source, target: PendingWrite) -> None:
         await copy_file(self._engine, as_local(frozen.presentation), as_pending_file(target).path, (), Silent())
+
+    async def _bitmap(self, node: Mapping[str, object], name: str, *actions: str) -> None:
+        """Short, and not to be interrupted: an image whose writer was killed loses its bitmaps."""
+        await uninterrupted(self._qemu_img.bitmap(node, name, *actions))
+
+    async def _snapshot(self, node: Mapping[str, object], name: str, action: str) -> None:
+        await uninterrupted(self._qemu_img.snapshot(node, name, action))
 
     async def _history(self, volume: Source) -> History:
         if known_format(volume) is not ImageFormat.QCOW2:
