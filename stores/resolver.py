@@ -9,15 +9,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from stores.contract import DataStore, Kind, LocalPath, ObjectInfo, PendingWrite, Presentation, Progress, RangeReader
-from stores.errors import CacheFailure, InvalidReference, PolicyRefused, StoreUnsupported
+from stores.errors import CacheFailure, InvalidReference, PolicyRefused, RequirementNotMet, StoreUnsupported
+from stores.locations import export_name, identity_of, split_url
 from stores.negotiation import CacheUse, Negotiation, Reason, Via, negotiate
 from stores.paths import check_ref
-from stores.secret import Secret
 from stores.settings import StoreSettings
 from stores.to import S3TO, DataStoreTO, ImageStoreTO, NfsTO, PrimaryDataStoreTO, SwiftTO
 from stores.transfer.engine import TransferEngine
@@ -27,8 +28,9 @@ from stores.wrappers.retrying import RetryingStore
 if TYPE_CHECKING:  # what it stands on is only loaded where there is a cache
     from stores.cache.cache import Cache
     from stores.cache.proxy import CachingStore
+    from stores.cache.writeback.queue import UploadQueue
 
-__all__ = ["SUPPORTED", "CacheUse", "Negotiation", "Reason", "Resolver", "Via", "negotiate"]
+__all__ = ["SUPPORTED", "CacheUse", "Durability", "Negotiation", "Reason", "Resolver", "Via", "negotiate"]
 
 DIRECTORY_POOLS = ("Filesystem", "SharedMountPoint")
 """Pool types that are a directory of the host, by their path."""
@@ -43,6 +45,13 @@ SUPPORTED = (
     "NFS exports that the host has mounted",
 )
 """Of what `Resolver.store` can make a store."""
+
+
+class Durability(StrEnum):
+    """What a write has to be when it is committed."""
+
+    STORED = "stored"  # the store has confirmed it
+    STAGED = "staged"  # safe on this host, and uploaded until it is stored
 
 
 class Resolver:
@@ -64,20 +73,28 @@ class Resolver:
         self._engine = engine
         self._observer = observer
         self._cache = cache
+        self._uploads: UploadQueue | None = None
         self._stores: dict[Hashable, DataStore] = {}
         self._preferring: set[str] = set()  # ids of stores whose objects are worth caching
+
+    def upload_through(self, queue: UploadQueue) -> None:
+        """Writes that are to be staged go through `queue` from now on. It opens its stores by `store`."""
+        self._uploads = queue
 
     def store(self, to: DataStoreTO) -> DataStore:
         """The store that `to` means: the same object for the same place and credentials, another one when any of these
         changes. Contacts nothing. `StoreUnsupported`, `InvalidReference` or `PolicyRefused` when there can be none.
         """
-        identity = _identity(to)
+        identity = identity_of(to)
         if identity not in self._stores:
             store = self._make(to)
             self._stores[identity] = ReportingStore(store, self._observer) if self._observer else store
             if to.storeType in self._settings.cache.prefer:
                 self._preferring.add(store.id)
-        return self._stores[identity]
+        store = self._stores[identity]
+        if self._uploads is not None:
+            self._uploads.named(to, store.id)
+        return store
 
     async def stat(self, to: DataStoreTO, ref: str) -> ObjectInfo:
         return await self.store(to).stat(ref)
@@ -160,13 +177,45 @@ class Resolver:
         token: str,
         size: int | None = None,
         replace: bool = False,
+        durability: Durability = Durability.STORED,
+        store_to: DataStoreTO | None = None,
+        wait_s: float | None = None,
+        stored_s: float | None = None,
     ) -> AbstractAsyncContextManager[PendingWrite]:
-        """`store.write` through the first of `kinds` that the store can be written through; `RequirementNotMet` if there is
-        none."""
+        """`store.write` through the first of `kinds` that the store can be written through.
+
+        Where there is none, but a file would do and the store takes uploads, and where the write is only to be `STAGED`: a file
+        in the cache, to be filled with at most `size` bytes, which the upload queue brings to the store (`UploadQueue.staging`;
+        ask `staged` before, whether that was done already). For that `store_to` is needed, by which the store is found again
+        after a restart. `wait_s`: how long to wait for room. `STORED`: `commit` waits for the store, `stored_s` seconds at most
+        (None: as long as it takes), then `UploadPending`. `STAGED`: the info that `commit` returns has the upload's id.
+
+        `RequirementNotMet` before any byte moves when there is no way.
+        """
         outcome = negotiate(store.id, store.writes, kinds, ranges=False)
-        if outcome.chosen is None:
-            raise outcome.refusal()
-        return store.write(ref, outcome.chosen, token=token, size=size, replace=replace)
+        if durability is Durability.STORED and outcome.chosen is not None:
+            return store.write(ref, outcome.chosen, token=token, size=size, replace=replace)
+        queue = self._uploads
+        if queue is None or store_to is None or Kind.UPLOAD not in store.writes or Kind.LOCAL_PATH not in kinds:
+            raise outcome.refusal() if outcome.chosen is None else _not_staged(store.id, outcome)
+        wait_s = self._settings.cache.wait_s if wait_s is None else wait_s
+        if durability is Durability.STAGED:
+            return queue.staging(store_to, store, ref, token=token, size=size, replace=replace, wait_s=wait_s)
+        return queue.writing(
+            store_to, store, ref, token=token, size=size, replace=replace, wait_s=wait_s, stored_s=stored_s
+        )
+
+    async def staged(
+        self, store: DataStore, ref: str, *, token: str, durability: Durability, stored_s: float | None = None
+    ) -> ObjectInfo | None:
+        """What an earlier `create` with that token has staged, joined instead of written again; None: nothing. Answers and
+        raises as `commit` would."""
+        if self._uploads is None:
+            return None
+        found = await self._uploads.staged(store, ref, token=token)
+        if found is None or found.upload is None or durability is Durability.STAGED:
+            return found
+        return await self._uploads.stored(found.upload, deadline_s=stored_s)
 
     async def aclose(self) -> None:
         """Close every store that was handed out, also when one of them fails to. Idempotent."""
@@ -238,7 +287,7 @@ class Resolver:
         raise _unsupported(f"primary storage of type {to.poolType}")
 
     def _image(self, to: ImageStoreTO) -> DataStore:
-        uri = _split(to.uri)
+        uri = split_url(to.uri)
         if uri.scheme in ("http", "https"):
             from stores.backends.http import HttpStore
 
@@ -255,11 +304,11 @@ class Resolver:
         raise _unsupported(f"an image store with a {uri.scheme or 'relative'} URI")
 
     def _nfs(self, to: NfsTO) -> DataStore:
-        url = _split(to.url)
+        url = split_url(to.url)
         if url.scheme != "nfs":
             raise _unsupported(f"secondary storage with a {url.scheme or 'relative'} URL")
-        name = _export_name(url)
-        mounts = {_export_name(urlsplit(key)): path for key, path in self._settings.nfs_mounts.items()}
+        name = export_name(url)
+        mounts = {export_name(urlsplit(key)): path for key, path in self._settings.nfs_mounts.items()}
         if name not in mounts:
             raise PolicyRefused(
                 f"nfs://{name} is not among the mounted exports: mount it and name it in the setting pools.nfs_mounts",
@@ -283,35 +332,15 @@ class Resolver:
         )
 
 
-def _identity(to: DataStoreTO) -> Hashable:
-    """Everything that decides which place is meant and who asks: all fields of the object except those that only describe.
-
-    Credentials and endpoint are both part of it: two endpoints may know the same access key.
-    """
-    if isinstance(to, PrimaryDataStoreTO):
-        return (to.storeType, to.poolType, to.uuid, to.path)
-    return (to.storeType, *(getattr(to, name) for name in sorted(type(to).model_fields)))
-
-
-def _split(url: Secret) -> SplitResult:
-    try:
-        return urlsplit(url.reveal())
-    except ValueError:
-        # Not chained: that error quotes the URL, which may hold a password.
-        raise InvalidReference("the URL of a store is malformed") from None
-
-
-def _export_name(url: SplitResult) -> str:
-    """`host/export` of an NFS URL, in one spelling."""
-    try:
-        host, port = url.hostname, url.port
-    except ValueError:
-        host, port = None, None
-    if not host or "@" in url.netloc or ".." in url.path.split("/") or not url.path.isprintable():
-        raise InvalidReference("an NFS URL has the form nfs://host/export")
-    if port not in (None, 2049):
-        host = f"{host}:{port}"
-    return host + "/" + "/".join(part for part in url.path.split("/") if part)
+def _not_staged(store_id: str, outcome: Negotiation) -> RequirementNotMet:
+    """A write that was only to be staged, where that cannot be done."""
+    return RequirementNotMet(
+        f"store {store_id} was to be written by way of this host, which needs a cache pool (cache.pools), a store that takes"
+        " uploads, and a file to fill: ask for durability `stored`",
+        accepted=[kind.value for kind in outcome.accepted],
+        offered=sorted(kind.value for kind in outcome.offered),
+        store=store_id,
+    )
 
 
 def _unsupported(what: str) -> StoreUnsupported:

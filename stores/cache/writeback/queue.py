@@ -30,12 +30,14 @@ from stores.cache.settings import WritebackSettings
 from stores.cache.writeback.credentials import Credentials
 from stores.cache.writeback.errors import QueueDraining, UploadCancelled, UploadOver, UploadPending, UploadUnknown, told
 from stores.cache.writeback.order import BreakerState
-from stores.cache.writeback.staging import UNFINISHED, StagedFile, Stager
+from stores.cache.writeback.staging import UNFINISHED, StagedFile, Stager, StoredFile
 from stores.cache.writeback.worker import Worker
-from stores.contract import DataStore, Kind, ObjectInfo
+from stores.contract import DataStore, Kind, ObjectInfo, PendingFile
 from stores.errors import StoreUnsupported
 from stores.paths import check_ref
 from stores.to import DataStoreTO
+
+__all__ = ["Figures", "Upload", "UploadQueue", "UploadState"]
 
 TICK_S = 5.0
 ASK_S = 1.0
@@ -163,6 +165,25 @@ class UploadQueue:
         remember = partial(self._credentials.put, store.id, to)
         async with self._stager.staging(wanted, wait_s=wait_s, admitted=remember) as pending:
             yield pending
+
+    @asynccontextmanager
+    async def writing(
+        self,
+        to: DataStoreTO,
+        store: DataStore,
+        ref: str,
+        *,
+        token: str,
+        size: int | None,
+        replace: bool,
+        wait_s: float,
+        stored_s: float | None,
+    ) -> AsyncIterator[PendingFile]:
+        """As `staging`, for who wants it stored: `commit` waits for that, for `stored_s` seconds at most (None: as long as it
+        takes); then `UploadPending`. Its end is no event."""
+        staging = self.staging(to, store, ref, token=token, size=size, replace=replace, wait_s=wait_s, announce=False)
+        async with staging as staged:
+            yield StoredFile(staged, partial(self.stored, deadline_s=stored_s))
 
     async def staged(self, store: DataStore, ref: str, *, token: str) -> ObjectInfo | None:
         """What that write has staged, if it has: with `upload` while it is not stored. Raises the error of an upload that

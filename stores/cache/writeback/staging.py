@@ -90,6 +90,23 @@ class StagedFile:
         return ObjectInfo(wanted.ref, size, upload=wanted.id)
 
 
+class StoredFile:
+    """A staged file for who wants to hear that it is stored: `commit` returns when the store has confirmed it, and raises what
+    `stored` raises, `UploadPending` among it: the bytes are safe then, and on their way."""
+
+    kind: ClassVar[Kind] = Kind.LOCAL_PATH
+
+    def __init__(self, staged: StagedFile, stored: Callable[[str], Awaitable[ObjectInfo]]) -> None:
+        self.path = staged.path
+        self._staged = staged
+        self._stored = stored
+
+    async def commit(self) -> ObjectInfo:
+        info = await self._staged.commit()
+        assert info.upload is not None
+        return await self._stored(info.upload)
+
+
 class Stager:
     """Of one process, over its pools. `turn` wakes those who wait when something was given back; `staged` is called after
     each commit. `at_work` has the ids of what is being staged now."""

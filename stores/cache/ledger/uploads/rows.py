@@ -20,6 +20,9 @@ STAGED = (UploadState.WAITING, UploadState.SENDING, UploadState.REFUSED, UploadS
 UNSTORED = (UploadState.STAGING, *STAGED)
 """What takes room that cannot be had back before a store has it."""
 
+WAIT = (UploadState.WAITING, UploadState.CANCELLING)
+"""Something is to be done by itself, now or later."""
+
 OVER = (UploadState.STORED, UploadState.CANCELLED)
 
 
@@ -60,7 +63,7 @@ class Upload(Wanted):
     created: float  # seconds since the epoch
     age_s: float  # since it was staged
     attempts: int
-    next_attempt_s: float  # in so many seconds at the earliest
+    next_attempt_s: float | None  # in so many seconds at the earliest, of one that waits
     error: dict[str, Any] | None  # of the latest attempt: kind, message, details
     sent: int  # confirmed by the store
     resumed: int  # of these, what was there before the latest attempt
@@ -103,7 +106,7 @@ def _to_upload(tx: Transaction, row: Row[Any]) -> Upload:
             "state": UploadState(row.state),
             "error": None if row.error is None else json.loads(row.error),
             "age_s": max(0.0, tx.wall - row.created),
-            "next_attempt_s": max(0.0, row.next_at - tx.now),
+            "next_attempt_s": max(0.0, row.next_at - tx.now) if row.state in WAIT else None,
         }
     )
 

@@ -13,7 +13,7 @@ from stores.cache.database import Transaction
 from stores.cache.ledger.content import confirm, set_state
 from stores.cache.ledger.eviction import mark
 from stores.cache.ledger.rows import Entry, LeaseLost, require_lease
-from stores.cache.ledger.uploads.rows import OVER, Upload, change, end, find, get, living, read
+from stores.cache.ledger.uploads.rows import OVER, WAIT, Upload, change, end, find, get, living, read
 from stores.cache.ledger.uploads.staging import withdraw
 from stores.cache.schema import EntryState, UploadState, uploads
 
@@ -65,7 +65,7 @@ def due(
     """
     where = (
         uploads.c.pool == pool,
-        uploads.c.state.in_([UploadState.WAITING, UploadState.CANCELLING]),
+        uploads.c.state.in_(WAIT),
         uploads.c.store == store,
         uploads.c.owner.is_(None),
         or_(uploads.c.next_at <= tx.now, uploads.c.next_at > tx.now + horizon_s),
@@ -81,7 +81,7 @@ def next_due_s(tx: Transaction, pool: str) -> float | None:
     """Seconds until the next of those that wait is due; None where none waits for its time."""
     soonest = select(func.min(uploads.c.next_at)).where(
         uploads.c.pool == pool,
-        uploads.c.state.in_([UploadState.WAITING, UploadState.CANCELLING]),
+        uploads.c.state.in_(WAIT),
         uploads.c.next_at > tx.now,
     )
     at = tx.connection.execute(soonest).scalar_one()
