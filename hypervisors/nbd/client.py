@@ -42,15 +42,8 @@ class NbdDisk(RangeReader):
         """As promised by `RangeReader`. `IntegrityError` beyond the end, `Unavailable` when the server dies or is silent,
         `DeviceFault` and the like for what it cannot read, `StoreError` when it does not keep to the protocol. There are no
         further attempts: a server on this host that fails once is not there any more."""
-        await self.read_many([(offset, buffer)])
-
-    async def read_many(self, wanted: Sequence[tuple[int, memoryview]]) -> None:
-        """As `read_into` for each of these offsets and buffers, over one connection and without a pause between them: for
-        disks in many small extents."""
-        for offset, buffer in wanted:
-            self._check(offset, len(buffer))
-        async with self._connections.taken(None) as connection:
-            await self._threads.run(partial(connection.read, wanted), abort=connection.abort)
+        once = iter([(offset, buffer)] if len(buffer) else [])
+        await self.read_each(lambda: next(once, None), lambda offset, buffer: None, self._threads)
 
     async def read_each(
         self,
@@ -73,7 +66,7 @@ class NbdDisk(RangeReader):
     ) -> None:
         while (wanted := take()) is not None:
             self._check(wanted[0], len(wanted[1]))
-            connection.read([wanted])
+            connection.read(*wanted)
             put(*wanted)
 
     async def extents(self, offset: int, length: int) -> Sequence[Extent]:

@@ -10,7 +10,7 @@ import errno
 import itertools
 import socket
 import struct
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -69,10 +69,10 @@ class Connection:
         self._limit = min(REQUEST, negotiation.export.max_request)
         return negotiation.export, negotiation.context_id is not None
 
-    def read(self, wanted: Iterable[tuple[int, memoryview]]) -> None:
-        """Fills each buffer with what is at its offset, by several reads under way at once."""
+    def read(self, offset: int, view: memoryview) -> None:
+        """Fills `view` with what is at `offset`, by several reads under way at once."""
         with self._translated():
-            waiting = self._reads(wanted)
+            waiting = self._reads(offset, view)
             under_way: dict[int, _Read] = {}
             while True:
                 asked = bytearray()
@@ -123,11 +123,10 @@ class Connection:
 
     # ------------------------------------------------------------------------------------------------- receiving
 
-    def _reads(self, wanted: Iterable[tuple[int, memoryview]]) -> Iterator[_Read]:
-        for offset, view in wanted:
-            for start in range(0, len(view), self._limit):
-                part = view[start : start + self._limit]
-                yield _Read(ReadReply(offset + start, len(part)), part)
+    def _reads(self, offset: int, view: memoryview) -> Iterator[_Read]:
+        for start in range(0, len(view), self._limit):
+            part = view[start : start + self._limit]
+            yield _Read(ReadReply(offset + start, len(part)), part)
 
     def _receive_part(self, under_way: dict[int, _Read]) -> None:
         """One chunk."""

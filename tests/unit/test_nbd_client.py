@@ -160,25 +160,6 @@ async def test_as_many_connections_as_allowed_and_no_more(
     assert server.left == server.most, "clients take leave"
 
 
-async def test_many_small_buffers_at_once(engine: TransferEngine, socket: Path) -> None:
-    """All in one go over one connection: the last is asked for before the first is answered."""
-    buffers = [(number * 5000, memoryview(bytearray(number * 100))) for number in range(IN_FLIGHT)]
-    asked: list[Request] = []
-
-    def at_last(request: Request) -> bytes:
-        asked.append(request)
-        return b"".join(map(whole, asked)) if len(asked) == IN_FLIGHT - 1 else b""
-
-    async with scripted(socket, at_last, size=SIZE) as server:
-        async with connect(socket, "disk", engine=engine, contexts=()) as disk:
-            await disk.read_many(buffers)
-            with pytest.raises(IntegrityError):
-                await disk.read_many([(0, buffers[1][1]), (SIZE, buffers[1][1])])
-        assert server.most == 1
-    assert len(asked) == IN_FLIGHT - 1, "nothing is asked for where nothing is wanted"
-    assert [bytes(buffer) for _, buffer in buffers] == [CONTENT[at : at + len(buffer)] for at, buffer in buffers]
-
-
 async def test_bulk_reads_go_through_few_threads_and_whole(
     engine: TransferEngine, socket: Path, tmp_path: Path
 ) -> None:
