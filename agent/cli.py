@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from agent.cli_options import CommandId, Config, Json, JsonFile, Key, PoolName, Socket
+from agent.cli_stored import drain, uploads
+
 _EPILOG = (
     "Exit codes: 0 done; 1 failed for good; 2 wrong usage; 3 failed, trying again may help; "
     "4 failed, an operator has to act first; 5 no agent answered."
@@ -24,26 +27,8 @@ commands = typer.Typer(help="Look at commands, and cancel them.", no_args_is_hel
 app.add_typer(commands, name="commands")
 cache = typer.Typer(help="Look at the cache, and look after it.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache, name="cache")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", envvar="STORAGE_AGENT_CONFIG", help="The configuration file.", dir_okay=False),
-]
-Socket = Annotated[
-    Path | None,
-    typer.Option(
-        "--socket", envvar="STORAGE_AGENT_SOCKET", help="The agent's socket. Default: what the configuration says."
-    ),
-]
-CommandId = Annotated[str, typer.Argument(metavar="ID", help="The command's id.")]
-JsonFile = Annotated[
-    str, typer.Argument(metavar="FILE|-", help="A file with the command as JSON; - reads standard input.")
-]
-
-
-Key = Annotated[str, typer.Argument(metavar="KEY", help="The entry's key, as `cache ls` shows it.")]
-PoolName = Annotated[str | None, typer.Option("--pool", help="Only this pool.")]
+app.add_typer(uploads, name="uploads")
+app.command()(drain)
 
 
 @app.callback(invoke_without_command=True)

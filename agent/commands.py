@@ -21,7 +21,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from hypervisors.contract import HypervisorType
 from stores.contract import MiB
 from stores.secret import Secret
-from stores.to import DataStoreTO, DataTO, DiskTO, PrimaryDataStoreTO, TemplateObjectTO, VolumeObjectTO
+from stores.to import (
+    DataStoreTO,
+    DataTO,
+    DiskTO,
+    PrimaryDataStoreTO,
+    SnapshotObjectTO,
+    TemplateObjectTO,
+    VolumeObjectTO,
+)
 
 MAX_DEADLINE_S = 7 * 24 * 3600.0
 SCRUB_RATE = 64 * MiB
@@ -89,6 +97,19 @@ class Delete(_Command):
 
     command: Literal["Delete"] = "Delete"
     data: DataTO
+    merge: bool = False  # ours, for a backup that later ones build on: make these independent of it first
+
+
+class RevertSnapshot(_Command):
+    """RevertSnapshotCommand: the volume has the content of the snapshot again."""
+
+    command: Literal["RevertSnapshot"] = "RevertSnapshot"
+    data: SnapshotObjectTO
+    dataOnPrimaryStorage: SnapshotObjectTO | None = None  # the snapshot in the pool, where `data` is its backup
+
+    @property
+    def snapshot(self) -> SnapshotObjectTO:
+        return self.dataOnPrimaryStorage or self.data
 
 
 class ResizeVolume(_Command):
@@ -230,6 +251,7 @@ Command: TypeAlias = Annotated[
     Copy
     | CreateObject
     | Delete
+    | RevertSnapshot
     | ResizeVolume
     | CreateStoragePool
     | ModifyStoragePool
@@ -349,7 +371,7 @@ class Outcome(_Model):
     durability: Durability | None = None  # of what was written
     upload: str | None = None  # of what is staged: the id of the upload that brings it to its store
     newData: DataTO | None = None  # Copy
-    data: DataTO | None = None  # CreateObject, ResizeVolume, Prefetch
+    data: DataTO | None = None  # CreateObject, RevertSnapshot, ResizeVolume, Prefetch
     disk: DiskTO | None = None  # Attach, with the path of the file; Dettach
     newSize: int | None = None  # ResizeVolume
     details: str | None = None  # ComputeChecksum: the digest

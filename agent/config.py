@@ -256,6 +256,47 @@ class CacheSection(Section):
         return value
 
 
+class UploadsSection(Section):
+    """How what was staged in the cache gets to its stores. Nothing of it is ever given up by itself."""
+
+    unstored_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of each cache pool that what no store has yet may take. When it is reached, staging waits for room.",
+    )
+    concurrency: PositiveInt = Field(4, le=64, description="Uploads at the same time, of all pools together.")
+    large: ByteSize = Field(
+        ByteSize(GiB),
+        gt=0,
+        description="Uploads of that size or more leave one of these turns to smaller ones.",
+    )
+    first_retry_s: PositiveFloat = Field(
+        1, description="Longest pause after a first failure; it doubles with each further one..."
+    )
+    last_retry_s: PositiveFloat = Field(300, description="... up to this. The pause itself is random, and shorter.")
+    breaker_failures: PositiveInt = Field(
+        3, description="After so many failures in a row, of whatever upload, a store is left alone."
+    )
+    first_probe_s: PositiveFloat = Field(
+        5, description="Then one upload probes it after this time, which doubles with each probe that fails..."
+    )
+    last_probe_s: PositiveFloat = Field(120, description="... up to this.")
+    alarm_s: PositiveFloat = Field(
+        3600, description="Age of an upload that is not stored from which on the log says so, as an error."
+    )
+
+    @model_validator(mode="after")
+    def _first_is_before_last(self) -> Self:
+        for what in ("retry", "probe"):
+            first, last = getattr(self, f"first_{what}_s"), getattr(self, f"last_{what}_s")
+            if first > last:
+                raise ValueError(
+                    f"first_{what}_s is {first:g} and needs to be at most last_{what}_s, which is {last:g}"
+                )
+        return self
+
+
 class ImagesSection(Section):
     """Limits of the image gate."""
 
@@ -370,6 +411,7 @@ class Config(Section):
     transfer: TransferSection = TransferSection()
     urls: UrlsSection = UrlsSection()
     cache: CacheSection = CacheSection()
+    uploads: UploadsSection = UploadsSection()
     images: ImagesSection = ImagesSection()
     tls: TlsSection = TlsSection()
     api: ApiSection = ApiSection()

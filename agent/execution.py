@@ -26,7 +26,9 @@ def request_of(command: Command) -> verbs.Request | None:
         case commands.CreateObject():
             return verbs.Create(command.data)
         case commands.Delete():
-            return verbs.Delete(command.data)
+            return verbs.Delete(command.data, merge=command.merge)
+        case commands.RevertSnapshot():
+            return verbs.Revert(command.snapshot)
         case commands.ResizeVolume():
             return verbs.Resize(command.volume, command.newSize, command.shrinkOk)
         case commands.CreateStoragePool():

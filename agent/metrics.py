@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what the cache stands on is only imported where there is on
     from stores.cache.claims import Counts
     from stores.cache.ledger import Statistics
     from stores.cache.pool import Pool
+    from stores.cache.writeback.queue import Figures
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -106,6 +107,7 @@ class Metrics:
             registry=self.registry,
         )
         self.cache = CacheMetrics(self.registry)
+        self.uploads = UploadMetrics(self.registry)
 
     def queue_from(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
         """Read the two gauges from their source whenever somebody scrapes."""
@@ -225,3 +227,44 @@ class CacheMetrics:
         """The pool counts by itself: take over what came since the last look."""
         counter.inc(total - self._told.get(counter, 0))
         self._told[counter] = total
+
+
+class UploadMetrics:
+    """How the uploads are getting on (`stores.cache.writeback.queue.Figures`)."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        self.uploads = gauge("storage_agent_uploads", "Uploads, by state.", ["state"])
+        self.unstored = gauge("storage_agent_upload_unstored_bytes", "What this host has and no store has yet.")
+        self.oldest = gauge("storage_agent_upload_oldest_seconds", "Age of the oldest upload that is not stored.")
+        self.breakers = gauge(
+            "storage_agent_upload_breakers", "Stores that are left alone (open) or tried again (half-open).", ["state"]
+        )
+        self.attempts = counter("storage_agent_upload_attempts", "Attempts to upload.")
+        self.failures = counter("storage_agent_upload_failures", "Attempts that failed.")
+        self.stored = counter("storage_agent_upload_stored", "Uploads that a store has confirmed.")
+        self.sent = counter("storage_agent_upload_sent_bytes", "Bytes that stores have confirmed.")
+        self.resumed = counter(
+            "storage_agent_upload_resumed_bytes",
+            "Bytes that an earlier attempt had sent, and that were not sent again.",
+        )
+        self._told: dict[Counter, int] = {}
+
+    def measure(self, now: Figures) -> None:
+        """Show these from now on."""
+        self.unstored.set(now.unstored_bytes)
+        self.oldest.set(now.oldest_s)
+        for state, count in now.by_state.items():
+            self.uploads.labels(state.value).set(count)
+        breakers = [breaker.value for breaker in now.breakers.values()]
+        for name in ("open", "half-open"):
+            self.breakers.labels(name).set(breakers.count(name))
+        for counter, total in (
+            (self.attempts, now.attempts),
+            (self.failures, now.failures),
+            (self.stored, now.stored),
+            (self.sent, now.sent_bytes),
+            (self.resumed, now.resumed_bytes),
+        ):
+            counter.inc(total - self._told.get(counter, 0))
+            self._told[counter] = total

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from agent.upload_models import UploadShown, UploadsShown
+from stores.cache.health import PoolSick
 from stores.cache.writeback.errors import UploadUnknown
 from stores.errors import StoreError
 
 if TYPE_CHECKING:  # what the queue stands on is only imported where there is a cache
-    from stores.cache.writeback.queue import Upload, UploadQueue
+    from stores.cache.ledger.uploads import Upload
+    from stores.cache.pool import Pool
+    from stores.cache.writeback.queue import UploadQueue
 
 ENDED = ("stored", "cancelled")
 GOING = ("cancelling", *ENDED)
@@ -19,19 +23,21 @@ BLOCKED = ("failed", "refused")
 
 
 class UploadService:
-    """Over the process's queue, or over none where there is no cache: then there is no upload.
+    """Over the process's queue and its pools, or over none where there is no cache: then there is no upload.
 
-    All methods raise `PoolSick` while a pool that they have to ask is sick.
+    Lists leave out what a sick pool has; all else raises `PoolSick` where it would have to know that.
     """
 
-    def __init__(self, queue: UploadQueue | None = None) -> None:
+    def __init__(self, queue: UploadQueue | None = None, pools: Sequence[Pool] = ()) -> None:
         self._queue = queue
+        self._pools = pools
 
     async def uploads(self) -> UploadsShown:
         if self._queue is None:
             return UploadsShown(uploads=[])
         uploads = [shown(upload) for upload in await self._queue.list()]
-        return UploadsShown(uploads=uploads, breakers=(await self._queue.figures()).breakers)
+        breakers = (await self._queue.figures()).breakers
+        return UploadsShown(uploads=uploads, breakers={store: state.value for store, state in breakers.items()})
 
     async def show(self, upload: str) -> UploadShown:
         """`UploadUnknown`."""
@@ -71,14 +77,12 @@ class UploadService:
     async def settle(self, token: str, *, give_up: bool) -> None:
         """What the command of that id has staged is stored, or with `give_up` given up, when this returns. Otherwise the error
         that says how far it is: `UploadPending`, or why it failed."""
-        if self._queue is None:
-            return
-        for upload in await self._queue.list():
-            if upload.token == token and upload.state not in GOING:
+        for upload in await self.left():
+            if upload.command == token:
                 if give_up:
-                    await self._queue.cancel(upload.id)
+                    await self.cancel(upload.id)
                 else:
-                    await self._queue.stored(upload.id, deadline_s=0)
+                    await self._of(upload.id).stored(upload.id, deadline_s=0)
 
     # -------------------------------------------------------------------------------------------------- for draining
 
@@ -94,8 +98,15 @@ class UploadService:
             self._queue.resume()
 
     async def left(self) -> list[UploadShown]:
-        """Those that no store has yet."""
-        return [upload for upload in (await self.uploads()).uploads if upload.state not in GOING]
+        """All that no store has yet."""
+        left = [upload for upload in (await self.uploads()).uploads if upload.state not in GOING]
+        for pool in self._pools:
+            if not pool.healthy:
+                raise PoolSick(
+                    f"the cache pool {pool.name} is sick, and nobody can say what of it no store has yet: {pool.ailment}",
+                    pool=pool.name,
+                )
+        return left
 
     # ---------------------------------------------------------------------------------------------------- for events
 
@@ -131,7 +142,7 @@ def shown(upload: Upload) -> UploadShown:
         sent=upload.sent,
         resumed=upload.resumed,
         error=upload.error,
-        nextAttempt=upload.next_attempt_s,
+        nextAttempt=upload.next_attempt_s if upload.state.value == "waiting" else None,
         version=upload.version,
         finished=upload.finished,
     )

@@ -24,6 +24,8 @@ from agent.metrics import Metrics
 from agent.transports.contract import AgentStatus, Transport
 from agent.transports.http_api.route import Api
 from agent.transports.http_api.server import HttpApi
+from agent.upload_service import UploadService
+from agent.upload_watch import watch
 from agent.version import VERSION
 from hypervisors.contract import HypervisorHandler
 from hypervisors.images.gate import GateLimits
@@ -37,6 +39,7 @@ from stores.transfer.engine import TransferEngine
 if TYPE_CHECKING:  # what it stands on takes time to import, and is only needed where there is a cache
     from stores.cache.cache import Cache
     from stores.cache.database import Database
+    from stores.cache.writeback.queue import UploadQueue
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Parts:
     engine: TransferEngine
     cache: Cache | None
     caching: CacheService
+    queue: UploadQueue | None
+    uploading: UploadService
     resolver: Resolver
     handlers: Sequence[HypervisorHandler]
     operations: Operations
@@ -70,6 +75,7 @@ class Parts:
             commands=dispatcher,
             explain=explainer(self.operations, self.config.agent.hypervisor),
             cache=self.caching,
+            uploads=self.uploading,
             status=self._status_of(dispatcher),
             metrics=self.metrics,
             request_timeout_s=self.config.api.request_timeout_s,
@@ -79,7 +85,7 @@ class Parts:
     @asynccontextmanager
     async def cache_in_use(self) -> AsyncIterator[None]:
         """The cache, recovered at the beginning, and at the end given up to whoever comes next. All pools at once: one that
-        hangs costs no more than its own deadline, and is sick then."""
+        hangs costs no more than its own deadline, and is sick then. What was staged goes on to its stores meanwhile."""
         if self.cache is None:
             yield
             return
@@ -89,13 +95,20 @@ class Parts:
             async with asyncio.TaskGroup() as starting:
                 for pool in self.cache.pools:
                     starting.create_task(pool.start())
+            if self.queue is not None:
+                stack.push_async_callback(self.queue.aclose)
+                await self.queue.start()
             stack.push_async_callback(self.cache.aclose)
             yield
 
     def chores(self) -> Sequence[Coroutine[None, None, None]]:
         """What goes on beside the commands, each until it is cancelled."""
-        pools = self.cache.pools if self.cache is not None else ()
-        return [self.metrics.watch_loop(), *(self.metrics.cache.watch(pool) for pool in pools)]
+        chores = [self.metrics.watch_loop()]
+        if self.cache is not None:
+            chores += [self.metrics.cache.watch(pool) for pool in self.cache.pools]
+        if self.queue is not None:
+            chores.append(watch(self.queue, self.metrics.uploads, alarm_s=self.config.uploads.alarm_s))
+        return chores
 
     async def aclose(self) -> None:
         for handler in self.handlers:
@@ -130,6 +143,8 @@ def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
     cache = _cache(config, engine, metrics)
     caching = CacheService(cache)
     resolver = Resolver(store_settings(config), engine, cache=cache)
+    queue = _queue(config, cache, resolver)
+    uploading = UploadService(queue, cache.pools if cache is not None else ())
     limits = GateLimits(virtual_size=config.images.max_virtual_size)
     by_type = handlers(engine, ToolRunner(), config.agent.runtime_dir, limits)
     operations = Operations(resolver, by_type, engine, clock, limits)
@@ -139,10 +154,12 @@ def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
         engine=engine,
         cache=cache,
         caching=caching,
+        queue=queue,
+        uploading=uploading,
         resolver=resolver,
         handlers=tuple(by_type.values()),
         operations=operations,
-        execution=Execution(operations, config.agent.hypervisor, caching),
+        execution=Execution(operations, config.agent.hypervisor, caching, uploading),
         journal=Journal(config.agent.state_dir, retention=retention, clock=clock),
         metrics=metrics,
         started_at=clock(),
@@ -201,6 +218,30 @@ def _cache(config: Config, engine: TransferEngine, metrics: Metrics) -> Cache | 
         )
         pools.append(Pool(settings, _ledger(pool)))
     return Cache(pools, engine, observer=metrics.cache)
+
+
+def _queue(config: Config, cache: Cache | None, resolver: Resolver) -> UploadQueue | None:
+    """Over the cache's pools; opens nothing."""
+    if cache is None:
+        return None
+    from stores.cache.settings import WritebackSettings
+    from stores.cache.writeback.queue import UploadQueue
+
+    uploads = config.uploads
+    settings = WritebackSettings(
+        unstored_share=uploads.unstored_share,
+        concurrency=uploads.concurrency,
+        large=uploads.large,
+        first_retry_s=uploads.first_retry_s,
+        last_retry_s=uploads.last_retry_s,
+        breaker_failures=uploads.breaker_failures,
+        first_probe_s=uploads.first_probe_s,
+        last_probe_s=uploads.last_probe_s,
+    )
+    credentials = config.agent.state_dir / "credentials"
+    queue = UploadQueue(cache.pools, settings, credentials=credentials, open_store=resolver.store)
+    resolver.upload_through(queue)
+    return queue
 
 
 def _ledger(pool: CachePool) -> Database:

@@ -507,7 +507,7 @@ def test_each_route_needs_the_role_it_should() -> None:
     needed = {(route.method, route.path): route.role for route in ROUTES}
     commanding = {route for route, role in needed.items() if role is Role.COMMAND}
     operating = {route for route, role in needed.items() if role is Role.OPERATE}
-    assert commanding == {("POST", "/v1/commands"), ("GET", "/v1/events"), ("POST", "/v1/events/{id}/ack")}
+    assert commanding == {("POST", "/v1/commands"), ("POST", "/v1/events/{id}/ack")}
     assert operating == {
         ("DELETE", "/v1/commands/{id}"),
         ("DELETE", "/v1/cache/entries/{key}"),

@@ -18,10 +18,12 @@ POOL = {"storeType": "primary", "uuid": "p-1", "poolType": "Filesystem", "path":
 S3 = {"storeType": "s3", "bucketName": "b", "accessKey": "AKIA", "secretKey": "secret-in-clear"}
 TEMPLATE = {"type": "template", "path": "t/1.qcow2", "format": "qcow2", "imageDataStore": S3}
 VOLUME = {"type": "volume", "path": "v-1", "dataStore": POOL}
+SNAPSHOT = {"type": "snapshot", "path": "v-1/s-1", "dataStore": POOL}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "Copy": {"source": TEMPLATE, "destination": VOLUME},
     "CreateObject": {"data": {**VOLUME, "size": 1024}},
     "Delete": {"data": VOLUME},
+    "RevertSnapshot": {"data": SNAPSHOT, "dataOnPrimaryStorage": SNAPSHOT},
     "ResizeVolume": {"data": VOLUME, "newSize": 4096},
     "CreateStoragePool": {"pool": POOL},
     "ModifyStoragePool": {"pool": POOL, "add": True},

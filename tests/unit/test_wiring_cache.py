@@ -23,6 +23,7 @@ from tests.postgres import PASSWORD, Postgres
 
 
 def configured(tmp_path: Path, **pool: Any) -> Config:
+    (tmp_path / "state").mkdir(mode=0o700)
     directory = {"name": "local", "directory": str(tmp_path / "cache"), "limit": "64MiB", **pool}
     return Config.model_validate(
         {
@@ -47,7 +48,7 @@ async def served(parts: Parts, data: bytes) -> bytes:
 async def test_making_it_opens_nothing(tmp_path: Path) -> None:
     parts = build(configured(tmp_path, database=str(tmp_path / "nobody-reads-this")))
     assert parts.cache is not None
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("*")) == [tmp_path / "state"]
     await parts.aclose()
 
 

@@ -126,7 +126,7 @@ UPLOAD_ROUTES: tuple[Route, ...] = (
     Route(
         "GET",
         "/v1/events",
-        Role.COMMAND,
+        Role.VIEW,
         upload_events,
         "Ends of uploads whose commands were answered `staged`: the same ones again until they are acknowledged.",
         {200: TypeAdapter(EventsShown)},
