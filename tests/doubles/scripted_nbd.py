@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stores.bridge.negotiation import Negotiation, Phase
-from stores.bridge.wire import Command, Request, RequestParser
+from stores.bridge.wire import INFO_BLOCK_SIZE, MAX_PAYLOAD, Command, Info, Request, RequestParser
 
 Answer = Callable[[Request], bytes]
 """What is sent in answer to a request. Nothing (b"") is silence."""
@@ -23,6 +23,7 @@ class ScriptedNbd:
     answer: Answer
     size: int
     greeting: bytes | None = None
+    max_request: int = MAX_PAYLOAD
     hang_up: bool = False
     """Close each connection after its first answer."""
     open: int = 0
@@ -47,7 +48,10 @@ class ScriptedNbd:
         parser = RequestParser()
         while data := await reader.read(64 * 1024):
             if negotiation.phase is not Phase.TRANSMISSION:
-                writer.write(negotiation.feed(data))
+                ours, told = (
+                    INFO_BLOCK_SIZE.pack(Info.BLOCK_SIZE, 1, 4096, n) for n in (MAX_PAYLOAD, self.max_request)
+                )
+                writer.write(negotiation.feed(data).replace(ours, told))
                 continue
             for request in parser.feed(data):
                 if request.command == Command.DISC:
@@ -62,10 +66,10 @@ class ScriptedNbd:
 
 @asynccontextmanager
 async def scripted(
-    socket: Path, answer: Answer, *, size: int, greeting: bytes | None = None
+    socket: Path, answer: Answer, *, size: int, greeting: bytes | None = None, max_request: int = MAX_PAYLOAD
 ) -> AsyncIterator[ScriptedNbd]:
     """Such a server, until the context ends; then every client must have gone."""
-    server = ScriptedNbd(socket, answer, size, greeting)
+    server = ScriptedNbd(socket, answer, size, greeting, max_request)
     listener = await asyncio.start_unix_server(server.serve, socket)
     try:
         yield server

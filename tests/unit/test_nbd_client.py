@@ -20,6 +20,7 @@ from stores.bridge.wire import (
     CHUNK,
     DONE,
     ERROR,
+    MAX_PAYLOAD,
     STRUCTURED_REPLY_MAGIC,
     Chunk,
     Command,
@@ -110,6 +111,20 @@ async def test_chunks_in_any_order_and_zeroes(engine: TransferEngine, socket: Pa
         third = length // 3
         expected[start + third : start + 2 * third] = bytes(third)
     assert buffer == expected
+
+
+@pytest.mark.parametrize("limit", [512, 1000, 100 * KiB, 1 << 30])
+async def test_any_range_in_requests_that_the_server_takes(engine: TransferEngine, socket: Path, limit: int) -> None:
+    rng = random.Random(limit)
+    async with (
+        scripted(socket, whole, size=SIZE, max_request=min(limit, MAX_PAYLOAD)) as server,
+        connect(socket, "disk", engine=engine, contexts=()) as disk,
+    ):
+        for most in [0, 1, 511, 512, 513, 999, 1001, 100 * KiB + 1, REQUEST, REQUEST + 1, 700_000]:
+            offset = rng.randrange(SIZE - most)
+            assert await disk.read(offset, most) == CONTENT[offset : offset + most]
+        assert await disk.read(SIZE - 5, 5) == CONTENT[-5:]
+    assert max(request.length for request in server.requests) <= min(limit, REQUEST)
 
 
 async def test_replies_in_another_order_than_requests(engine: TransferEngine, socket: Path) -> None:
