@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import itertools
 import socket
-import struct
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from hypervisors.nbd.replies import ChunkHead, ReadReply, Run, chunk_head, refus
 from stores.bridge.wire import CHUNK, HOLE, OFFSET, Chunk, Command, ProtocolError, request
 from stores.contract import KiB, MiB
 from stores.errors import StoreError, Unavailable
+from stores.transfer.wire import limit_silence
 
 REQUEST = 256 * KiB
 """Bytes of one read: the server reads the next while it sends the last, and every server takes as much."""
@@ -48,12 +48,7 @@ class Connection:
         self._context_id: int | None = None
         self._head = bytearray(CHUNK.size)
         self._limit = REQUEST
-        # A Python timeout makes the descriptor non-blocking, and MSG_WAITALL then returns what is there. The kernel's own
-        # timeouts keep it blocking: one system call fills a whole buffer.
-        sock.settimeout(None)
-        limit = struct.pack("ll", int(stall_s), int(stall_s % 1 * 1_000_000))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        limit_silence(sock, stall_s)
 
     def negotiate(self, name: str, context: str | None) -> tuple[Export, bool]:
         """The export of that name, and whether it has `context`. Raises what `Negotiation.feed` does, and `StoreError` for a

@@ -62,6 +62,18 @@ def parse_head(head: bytes) -> Answer:
     return Answer(int(code), reason, headers, keep_alive)
 
 
+def limit_silence(sock: socket.socket, limit_s: float) -> None:
+    """Makes `sock` blocking, and each call on it fail with `BlockingIOError` when nothing moved for so long.
+
+    A Python timeout makes the descriptor non-blocking, and MSG_WAITALL then returns every few kilobytes. With the kernel's own
+    timeouts one system call fills a whole buffer.
+    """
+    sock.settimeout(None)
+    limit = struct.pack("ll", int(limit_s), int(limit_s % 1 * 1_000_000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+
 class Connection:
     """One connected socket, plain or TLS. One thread at a time uses it; `abort` may come from any."""
 
@@ -84,12 +96,7 @@ class Connection:
             )
             self._flags = 0
         else:
-            # A Python timeout makes the descriptor non-blocking, and MSG_WAITALL then returns every few kilobytes. The
-            # kernel's own timeouts keep it blocking: one system call fills a whole buffer.
-            raw.settimeout(None)
-            limit = struct.pack("ll", int(read_timeout_s), int(read_timeout_s % 1 * 1_000_000))
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            limit_silence(raw, read_timeout_s)
             self._sock = raw
             self._flags = socket.MSG_WAITALL
 
