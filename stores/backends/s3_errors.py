@@ -43,6 +43,8 @@ _CLASSES: dict[str, type[StoreError]] = {
     **dict.fromkeys(("PreconditionFailed", "412"), AlreadyExists),
     **dict.fromkeys(("BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"), IntegrityError),
     **dict.fromkeys(("InvalidPart", "InvalidPartOrder", "XAmzContentChecksumMismatch"), IntegrityError),
+    # We send none: it was damaged on its way.
+    "MalformedXML": IntegrityError,
     **dict.fromkeys(("EntityTooLarge", "MaxMessageLengthExceeded"), TooLarge),
     **dict.fromkeys(("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"), NoSpace),
     **dict.fromkeys(("KeyTooLongError", "InvalidBucketName", "XMinioInvalidObjectName"), InvalidReference),

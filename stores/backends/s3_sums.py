@@ -24,7 +24,7 @@ SMALLEST_PART = 8 * MiB
 # Parts of files grow up to this before their number does: each costs a signature and an answer, and is what a broken
 # connection sends again.
 USUAL_PART = 64 * MiB
-USUAL_PARTS = 64
+USUAL_PARTS = 32
 
 
 def part_length(number: int, size: int | None) -> int:

@@ -206,7 +206,7 @@ def test_parts_of_a_file_suffice_are_legal_and_not_small(size: int) -> None:
     length = file_part_length(size)
     assert SMALLEST_PART <= length <= MAX_PART
     assert length * MAX_PARTS >= size
-    assert -(-size // length) <= 64 or length >= 64 * MiB
+    assert -(-size // length) <= 32 or length >= 64 * MiB
 
 
 def test_parts_of_an_unknown_size_grow() -> None:

@@ -1,0 +1,351 @@
+"""Uploads to S3 that are disturbed at every single request, and what is left in the end: the object, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import pytest
+
+from stores.backends.s3 import S3Store
+from stores.backends.s3_notes import marker_key
+from stores.backends.s3_sums import SMALLEST_PART
+from stores.contract import Kind, MiB, ObjectInfo, PendingStream, Silent
+from stores.errors import IntegrityError, StorageError, Unavailable
+from stores.secret import Secret
+from stores.settings import StoreSettings
+from stores.to import S3TO
+from stores.transfer.engine import TransferEngine
+from stores.transfer.outgoing import OUTGOING
+from stores.transfer.sending import send_all
+from tests.buckets import empty, keys, made_bucket, uploads
+from tests.doubles.request_proxy import Fault, RequestProxy, Seen
+from tests.servers import S3Server
+
+Way: TypeAlias = Callable[[S3Store, Path], Awaitable[ObjectInfo]]
+
+REF = "dir/object"
+TOKEN = "command"
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def made(seaweed: S3Server) -> Iterator[tuple[Any, str]]:
+    with made_bucket(seaweed) as made:
+        yield made
+
+
+@pytest.fixture
+def bucket(made: tuple[Any, str]) -> Iterator[tuple[Any, str]]:
+    """A client and the name of a bucket that is empty at the start of each test."""
+    yield made
+    empty(*made)
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[TransferEngine]:
+    engine = TransferEngine()
+    yield engine
+    await engine.aclose()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(random.Random(1).randbytes(300_000))
+    return path
+
+
+@asynccontextmanager
+async def opened(
+    engine: TransferEngine,
+    server: S3Server,
+    bucket: str,
+    *,
+    port: int | None = None,
+    tries: int = 1,
+    tls: bool = False,
+    **fields: Any,
+) -> AsyncIterator[S3Store]:
+    """A store of a process of its own. Small files go in parts, too."""
+    plain = f"http://127.0.0.1:{port or server.port}"
+    to = S3TO(
+        endPoint=server.tls_endpoint if tls else plain,
+        accessKey=server.access_key,
+        secretKey=Secret(server.secret_key),
+        bucketName=bucket,
+        **({"maxErrorRetry": tries - 1, "maxSingleUploadSizeInBytes": 0} | fields),
+    )
+    settings = StoreSettings(connect_timeout=5, read_timeout=5, ca_file=server.ca_file)
+    store = S3Store(to, settings, engine)
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+async def upload(store: S3Store, source: Path) -> ObjectInfo:
+    async with store.upload(REF, source, token=TOKEN) as pending:
+        return await send_all(pending, progress=Silent())
+
+
+async def stream(store: S3Store, source: Path) -> ObjectInfo:
+    data = source.read_bytes()
+    async with store.write(REF, Kind.BYTE_STREAM, token=TOKEN, size=len(data)) as pending:
+        sending = cast(PendingStream, pending)
+        for start in range(0, len(data), MiB):
+            await sending.write(memoryview(data)[start : start + MiB])
+        return await sending.commit()
+
+
+def stored(bucket: tuple[Any, str]) -> str | None:
+    client, name = bucket
+    try:
+        body: bytes = client.get_object(Bucket=name, Key=REF)["Body"].read()
+    except client.exceptions.NoSuchKey:
+        return None
+    return sha(body)
+
+
+async def outcome(way: Way, store: S3Store, source: Path) -> ObjectInfo | StorageError:
+    try:
+        return await way(store, source)
+    except StorageError as error:
+        return error
+
+
+@asynccontextmanager
+async def walk(
+    engine: TransferEngine, seaweed: S3Server, bucket: tuple[Any, str], way: Way, source: Path, fault: Fault
+) -> AsyncIterator[AsyncIterator[tuple[Seen, ObjectInfo | StorageError]]]:
+    """One upload after the other, each disturbed at the next request: which that was, and what the upload said."""
+
+    async def disturbed() -> AsyncIterator[tuple[Seen, ObjectInfo | StorageError]]:
+        await way(store, source)
+        count = len(proxy.requests)
+        assert count >= 7
+        empty(*bucket)
+        for number in range(1, count + 1):
+            proxy.start_over()
+            proxy.plan = lambda at, request, number=number: fault if at == number else None  # type: ignore[misc]
+            said = await outcome(way, store, source)
+            yield proxy.requests[number - 1], said
+            empty(*bucket)
+
+    async with RequestProxy(seaweed.port) as proxy, opened(engine, seaweed, bucket[1], port=proxy.port) as store:
+        yield disturbed()
+
+
+@pytest.mark.parametrize("fault", Fault)
+async def test_upload_disturbed_at_any_request_is_gone_on_with(
+    seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, source: Path, fault: Fault
+) -> None:
+    """The disturbed process says that it is stored only if it is; the next one brings it there, with nothing left over."""
+    wanted = sha(source.read_bytes())
+    async with (
+        opened(engine, seaweed, bucket[1]) as next_store,
+        walk(engine, seaweed, bucket, upload, source, fault) as outcomes,
+    ):
+        async for disturbed, said in outcomes:
+            honest(said, stored(bucket), wanted)
+            info = await upload(next_store, source)
+            assert info.version == (await next_store.stat(REF)).version
+            assert stored(bucket) == wanted
+            # A multipart upload whose id nobody was told, or could note, stays: see `stores.backends.s3_notes`.
+            noting = marker_key(REF, TOKEN) in disturbed.path and disturbed.method == "PUT" and fault is Fault.DEAD
+            nameless = "uploads" in disturbed.path and carried_out(fault)
+            assert len(uploads(*bucket)) <= int(noting or nameless), f"{fault} at {disturbed}"
+            assert keys(*bucket) == {REF}, f"{fault} at {disturbed}"
+
+
+@pytest.mark.parametrize("fault", [Fault.ERROR_500, Fault.ERROR_IN_200, Fault.LOST, Fault.CORRUPT])
+async def test_stream_disturbed_at_any_request_is_whole_or_gone(
+    seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, source: Path, fault: Fault
+) -> None:
+    wanted = sha(source.read_bytes())
+    async with (
+        opened(engine, seaweed, bucket[1]) as next_store,
+        walk(engine, seaweed, bucket, stream, source, fault) as outcomes,
+    ):
+        async for disturbed, said in outcomes:
+            honest(said, stored(bucket), wanted)
+            await next_store.discard(REF, token=TOKEN)
+            nameless = "uploads" in disturbed.path and carried_out(fault)
+            assert len(uploads(*bucket)) <= int(nameless), f"{fault} at {disturbed}"
+            assert keys(*bucket) <= {REF}, f"{fault} at {disturbed}"
+            assert engine.outgoing.used == 0
+
+
+def honest(said: ObjectInfo | StorageError, found: str | None, wanted: str) -> None:
+    """Nothing is called stored that is not; what failed can be tried again, and has left no wrong object."""
+    if isinstance(said, StorageError):
+        assert said.retry == "yes", repr(said)
+        assert found in (None, wanted)
+    else:
+        assert (said.size, found) == (300_000, wanted)
+
+
+def carried_out(fault: Fault) -> bool:
+    return fault in (Fault.LATE_500, Fault.LOST, Fault.DEAD)
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault.ERROR_503, Fault.ERROR_IN_200, Fault.CUT, Fault.LATE_500, Fault.LOST, Fault.CORRUPT]
+)
+async def test_disturbed_part_is_sent_again_at_once(
+    seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, source: Path, fault: Fault
+) -> None:
+    def first_part(number: int, request: Seen) -> Fault | None:
+        parts = [seen for seen in proxy.requests if "partNumber" in seen.path]
+        return fault if "partNumber" in request.path and len(parts) == 1 else None
+
+    async with (
+        RequestProxy(seaweed.port) as proxy,
+        opened(engine, seaweed, bucket[1], port=proxy.port, tries=3) as store,
+    ):
+        proxy.plan = first_part
+        await upload(store, source)
+    assert [seen.method for seen in proxy.requests if "partNumber" in seen.path] == ["PUT", "PUT"]
+    assert stored(bucket) == sha(source.read_bytes())
+    assert (keys(*bucket), uploads(*bucket)) == ({REF}, [])
+
+
+@pytest.mark.parametrize("fault", Fault)
+async def test_disturbed_single_put_is_repeated_or_reported(
+    seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, source: Path, fault: Fault
+) -> None:
+    async with RequestProxy(seaweed.port) as proxy:
+        proxy.plan = lambda number, request: (
+            fault if [seen.method for seen in proxy.requests] == ["HEAD", "PUT"] else None
+        )
+        fields: dict[str, Any] = {"maxSingleUploadSizeInBytes": -1}
+        async with opened(engine, seaweed, bucket[1], port=proxy.port, tries=2, **fields) as store:
+            said = await outcome(upload, store, source)
+            assert isinstance(said, Unavailable) == (fault is Fault.DEAD)
+        async with opened(engine, seaweed, bucket[1], **fields) as store:
+            await upload(store, source)
+    assert stored(bucket) == sha(source.read_bytes())
+    assert (keys(*bucket), uploads(*bucket)) == ({REF}, [])
+
+
+async def test_parts_travel_encrypted_and_arrive(
+    seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, tmp_path: Path
+) -> None:
+    source = tmp_path / "large"
+    source.write_bytes(random.Random(2).randbytes(2 * SMALLEST_PART + 1))
+    async with opened(engine, seaweed, bucket[1], tls=True) as store:
+        async with store.upload(REF, source, token=TOKEN) as pending:
+            assert await pending.send(2)
+        async with store.upload(REF, source, token=TOKEN) as pending:
+            assert [await pending.send(number) for number in (1, 2, 3)] == [True, False, True]
+            await pending.commit()
+    assert stored(bucket) == sha(source.read_bytes())
+    assert (keys(*bucket), uploads(*bucket)) == ({REF}, [])
+    assert engine.buffers.taken == 0
+
+
+async def test_upload_that_somebody_aborted_begins_anew(
+    seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, source: Path
+) -> None:
+    client, name = bucket
+    async with opened(engine, seaweed, name) as store, store.upload(REF, source, token=TOKEN) as pending:
+        await pending.send(1)
+        ((key, upload_id),) = uploads(client, name)
+        client.abort_multipart_upload(Bucket=name, Key=key, UploadId=upload_id)
+        with pytest.raises(Unavailable):
+            await pending.commit()
+    async with opened(engine, seaweed, name) as store:
+        await upload(store, source)
+    assert stored(bucket) == sha(source.read_bytes())
+    assert (keys(*bucket), uploads(*bucket)) == ({REF}, [])
+
+
+async def test_upload_of_another_file_is_not_gone_on_with(
+    seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, source: Path
+) -> None:
+    async with opened(engine, seaweed, bucket[1]) as store:
+        async with store.upload(REF, source, token=TOKEN) as pending:
+            await pending.send(1)
+        source.write_bytes(b"another")
+        await upload(store, source)
+    assert stored(bucket) == sha(b"another")
+    assert (keys(*bucket), uploads(*bucket)) == ({REF}, [])
+
+
+async def test_object_with_the_content_is_joined_and_its_upload_removed(
+    seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, source: Path
+) -> None:
+    """As another process leaves it that had the object stored in another way."""
+    client, name = bucket
+    async with opened(engine, seaweed, name) as store, store.upload(REF, source, token=TOKEN) as pending:
+        await pending.send(1)
+        client.put_object(Bucket=name, Key=REF, Body=source.read_bytes(), ChecksumAlgorithm="CRC64NVME")
+        info = await pending.commit()
+        assert info.version == (await store.stat(REF)).version
+    assert (keys(*bucket), uploads(*bucket)) == ({REF}, [])
+
+
+async def test_file_cut_short_meanwhile_is_not_stored(
+    seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(random.Random(3).randbytes(SMALLEST_PART + 100_000))
+    async with opened(engine, seaweed, bucket[1]) as store:
+        async with store.upload(REF, source, token=TOKEN) as pending:
+            with source.open("r+b") as file:
+                file.truncate(1000)
+            with pytest.raises(IntegrityError, match="must not be changed"):
+                await pending.send(2)
+        await store.discard(REF, token=TOKEN)
+    assert (keys(*bucket), uploads(*bucket)) == (set(), [])
+
+
+async def test_streams_share_bounded_memory(seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine) -> None:
+    piece = memoryview(random.Random(4).randbytes(MiB))
+    most = 0
+
+    async def one(store: S3Store, ref: str) -> None:
+        nonlocal most
+        async with store.write(ref, Kind.BYTE_STREAM, token=ref) as pending:
+            for _ in range(20):
+                await cast(PendingStream, pending).write(piece)
+                most = max(most, engine.outgoing.used)
+            await pending.commit()
+
+    async with opened(engine, seaweed, bucket[1]) as store, asyncio.TaskGroup() as group:
+        for ref in ("a", "b", "c"):
+            group.create_task(one(store, ref))
+    assert 3 * SMALLEST_PART < most <= OUTGOING
+    assert engine.outgoing.used == 0
+    client, name = bucket
+    for ref in ("a", "b", "c"):
+        assert client.head_object(Bucket=name, Key=ref)["ContentLength"] == 20 * MiB
+    assert (keys(*bucket), uploads(*bucket)) == ({"a", "b", "c"}, [])
+
+
+async def test_cancelled_upload_keeps_no_connection_half_used(
+    seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(random.Random(5).randbytes(2 * SMALLEST_PART))
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(opened(engine, seaweed, bucket[1]))
+        for delay in (0.0, 0.02, 0.1):
+            task = asyncio.create_task(upload(store, source))
+            await asyncio.sleep(delay)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+            assert engine.buffers.taken == 0
+        await upload(store, source)
+    assert stored(bucket) == sha(source.read_bytes())
+    assert (keys(*bucket), uploads(*bucket)) == ({REF}, [])
