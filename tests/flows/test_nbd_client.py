@@ -14,7 +14,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -30,20 +30,13 @@ from stores.errors import DeviceFault, InvalidReference, NotFound, PolicyRefused
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
 from tests.images import disk_digest, make_image, make_qcow2, make_raw, opened
+from tests.processes import children
 
 QCOW2, RAW = ImageFormat.QCOW2, ImageFormat.RAW
 CLUSTER = 64 * KiB
 SIZE = 24 * MiB + 3 * CLUSTER
 DATA = [(0, 3 * MiB), (5 * MiB + 4096, 70 * KiB), (16 * MiB, 4 * MiB + 512), (SIZE - 512, 512)]
 TOOLS = ToolRunner(grace_s=0.5)  # qemu-nbd does not hear a SIGTERM while it starts
-
-
-def children() -> list[str]:
-    found = []
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError):  # the thread has just ended
-            found += (task / "children").read_text().split()
-    return found
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from hypervisors.output import QemuProgress, told_lines
 from hypervisors.process import ToolFailed, ToolLimits, ToolMissing, ToolRunner, ToolTimeout, wrapped
 from stores.contract import GiB, KiB, MiB
 from stores.errors import Retry
+from tests.processes import children
 
 SHELL = "/bin/sh"
 IGNORE_SIGTERM = "trap '' TERM; "
@@ -31,15 +31,6 @@ IGNORE_SIGTERM = "trap '' TERM; "
 @pytest.fixture
 def runner() -> ToolRunner:
     return ToolRunner(grace_s=0.3)
-
-
-def children() -> str:
-    """The numbers of all processes that this one started and that have not ended."""
-    found = []
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError):  # the thread has just ended
-            found.append((task / "children").read_text())
-    return "".join(found)
 
 
 @pytest.fixture(autouse=True)
