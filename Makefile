@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# What the agent itself runs (qemu), what the tests check it with (nbd, nginx), and what builds the demo's guest.
+# What the agent itself runs (qemu), what the tests check it with (nbd, nginx, a JDK with gson), and what builds the demo's guest.
 PACKAGES := python3-venv postgresql-15 qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin nginx-light \
             busybox-static cpio kmod mtools syslinux genisoimage zstd xz-utils bzip2 systemd util-linux curl xfsprogs
 

@@ -28,6 +28,7 @@ MAX_VALUES = 65_536
 """Of one message. A command has some hundred; lists of volumes and guests, some thousand."""
 
 _LONG = 1 << 63
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -80,6 +81,7 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self._text = text
+        self._surrogates = _SURROGATE.search(text) is not None
         self._problems: list[str] = []
         self._json = json.JSONDecoder(
             object_pairs_hook=self._object, parse_int=self._long, parse_constant=self._constant
@@ -108,6 +110,8 @@ class _Reader:
         model = CLASSES.get(java)
         if model is None:
             return Unknown(java[:200])
+        if self._surrogates and not _is_text(element):
+            self._problems.append("it has half a character")
         if self._problems:
             return Refused(java, ContentRefused(f"a {java} cannot be read: {self._problems[0]}"))
         try:
@@ -148,3 +152,12 @@ class _Reader:
         if self._at(at) != char:
             raise ValueError
         return self._skip(at + 1)
+
+
+def _is_text(element: Any) -> bool:
+    """Whether all its strings are Unicode: an escape may name half of a pair, which nothing here could pass on."""
+    try:
+        json.dumps(element, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
