@@ -10,7 +10,8 @@ READY := $(VENV)/.ready
 
 # What the agent itself runs (qemu), what the tests check it with (nbd, nginx, a JDK with gson), and what builds the demo's guest.
 PACKAGES := python3-venv postgresql-15 qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin nginx-light \
-            busybox-static cpio kmod mtools syslinux genisoimage zstd xz-utils bzip2 systemd util-linux curl xfsprogs
+            busybox-static cpio kmod mtools syslinux genisoimage zstd xz-utils bzip2 systemd util-linux curl xfsprogs \
+            openjdk-17-jdk-headless libgoogle-gson-java
 
 .PHONY: help demo test lint bench packages clean
 
