@@ -32,6 +32,7 @@ from stores.contract import KiB
 from stores.errors import TlsFailed
 
 _RECORD = struct.Struct(">BHH")  # content type, version, length (RFC 5246, 6.2.1)
+_KINDS = range(20, 24)  # change_cipher_spec, alert, handshake, application_data
 _MAX_RECORD = 16 * KiB + 2 * KiB  # of a ciphertext
 _MAX_HANDSHAKE = 256 * KiB  # certificates and all; a peer that sends more never means to finish
 _READ = 64 * KiB
@@ -163,14 +164,13 @@ class TlsEngine:
         self._incoming.write(payload)
         plain = bytearray()
         try:
-            while True:
-                plain += self._tls.read(_READ)
+            while piece := self._tls.read(_READ):
+                plain += piece
         except ssl.SSLWantReadError:
             return bytes(plain)
-        except ssl.SSLZeroReturnError:
-            raise EOFError from None
         except ssl.SSLError as error:
             raise LinkProtocolError(f"a TLS record was refused: {error.reason or error}") from error
+        raise EOFError
 
     def seal(self, plain: memoryview) -> bytes:
         """At most `wire.MAX_RECORD` bytes, encrypted: one record."""
@@ -191,8 +191,8 @@ class TlsEngine:
     def _next_record(self) -> bytes | None:
         if len(self._unread) < _RECORD.size:
             return None
-        _, _, length = _RECORD.unpack_from(self._unread)
-        if not 0 < length <= _MAX_RECORD:
+        kind, _, length = _RECORD.unpack_from(self._unread)
+        if kind not in _KINDS or not 0 < length <= _MAX_RECORD:
             raise LinkProtocolError("the peer does not speak TLS: is something else than CloudStack listening?")
         end = _RECORD.size + length
         if len(self._unread) < end:
