@@ -229,6 +229,10 @@ class Dispatcher:
             concurrency=self._limits.concurrency,
         )
 
+    def under_way(self, command_id: str) -> bool:
+        """Whether it waits or runs."""
+        return command_id in self._jobs
+
     def drain(self, draining: bool) -> None:
         """Accept nothing new from now on, or again. What was accepted goes on to its end."""
         self._draining = draining

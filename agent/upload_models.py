@@ -43,18 +43,19 @@ class Retried(_Model):
     uploads: int  # that are tried now
 
 
-class FinishedUpload(_Model):
-    """An upload of a command that was answered `staged` has ended. The same event comes again until it is acknowledged."""
+class Finished(_Model):
+    """All uploads of a command that was answered `staged` have ended: what it wrote is `stored`, or some of it was `cancelled`.
+    The same event comes again until it is acknowledged."""
 
-    id: str  # of the event, which is that of the upload
+    id: str  # of the event, which is that of the command
     event: Literal["stored", "cancelled"]
-    upload: UploadShown
+    uploads: list[UploadShown]
 
 
 class EventsShown(_Model):
-    """Those that nobody has acknowledged, per pool the oldest first."""
+    """Those that nobody has acknowledged, the oldest first."""
 
-    events: list[FinishedUpload]
+    events: list[Finished]
 
 
 class Drained(_Model):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # what the queue stands on is only imported where there is a 
     from stores.cache.pool import Pool
     from stores.cache.writeback.queue import UploadQueue
 
+EVENTS = 10_000
+"""Ended uploads that are looked at together: more than any reader leaves unacknowledged."""
 ENDED = ("stored", "cancelled")
 GOING = ("cancelling", *ENDED)
 """States of uploads that nobody waits for any more: their bytes are in the store, or were given up."""
@@ -110,11 +112,17 @@ class UploadService:
 
     # ---------------------------------------------------------------------------------------------------- for events
 
-    async def ended(self, limit: int) -> list[UploadShown]:
-        """Uploads that ended, whose command was answered before that, and that nobody has acknowledged."""
-        if self._queue is None:
-            return []
-        return [shown(upload) for upload in await self._queue.events(limit=limit)]
+    async def finished(self) -> dict[str, list[UploadShown]]:
+        """Uploads of commands that were answered `staged`, by the command's id: of those of which all have ended, and nobody
+        has acknowledged that."""
+        found: dict[str, list[UploadShown]] = {}
+        if self._queue is not None:
+            for upload in await self._queue.events(limit=EVENTS):
+                found.setdefault(upload.token, []).append(shown(upload))
+        if found:
+            going = {upload.command for upload in (await self.uploads()).uploads if upload.state not in ENDED}
+            found = {command: uploads for command, uploads in found.items() if command not in going}
+        return found
 
     async def acknowledge(self, upload: str) -> None:
         """Its end is known where it matters: forget it. Idempotent."""

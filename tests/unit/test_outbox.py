@@ -11,14 +11,15 @@ from stores.backends.memory import MemoryStore
 from tests.doubles.staging import Staging, staging
 
 
-def outbox(here: Staging) -> Outbox:
-    return Outbox(here.service, look_s=0.01)
+def outbox(here: Staging, *, busy: str = "") -> Outbox:
+    """`busy`: a command that is not answered yet."""
+    return Outbox(here.service, lambda command: command == busy, look_s=0.01)
 
 
-async def seen(here: Staging, *, wait_s: float = 0, limit: int = 100) -> list[tuple[str, str, str]]:
+async def seen(here: Staging, *, wait_s: float = 0) -> list[tuple[str, str, str]]:
     """Event, what it is of, and whose."""
-    found = (await outbox(here).events(limit=limit, wait_s=wait_s)).events
-    return [(event.event, event.upload.ref, event.upload.command) for event in found]
+    found = (await outbox(here).events(limit=100, wait_s=wait_s)).events
+    return [(event.event, ",".join(upload.ref for upload in event.uploads), event.id) for event in found]
 
 
 async def test_an_event_comes_again_until_it_is_acknowledged_over_restarts(tmp_path: Path) -> None:
@@ -29,8 +30,9 @@ async def test_an_event_comes_again_until_it_is_acknowledged_over_restarts(tmp_p
         assert await seen(here) == [("stored", "a", "c-7")]
     async with staging(tmp_path, there) as here:
         (event,) = (await outbox(here).events(limit=10, wait_s=0)).events
-        assert (event.id, event.upload.id, event.upload.state) == (upload, upload, "stored")
-        assert event.upload.sent == event.upload.size == len(b"content")
+        (shown,) = event.uploads
+        assert (event.id, shown.command, shown.id, shown.state) == ("c-7", "c-7", upload, "stored")
+        assert shown.sent == shown.size == len(b"content")
         await outbox(here).acknowledge(event.id)
         assert await seen(here) == []
         await outbox(here).acknowledge(event.id)  # it may have to be sent twice
@@ -88,12 +90,45 @@ async def test_a_page_at_a_time(tmp_path: Path) -> None:
         while events := (await outbox(here).events(limit=2, wait_s=0)).events:
             assert len(events) <= 2
             for event in events:
-                taken.append(event.upload.ref)
+                taken.append(event.id)
                 await outbox(here).acknowledge(event.id)
-        assert sorted(taken) == [f"o{number}" for number in range(5)]
+        assert taken == [f"c-{number}" for number in range(5)]
+
+
+async def test_a_command_has_one_event_when_all_that_it_staged_has_ended(tmp_path: Path) -> None:
+    async with staging(tmp_path) as here:
+        await here.service.stored(await here.stage("disk"))
+        here.close()
+        manifest = await here.stage("manifest")
+        assert await seen(here) == []
+        await outbox(here).acknowledge("c-1")  # too early: nobody can have seen it
+        here.open()
+        await here.service.retry(manifest)
+        assert await seen(here, wait_s=20) == [("stored", "disk,manifest", "c-1")]
+        await outbox(here).acknowledge("c-1")
+        assert await seen(here) == []
+        assert (await here.service.uploads()).uploads == []
+
+
+async def test_a_command_that_is_not_answered_yet_has_no_event(tmp_path: Path) -> None:
+    async with staging(tmp_path) as here:
+        await here.service.stored(await here.stage("disk"))
+        early = outbox(here, busy="c-1")
+        assert (await early.events(limit=10, wait_s=0)).events == []
+        await early.acknowledge("c-1")
+        assert await seen(here) == [("stored", "disk", "c-1")]
+
+
+async def test_half_of_it_is_not_stored(tmp_path: Path) -> None:
+    async with staging(tmp_path) as here:
+        await here.service.stored(await here.stage("disk"))
+        here.close()
+        await here.service.cancel(await here.stage("manifest"))
+        here.open()
+        assert await seen(here, wait_s=20) == [("cancelled", "disk,manifest", "c-1")]
 
 
 async def test_without_a_cache_there_is_nothing_to_tell() -> None:
-    outbox = Outbox(UploadService(), look_s=0.01)
+    outbox = Outbox(UploadService(), lambda command: False, look_s=0.01)
     assert (await outbox.events(limit=10, wait_s=0.02)).events == []
     await outbox.acknowledge("anything")

@@ -46,7 +46,7 @@ class Api:
 
     @property
     def outbox(self) -> Outbox:
-        return Outbox(self.uploads)
+        return Outbox(self.uploads, self.commands.under_way)
 
     @property
     def drain(self) -> Drain:

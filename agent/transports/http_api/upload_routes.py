@@ -128,7 +128,7 @@ UPLOAD_ROUTES: tuple[Route, ...] = (
         "/v1/events",
         Role.VIEW,
         upload_events,
-        "Ends of uploads whose commands were answered `staged`: the same ones again until they are acknowledged.",
+        "Ends of commands that were answered `staged`: the same ones again until they are acknowledged.",
         {200: TypeAdapter(EventsShown)},
         parameters=(_waits_for("the first one"), _AT_MOST),
     ),
