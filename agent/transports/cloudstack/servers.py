@@ -57,11 +57,11 @@ class Servers:
         self.check_interval_s = 0
 
     def take(self, listed: Sequence[str], avoid: Sequence[str], algorithm: str | None, interval_s: int | None) -> None:
-        """A list as a server sends it, the preferred one first. An empty one changes nothing but what to avoid; an entry that
-        cannot be read is left out."""
+        """A list as a server sends it, the preferred one first. Where there is none, nothing changes; an entry that cannot be
+        read is left out."""
         servers = tuple(dict.fromkeys(_readable(listed, self._port)))
-        self._avoided = frozenset(_readable(avoid, self._port))
         if servers:
+            self._avoided = frozenset(_readable(avoid, self._port))
             self._returned = self._returned and servers == self._servers
             self._servers = servers
             self._at = 0

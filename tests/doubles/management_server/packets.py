@@ -33,6 +33,7 @@ class Packet:
     agent_id: int = -1
     via: int = -1
     compressed: bool = False
+    raw: bytes | None = None  # what is sent in place of the elements
 
     @property
     def is_request(self) -> bool:
@@ -40,7 +41,9 @@ class Packet:
 
 
 def to_bytes(packet: Packet) -> bytes:
-    text = json.dumps([{name: body} for name, body in packet.elements], separators=(",", ":")).encode()
+    text = packet.raw
+    if text is None:
+        text = json.dumps([{name: body} for name, body in packet.elements], separators=(",", ":")).encode()
     flags, size = packet.flags, len(text)
     if size >= GZIP_FROM:
         flags, text = flags | COMPRESSED, gzip.compress(text)
