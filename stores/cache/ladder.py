@@ -98,10 +98,15 @@ class Turn:
         self._freed.set()
         self._freed = asyncio.Event()
 
-    async def wait(self, timeout_s: float) -> None:
+    def next(self) -> asyncio.Event:
+        """Set when something is given back after this. Who asks for it before a look misses nothing in between."""
+        return self._freed
+
+    async def wait(self, timeout_s: float, event: asyncio.Event | None = None) -> None:
+        """For `event`, which `next` gave, or the next one."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._freed.wait()
+                await (event or self._freed).wait()
 
 
 class Ladder:

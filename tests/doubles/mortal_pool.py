@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +44,9 @@ class Life:
         return self.root / "pool"
 
 
-class _Steps:
+class Steps:
+    """Counts durable steps while `counting`, and dies after that one."""
+
     def __init__(self, die_at: int | None) -> None:
         self._die_at = die_at
         self.counting = False
@@ -58,16 +61,16 @@ class _Steps:
     def watch(self) -> None:
         sys.addaudithook(self._audit)
         for name in ("fsync", "fdatasync"):
-            setattr(os, name, self._counted(getattr(os, name)))
+            setattr(os, name, self.counted(getattr(os, name)))
         setattr(upkeep, "reconcile", _nothing)  # noqa: B010  hundreds of transactions that change nothing
-        setattr(SqliteDatabase, "_run", self._counted(SqliteDatabase._run))  # noqa: B010  mypy would not have it
+        setattr(SqliteDatabase, "_run", self.counted(SqliteDatabase._run))  # noqa: B010  mypy would not have it
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         makes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_CREAT
         if makes or event in ("os.rename", "os.remove", "os.mkdir"):
             self.step(event)
 
-    def _counted(self, function: Any) -> Any:
+    def counted(self, function: Any) -> Any:
         @functools.wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
@@ -81,7 +84,7 @@ async def _nothing(pool: PoolClaims) -> Report:
     return Report()
 
 
-async def _use(life: Life, steps: _Steps) -> None:
+async def _use(life: Life, steps: Steps) -> None:
     steps.counting = life.counts == "start"
     async with running(life.directory, units=2, high=1.0) as pool:
         steps.counting = False
@@ -99,7 +102,7 @@ async def _use(life: Life, steps: _Steps) -> None:
 
 def _live(life: Life, told: Path) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    steps = _Steps(life.die_at)
+    steps = Steps(life.die_at)
     steps.watch()
     asyncio.run(_use(life, steps))
     told.write_text(json.dumps(steps.taken))
@@ -107,10 +110,15 @@ def _live(life: Life, told: Path) -> None:
 
 def live(life: Life) -> list[str] | None:
     """In a new process: the steps that it took. None: died as told."""
+    return in_a_process(_live, life, life.root, life.die_at)
+
+
+def in_a_process(target: Callable[[Any, Path], None], life: object, root: Path, die_at: int | None) -> list[str] | None:
+    """`target`, given `life` and where to tell its steps, in a new process. None: died as told."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.doubles.mortal_pool"])
-    told = life.root / "steps.json"
-    process = context.Process(target=_live, args=(life, told))
+    told = root / "steps.json"
+    process = context.Process(target=target, args=(life, told))
     process.start()
     process.join(LIMIT_S)
     if process.is_alive():
@@ -119,7 +127,7 @@ def live(life: Life) -> list[str] | None:
         raise AssertionError(f"{life} did not end")
     code = process.exitcode
     process.close()
-    if life.die_at is not None and code == -signal.SIGKILL:
+    if die_at is not None and code == -signal.SIGKILL:
         assert not told.exists()
         return None
     assert code == 0, f"exit code {code} of {life}"

@@ -203,6 +203,7 @@ class UploadQueue:
         clock = asyncio.get_running_loop().time
         deadline = None if deadline_s is None else clock() + deadline_s
         while True:
+            change = self._turn.next()
             _, found = await self._find(upload)
             outcome = _outcome(found)
             if outcome is not None:
@@ -210,7 +211,7 @@ class UploadQueue:
             left = ASK_S if deadline is None else deadline - clock()
             if left <= 0:
                 raise _pending(found)
-            await self._turn.wait(min(left, ASK_S))
+            await self._turn.wait(min(left, ASK_S), change)
 
     async def drain(self, *, deadline_s: float | None = None) -> bool:
         """Stages nothing new from now on (until `resume`, or a restart), and waits until everything is stored, until only what
@@ -220,12 +221,13 @@ class UploadQueue:
         clock = asyncio.get_running_loop().time
         deadline = None if deadline_s is None else clock() + deadline_s
         while True:
+            change = self._turn.next()
             left = await self._left()
             if left <= {UploadState.REFUSED, UploadState.FAILED}:
                 return not left
             if deadline is not None and clock() >= deadline:
                 return False
-            await self._turn.wait(POLL_S[1])
+            await self._turn.wait(POLL_S[1], change)
 
     @property
     def draining(self) -> bool:

@@ -149,6 +149,7 @@ class Stager:
         self._refuse_larger(size, limit)
         wished = max(size, now + max(STEP, now // 4))
         while True:
+            change = self._turn.next()
             answer = await pool.transact(
                 partial(uploads.enlarge, pool=pool.name, upload=wanted.id, size=wished, limit=limit)
             )
@@ -157,7 +158,7 @@ class Stager:
             if wished > size:
                 wished = size  # no more than is needed now
             else:
-                await self._wait(pool, size - now, answer, deadline)
+                await self._wait(pool, size - now, answer, deadline, change)
         await self._ladders[pool.name].grow(pool, fill, wished, deadline=lambda: deadline)
         return wished
 
@@ -194,13 +195,14 @@ class Stager:
     async def _admission(self, pool: Pool, wanted: Wanted, deadline: float) -> None:
         limit = self._settings.unstored_limit(pool.settings)
         while True:
+            change = self._turn.next()
             answer = await pool.transact(
                 lambda tx: uploads.admit(tx, pool.name, wanted, owner=pool.lease.owner, limit=limit)
             )
             if answer.admitted:
                 return
             if answer.twin is None:
-                await self._wait(pool, wanted.size, answer, deadline)
+                await self._wait(pool, wanted.size, answer, deadline, change)
             elif not await self._is_lost(pool, answer.twin):
                 raise AlreadyStaged(
                     f"{wanted.ref} is {answer.twin.state} by the same write already: wait for upload {answer.twin.id}",
@@ -217,7 +219,7 @@ class Stager:
         )
         return await pool.transact(partial(uploads.find, pool=pool.name, upload=twin.id)) is None
 
-    async def _wait(self, pool: Pool, needed: int, answer: Admission, deadline: float) -> None:
+    async def _wait(self, pool: Pool, needed: int, answer: Admission, deadline: float, change: asyncio.Event) -> None:
         """For a change; `UploadsFull` when the time is over."""
         left = deadline - asyncio.get_running_loop().time()
         if left <= 0:
@@ -231,7 +233,7 @@ class Stager:
                 unstored=answer.unstored,
                 pool=pool.name,
             )
-        await self._turn.wait(min(left, POLL_S[1]))
+        await self._turn.wait(min(left, POLL_S[1]), change)
 
     async def _room(self, pool: Pool, wanted: Wanted, deadline: float) -> Fill:
         """In place of what an earlier process may have left of the same write."""
