@@ -47,8 +47,15 @@ def operation_of(request: Copy) -> Operation:
             raise OperationUnsupported("encrypted volumes are not supported; nothing was written", ref=data.path)
     if source.type == "template" and destination.type in ("template", "volume"):
         return Operation.LINK_TEMPLATE if is_linked(source, destination) else Operation.COPY_TEMPLATE
+    from_pool, into_pool = (data.store.storeType == "primary" for data in (source, destination))
+    if source.type == "volume" and from_pool and not into_pool and destination.type in ("volume", "template"):
+        return Operation.EXPORT_VOLUME
     if source.type == "volume" and destination.type == "volume":
         return Operation.COPY_VOLUME
+    if source.type == "snapshot" and from_pool and not into_pool and destination.type == "snapshot":
+        return Operation.BACK_UP
+    if source.type == "snapshot" and into_pool and destination.type in ("volume", "template"):
+        return Operation.RESTORE
     raise OperationUnsupported(f"a {source.type} cannot be copied to a {destination.type}")
 
 
@@ -78,7 +85,7 @@ async def copy(ctx: Context, call: Call, request: Copy) -> Copied:
     info = await store.stat(ref_of(request.source))
     existing = await present(pool, ref)
     if existing is not None:
-        return Copied(_as_before(request.destination, ref, existing, (store, info, checksum)))
+        return Copied(as_before(request.destination, ref, existing, store.id, info, checksum))
     async with (
         publishing(pool, ref) as publication,
         _source(ctx, handler, operation, request, (store, info), checksum) as (source, spec, late),
@@ -110,16 +117,17 @@ async def present(pool: Pool, ref: str) -> tuple[ObjectInfo, Record | None] | No
         return None
 
 
-def _as_before(
+def as_before(
     destination: DataTO,
     ref: str,
     existing: tuple[ObjectInfo, Record | None],
-    origin: tuple[DataStore, ObjectInfo, Checksum | None],
+    store: str,
+    source: ObjectInfo,
+    checksum: Checksum | None,
 ) -> DataTO:
     """A template that is there already, made from the same bytes, needs no copy. A volume may have been written since."""
     info, record = existing
-    store, source, checksum = origin
-    if destination.type == "template" and record is not None and same_origin(record, store.id, source, checksum):
+    if destination.type == "template" and record is not None and same_origin(record, store, source, checksum):
         return answer(destination, ref, record, info.size)
     raise AlreadyExists(
         f"{ref} exists already and was not made from this source; delete it first, or choose another name", ref=ref
@@ -235,17 +243,17 @@ async def _source(
         async with with_parents(ctx, examined, kinds) as source:
             size = (await handler.measure(source)).virtual_size
             source = replace(source, spec=replace(source.spec, virtual_size=size))
-            yield source, _sized(wanted, source.spec), None
+            yield source, sized(wanted, source.spec), None
     else:
         async with examine(store, info, request.source.format, ctx.limits) as examined:
-            spec = _sized(target_spec(handler, examined.spec.format, request.destination), examined.spec)
+            spec = sized(target_spec(handler, examined.spec.format, request.destination), examined.spec)
             handler.fills(operation, spec)  # before the source is opened
             cache = CacheUse.PREFERRED if request.prefer_cache else None
             async with opened(ctx, handler, operation, examined, spec, checksum, cache) as late:
                 yield late.source, spec, late
 
 
-def _sized(target: ImageSpec, source: ImageSpec) -> ImageSpec:
+def sized(target: ImageSpec, source: ImageSpec) -> ImageSpec:
     """The target with the source's size, unless more was asked for; less is refused."""
     if source.virtual_size is None:
         return target

@@ -23,6 +23,7 @@ class How(StrEnum):
 
     IN_PLACE = "in place"  # they go straight to where they stay
     CONVERTED = "converted"  # a tool reads the source and writes the target
+    LAID_OUT = "laid out"  # the disk is read, and its image made anew, in one pass
     LINKED = "linked"  # the target refers to the source
     OPENED = "opened"  # the hypervisor reads the source itself
     REFUSED = "refused"
@@ -70,9 +71,9 @@ def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso)
         else:
             operation = operation_of(request)
             spec = _declared(ctx, request.source)
-            wanted = target_spec(handler, spec.format, request.destination)
+            wanted = _wanted(handler, operation, spec, request.destination)
             how = _how(handler, operation, spec, wanted)
-            target, unwritable = _writing(ctx, request.destination, handler.fills(operation, wanted))
+            target, unwritable = _writing(ctx, request, _filled(handler, operation, how, wanted))
             cache = CacheUse.PREFERRED if request.prefer_cache and request.source.store.storeType != "primary" else None
             source, unmet = _reading(ctx, request.source, handler.accepts(operation, spec, wanted), cache)
             unmet = unmet or unwritable
@@ -104,9 +105,27 @@ def _declared(ctx: Context, data: DataTO) -> ImageSpec:
     return ImageSpec(data.format, compression=compression, sequential=sequential)
 
 
+def _wanted(handler: HypervisorHandler, operation: Operation, source: ImageSpec, destination: DataTO) -> ImageSpec:
+    if operation is Operation.EXPORT_VOLUME:
+        return ImageSpec(destination.format or source.format or handler.native_format)
+    return target_spec(handler, source.format, destination)
+
+
+def _filled(handler: HypervisorHandler, operation: Operation, how: How, wanted: ImageSpec) -> Accepts:
+    """A volume's file goes as it is only where nothing else is in it, which nobody knows before it is opened."""
+    fills = handler.fills(operation, wanted)
+    if operation is Operation.EXPORT_VOLUME and how is How.IN_PLACE:
+        return Accepts((Kind.UPLOAD, *fills.kinds), f"in parts, straight from the file; else {fills.because}")
+    return fills
+
+
 def _how(handler: HypervisorHandler, operation: Operation, source: ImageSpec, target: ImageSpec) -> How:
     if operation is Operation.LINK_TEMPLATE:
         return How.LINKED
+    if operation in (Operation.BACK_UP, Operation.RESTORE):
+        return How.LAID_OUT
+    if operation is Operation.EXPORT_VOLUME and not handler.keeps_bytes(source, target):
+        return How.LAID_OUT
     return How.IN_PLACE if handler.keeps_bytes(source, target) else How.CONVERTED
 
 
@@ -117,8 +136,9 @@ def _reading(
     return _side(store, ref_of(data), accepts, ctx.resolver.negotiate(store, None, accepts.kinds, cache=cache))
 
 
-def _writing(ctx: Context, data: DataTO, fills: Accepts) -> tuple[Side, StorageError | None]:
-    store = ctx.pool(data.store).store
+def _writing(ctx: Context, request: Copy, fills: Accepts) -> tuple[Side, StorageError | None]:
+    data = request.destination
+    store = ctx.resolver.store(data.store)
     return _side(store, ref_of(data), fills, negotiate(store.id, store.writes, fills.kinds, ranges=False))
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hypervisors import attaching, copying, explaining, pools, recovery, reverting, snapshots, volumes
+from hypervisors import attaching, copying, explaining, exporting, pools, recovery, reverting, snapshots, volumes
 from hypervisors.attaching import Attached
+from hypervisors.backups import overview, removing, restoring, sending
+from hypervisors.backups.overview import Checked, Node, Tree, Verified
 from hypervisors.context import Context
-from hypervisors.contract import HypervisorHandler, HypervisorType
+from hypervisors.contract import HypervisorHandler, HypervisorType, Operation
 from hypervisors.copying import Copied
 from hypervisors.explaining import Explanation, Side
 from hypervisors.images.gate import GateLimits
@@ -40,19 +42,23 @@ from hypervisors.verbs import (
 from hypervisors.volumes import VolumeStats
 from stores.contract import Usage
 from stores.resolver import Resolver
-from stores.to import DataTO, SnapshotObjectTO, VolumeObjectTO
+from stores.to import DataStoreTO, DataTO, SnapshotObjectTO, VolumeObjectTO
 from stores.transfer.engine import TransferEngine
 
 __all__ = [
     "Attached",
+    "Checked",
     "Copied",
     "Entry",
     "Explanation",
     "Listing",
+    "Node",
     "Operations",
     "PoolInfo",
     "Recovered",
     "Side",
+    "Tree",
+    "Verified",
     "VolumeStats",
 ]
 
@@ -81,8 +87,22 @@ class Operations:
         Returns the destination with path, size, format and (templates) physicalSize. Durable when it returns. A template
         that is there already, made from the same version or with the same checksum, is success without a transfer;
         anything else under that name is `AlreadyExists`. Nothing is published before a checksum in the command agreed.
+
+        A volume to an image store becomes an image that stands for itself. A snapshot to an image store is backed up: whole,
+        or, where the destination names a parent that is a sound backup, and the volume knows what changed since, only that;
+        `note` says why a backup is whole although a parent was named. Backing up the same snapshot to the same name again is
+        success. A backup to a pool is restored with all that it builds on, `BrokenChain` or `BackupDamaged` before a byte is
+        written. As durable as the request asks when it returns.
         """
-        return await copying.copy(self._context, call, request)
+        match copying.operation_of(request):
+            case Operation.EXPORT_VOLUME:
+                return await exporting.export(self._context, call, request)
+            case Operation.BACK_UP:
+                return await sending.back_up(self._context, call, request)
+            case Operation.RESTORE:
+                return await restoring.restore(self._context, call, request)
+            case _:
+                return await copying.copy(self._context, call, request)
 
     async def create(self, call: Call, request: Create) -> DataTO:
         """An empty volume: THIN, SPARSE or FAT. Returns it with path, size and format. Durable when it returns.
@@ -99,8 +119,13 @@ class Operations:
 
         What changed since a deleted snapshot is not forgotten: it counts for the one before it, or, where there is a backup
         of the snapshot, for the next incremental one.
+
+        A backup in an image store goes with its manifest. While others build on it that is `ImageInUse`, unless `merge`: then
+        these become full backups before.
         """
-        if request.data.type == "snapshot":
+        if request.data.type == "snapshot" and request.data.store.storeType != "primary":
+            await removing.delete(self._context, call, request)
+        elif request.data.type == "snapshot":
             await snapshots.delete(self._context, call, request.data)
         else:
             await volumes.delete(self._context, request)
@@ -158,6 +183,15 @@ class Operations:
         """The object is in the cache when this returns, as any other entry: it stays while it is used. Returns it with its
         path. `RequirementNotMet` where there is no cache."""
         return await attaching.prefetch(self._context, call, request)
+
+    async def verify_backup(self, call: Call, to: DataStoreTO, ref: str) -> Verified:
+        """Reads a backup and all that it builds on, to the last byte, and compares it with the manifests. What is wrong with
+        it is said, not raised."""
+        return await overview.verify(self._context, call, to, ref)
+
+    async def backup_tree(self, to: DataStoreTO, prefix: str = "") -> Tree:
+        """All backups below `prefix`, and what builds on what, by their manifests. Reads no object."""
+        return await overview.tree(self._context, to, prefix)
 
     def explain(self, hypervisor: HypervisorType, request: Copy | AttachIso) -> Explanation:
         """What a request would do and why. Contacts nothing, so it judges by what the command says."""

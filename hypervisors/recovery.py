@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hypervisors import reverting, snapshots
+from hypervisors.backups import sending
 from hypervisors.context import Context, Pool
-from hypervisors.contract import HypervisorType, OperationUnsupported
-from hypervisors.copying import Copied, answer
+from hypervisors.contract import HypervisorType, Operation, OperationUnsupported
+from hypervisors.copying import Copied, answer, operation_of
 from hypervisors.pools import probe_ref
 from hypervisors.sources import vouched_for, with_parents
 from hypervisors.verbs import (
@@ -57,6 +58,9 @@ async def recover(ctx: Context, hypervisor: HypervisorType, request: Request, to
 
 async def _recover(ctx: Context, hypervisor: HypervisorType, request: Request, token: str) -> Recovered:
     match request:
+        case Copy() if operation_of(request) is Operation.BACK_UP:
+            backup = await sending.resume(ctx, Call(token, hypervisor), request)
+            return Recovered("finished", Copied(backup)) if backup is not None else _UNDONE
         case Copy(source, made):
             copied = await _made(ctx, made, token, parent=ref_of(source) if is_linked(source, made) else None)
             return Recovered("finished", Copied(copied)) if copied is not None else _UNDONE

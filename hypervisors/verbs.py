@@ -12,6 +12,7 @@ from hypervisors.contract import HypervisorType
 from hypervisors.records import HIDDEN
 from stores.contract import Progress, Silent
 from stores.errors import InvalidReference
+from stores.resolver import Durability
 from stores.to import DataStoreTO, DataTO, PrimaryDataStoreTO, SnapshotObjectTO, TemplateObjectTO, VolumeObjectTO
 
 
@@ -29,6 +30,7 @@ class Copy:
     source: DataTO
     destination: DataTO
     prefer_cache: bool = False  # read the source through the cache even where it could be read without
+    durability: Durability = Durability.STORED  # of what is written into an image store
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class ListObjects:
     path: str = ""
     start_index: int = 0
     page_size: int = 100
+    recursive: bool = False  # all objects below, instead of one directory level
 
 
 @dataclass(frozen=True, slots=True)

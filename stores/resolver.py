@@ -300,7 +300,7 @@ class Resolver:
             path = unquote(uri.path).rstrip("/")
             if not path.isprintable():
                 raise InvalidReference("the directory of a file:// URI has characters that are not printable")
-            return self._directory(Path(path), f"file:{path}", allowed=self._settings.roots, writable=False)
+            return self._directory(Path(path), f"file:{path}", allowed=self._settings.roots)
         raise _unsupported(f"an image store with a {uri.scheme or 'relative'} URI")
 
     def _nfs(self, to: NfsTO) -> DataStore:
@@ -317,7 +317,7 @@ class Resolver:
         return self._directory(mounts[name], f"nfs:{name}", allowed=(mounts[name],), mounted=True)
 
     def _directory(
-        self, root: Path, identity: str, *, allowed: Sequence[Path], writable: bool = True, mounted: bool = False
+        self, root: Path, identity: str, *, allowed: Sequence[Path], mounted: bool = False
     ) -> DataStore:
         from stores.backends.filesystem import FilesystemStore
 
@@ -326,7 +326,6 @@ class Resolver:
             self._engine,
             id=identity,
             allowed=allowed,
-            writable=writable,
             mounted=mounted,
             file_mode=self._settings.file_mode,
         )

@@ -101,6 +101,12 @@ def _needed_by(above: Sequence[Link]) -> str:
     return f", which {above[-1].manifest.ref} builds on: restore it, or use a backup that does not need it"
 
 
+async def remove(store: DataStore, manifest: Manifest) -> None:
+    """The manifest first: from then on there is no backup. Idempotent."""
+    await store.delete(manifest_ref(manifest.ref))
+    await store.delete(manifest.content.ref)
+
+
 async def require_unchanged(
     store: DataStore, engine: TransferEngine, links: Sequence[Link], progress: Progress
 ) -> None:

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from hypervisors.backups.chain import Link
 from hypervisors.backups.manifest import BrokenChain
 from hypervisors.backups.overlay import Layer, Overlay, Part
+from hypervisors.context import Context
 from hypervisors.contract import ImageRefused
 from hypervisors.images.qcow2_readback import read_layout
 from hypervisors.narrowing import as_reader
@@ -61,6 +62,27 @@ class ChainDisk(RangeReader):
             content = content[part.length :]
 
 
+class Sized(RangeReader):
+    """The first `known` bytes of a disk, and zeroes up to `size`."""
+
+    def __init__(self, inner: RangeReader, known: int, size: int) -> None:
+        self.info = ObjectInfo(inner.info.ref, size)
+        self.parallel = inner.parallel
+        self._inner = inner
+        self._known = known
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        count = max(0, min(len(buffer), self._known - offset))
+        if count:
+            await self._inner.read_into(offset, buffer[:count])
+        buffer[count:] = bytes(len(buffer) - count)
+
+    async def extents(self, offset: int, length: int) -> Sequence[Extent]:
+        count = max(0, min(length, self._known - offset))
+        beyond = [Extent(offset + count, length - count, zero=True)] if count < length else []
+        return [*(await self._inner.extents(offset, count) if count else ()), *beyond]
+
+
 def _add(reads: list[list[Part]], part: Part) -> None:
     """To the last read of the same object, if it goes on there."""
     for parts in reversed(reads):
@@ -85,19 +107,20 @@ def _extents(parts: Iterator[Part], offset: int, end: int) -> Iterator[Extent]:
 
 @asynccontextmanager
 async def chain_disk(
-    store: DataStore, engine: TransferEngine, links: Sequence[Link], *, size: int | None = None
+    ctx: Context, store: DataStore, links: Sequence[Link], size: int | None = None
 ) -> AsyncIterator[ChainDisk]:
     """The disk of a chain, newest link first, until the context ends; of `size` bytes, or as large as it was.
     `BrokenChain` for an object that is not laid out as ours are."""
     async with AsyncExitStack() as stack:
         readers, layers = [], []
         for link in links:
-            reader = as_reader(await stack.enter_async_context(store.present(link.info, Kind.RANGE_READER)))
-            layers.append(await _layer(link, reader, engine))
+            opened = ctx.resolver.open(store, link.info, (Kind.RANGE_READER,))
+            reader = as_reader(await stack.enter_async_context(opened))
+            layers.append(await _layer(link, reader, ctx.engine))
             readers.append(reader)
         newest = links[0].manifest
         length = size or newest.virtual_size
-        overlay = await engine.run(Overlay, layers, length)
+        overlay = await ctx.engine.run(Overlay, layers, length)
         yield ChainDisk(newest.ref, length, overlay, readers)
 
 

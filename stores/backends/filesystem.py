@@ -45,6 +45,8 @@ class FilesystemStore(DataStore):
     `mounted`: refuse to work while nothing is mounted at `root`. `file_mode`: permissions of written files.
     """
 
+    writes = frozenset({Kind.LOCAL_PATH, Kind.BYTE_STREAM, Kind.UPLOAD})
+
     def __init__(
         self,
         root: Path,
@@ -52,12 +54,10 @@ class FilesystemStore(DataStore):
         *,
         id: str,  # noqa: A002 - the contract's word
         allowed: Sequence[Path],
-        writable: bool = True,
         mounted: bool = False,
         file_mode: int = 0o600,
     ) -> None:
         self.id = id
-        self.writes = frozenset({Kind.LOCAL_PATH, Kind.BYTE_STREAM, Kind.UPLOAD}) if writable else frozenset()
         self._directory = Directory(root, allowed=allowed, mounted=mounted)
         self._engine = engine
         self._file_mode = file_mode
@@ -110,8 +110,6 @@ class FilesystemStore(DataStore):
     ) -> AsyncIterator[PendingUpload]:
         """The unfinished file is the one that a `write` with this token would have."""
         check_ref(ref)
-        if Kind.UPLOAD not in self.writes:
-            raise self._unsupported("upload")
         upload = FileUpload(
             self._directory, self._engine, ref, source, token=token, replace=replace, file_mode=self._file_mode
         )
@@ -126,8 +124,6 @@ class FilesystemStore(DataStore):
 
     async def delete(self, ref: str) -> None:
         check_ref(ref)
-        if not self.writes:
-            raise self._unsupported("delete")
         await self._engine.run(self._directory.remove, ref)
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:

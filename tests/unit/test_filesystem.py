@@ -29,7 +29,6 @@ from stores.errors import (
     ObjectChanged,
     PolicyRefused,
     StorageError,
-    StoreUnsupported,
 )
 from stores.os_errors import translate
 from stores.transfer.engine import TransferEngine
@@ -185,18 +184,6 @@ async def test_bind_mount_counts_as_mounted(tmp_path: Path, engine: TransferEngi
         assert (await store.stat("volume")).size == 1
     finally:
         subprocess.run(["umount", str(pool)], check=True)
-
-
-async def test_read_only_store_writes_and_deletes_nothing(pool: Path, engine: TransferEngine) -> None:
-    (pool / "image").write_text("x")
-    store = FilesystemStore(pool, engine, id="file:pool", allowed=[pool], writable=False)
-    assert store.writes == frozenset()
-    with pytest.raises(StoreUnsupported):
-        async with store.write("new", Kind.LOCAL_PATH, token=TOKEN):
-            pass
-    with pytest.raises(StoreUnsupported):
-        await store.delete("image")
-    assert files(pool) == {"image"}
 
 
 # -------------------------------------------------------------------------------------------------- full disks

@@ -188,7 +188,12 @@ async def test_explain_link_and_refusals(here: World) -> None:
     told = here.operations.explain(HypervisorType.KVM, Copy(template, VolumeObjectTO(uuid="v", dataStore=pool)))
     assert told.how is How.LINKED
     for source, destination, kind in (
-        (SnapshotObjectTO(path="s", dataStore=pool), VolumeObjectTO(uuid="v", dataStore=pool), "OperationUnsupported"),
+        (
+            SnapshotObjectTO(path="v/s", dataStore=pool),
+            TemplateObjectTO(uuid="v", imageDataStore=S3),
+            "OperationUnsupported",
+        ),
+        (SnapshotObjectTO(path="v/s", dataStore=pool), VolumeObjectTO(uuid="v", dataStore=pool), None),
         (template, TemplateObjectTO(uuid="v", imageDataStore=S3), "OperationUnsupported"),
         (template, VolumeObjectTO(uuid="v", dataStore=POOL), None),
     ):

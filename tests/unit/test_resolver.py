@@ -254,19 +254,18 @@ async def test_export_is_where_the_host_mounted_it(resolver: Resolver, settings:
         assert (mounted / "template" / "one").read_bytes() == b"content"
 
 
-async def test_file_uri_is_read_only(resolver: Resolver, settings: StoreSettings) -> None:
+async def test_file_uri_is_a_directory(resolver: Resolver, settings: StoreSettings) -> None:
     folder = settings.roots[0] / "with space"
     folder.mkdir()
     (folder / "image").write_bytes(b"image")
-    for spelling in ("with%20space", "with%20space/"):
+    for new, spelling in (("one", "with%20space"), ("two", "with%20space/")):
         store = resolver.store(image(f"file://{settings.roots[0]}/{spelling}"))
         assert store.id == f"file:{folder}"
         async with store.present(await store.stat("image"), STREAM) as stream:
             assert isinstance(stream, ByteStream)
             assert await read_stream(stream) == b"image"
-        with pytest.raises(StoreUnsupported):
-            await write(store, "new", b"x")
-    assert os.listdir(folder) == ["image"]
+        await write(store, new, b"x")
+    assert sorted(os.listdir(folder)) == ["image", "one", "two"]
 
 
 async def test_remote_stores_are_made_without_contacting_them(resolver: Resolver) -> None:

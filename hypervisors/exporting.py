@@ -1,0 +1,87 @@
+"""Copy of a volume in a pool to an image store, as an image that stands for itself.
+
+A file that is nothing but the volume's present content goes as it is. Whatever else lies in a file (parents, snapshots, what
+was tracked between them) stays: then the disk is read, and laid out anew.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from hypervisors.context import Context
+from hypervisors.contract import Accepts, ImageSpec, Operation
+from hypervisors.copying import Copied
+from hypervisors.images.qcow2_stream import layout
+from hypervisors.images.streaming import LayoutReader
+from hypervisors.local_file import open_file
+from hypervisors.narrowing import as_local
+from hypervisors.outgoing import Outgoing
+from hypervisors.snapshots import Volume, opened_volume
+from hypervisors.verbs import Call, Copy, ref_of
+from stores.contract import Kind, ObjectInfo, RangeReader
+from stores.errors import AlreadyExists, NotFound
+from stores.resolver import Durability
+from stores.to import DataTO, ImageFormat
+from stores.transfer.engine import TransferEngine
+from stores.transfer.pieces import known_size
+from stores.transfer.sending import send_all
+from stores.uninterrupted import uninterrupted
+
+
+async def export(ctx: Context, call: Call, request: Copy) -> Copied:
+    """See `Operations.copy`."""
+    source, target = request.source, request.destination
+    outgoing = Outgoing(ctx, call, target.store, ref_of(target), request.durability)
+    async with opened_volume(ctx, call, source.store, ref_of(source), source.format) as volume:
+        await volume.handler.snapshots.require_idle(volume.source)
+        measured = await volume.handler.measure(volume.source)
+        spec = ImageSpec(target.format or measured.format, measured.virtual_size)
+        fills = volume.handler.fills(Operation.EXPORT_VOLUME, spec)
+        await _refuse_taken(outgoing)
+        as_it_is = volume.handler.keeps_bytes(volume.source.spec, spec)
+        if as_it_is and await volume.handler.snapshots.plain(volume.source):
+            info = await _send_file(volume, outgoing, fills)
+        else:
+            async with volume.handler.snapshots.disk(volume.source) as disk:
+                image = await image_of(ctx.engine, disk, spec)
+                info, _ = await outgoing.send(image, fills)
+    return Copied(_answer(target, spec, info), info.upload)
+
+
+async def image_of(engine: TransferEngine, disk: RangeReader, spec: ImageSpec) -> RangeReader:
+    """The disk as an image of that format, laid out before its data are read."""
+    if spec.format is not ImageFormat.QCOW2:
+        return disk
+    size = known_size(disk)
+    laid_out = await engine.run(partial(layout, size, await disk.extents(0, size)))
+    return LayoutReader(laid_out, disk, engine.network.of(disk))
+
+
+async def _refuse_taken(outgoing: Outgoing) -> None:
+    try:
+        await outgoing.store.stat(outgoing.ref)
+    except NotFound:
+        return
+    raise AlreadyExists(f"{outgoing.ref} exists already; delete it first, or choose another name", ref=outgoing.ref)
+
+
+async def _send_file(volume: Volume, outgoing: Outgoing, fills: Accepts) -> ObjectInfo:
+    """In parts where the store takes them, each straight from the file; else in order."""
+    path, store, ref, call = as_local(volume.source.presentation).path, outgoing.store, outgoing.ref, outgoing.call
+    if Kind.UPLOAD not in store.writes or outgoing.durability is not Durability.STORED:
+        async with open_file(path, outgoing.ctx.engine) as reader:
+            return (await outgoing.send(reader, fills))[0]
+    call.progress.phase("send", volume.info.size)
+    try:
+        async with store.upload(ref, path, token=call.token) as upload:
+            return await send_all(upload, progress=call.progress)
+    except BaseException:
+        await uninterrupted(store.discard(ref, token=call.token))  # nobody goes on with it
+        raise
+
+
+def _answer(target: DataTO, spec: ImageSpec, info: ObjectInfo) -> DataTO:
+    now: dict[str, object] = {"path": info.ref, "size": spec.virtual_size, "format": spec.format}
+    if target.type == "template":
+        now["physicalSize"] = info.size
+    return target.model_copy(update=now)

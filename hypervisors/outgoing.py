@@ -1,0 +1,87 @@
+"""An image that is sent to an image store: read once, digested beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+from hypervisors.context import Context
+from hypervisors.contract import Accepts
+from hypervisors.narrowing import as_pending_file, as_pending_stream
+from hypervisors.verbs import Call
+from stores.contract import DataStore, Kind, ObjectInfo, PendingStream, PendingWrite, Progress, RangeReader
+from stores.resolver import Durability
+from stores.streams import presented
+from stores.to import DataStoreTO
+from stores.transfer.digests import Digester
+from stores.transfer.engine import TransferEngine
+from stores.transfer.groups import first_failure
+
+DIGEST = "sha256"
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """Where an image goes: object `ref` of that store, instead of what is there if it `replaces`."""
+
+    ctx: Context
+    call: Call
+    to: DataStoreTO
+    ref: str
+    durability: Durability = Durability.STORED
+    replaces: bool = False
+
+    @property
+    def store(self) -> DataStore:
+        return self.ctx.resolver.store(self.to)
+
+    async def send(self, image: RangeReader, fills: Accepts) -> tuple[ObjectInfo, str]:
+        """All of the image, and its digest. The object is there as a whole when this returns, or not at all."""
+        engine, progress = self.ctx.engine, self.call.progress
+        progress.phase("send", image.info.size)
+        async with self._create(fills.kinds, image.info.size) as pending:
+            if pending.kind is Kind.LOCAL_PATH:
+                path = as_pending_file(pending).path
+                digests = (await engine.fetch(image, path, digests=[DIGEST], progress=progress)).digests
+            else:
+                digests = await _in_order(engine, image, as_pending_stream(pending), progress)
+            progress.phase("publish")
+            return await pending.commit(), digests[DIGEST]
+
+    async def send_small(self, content: bytes) -> ObjectInfo:
+        """A small object, in the same way."""
+        kinds = (Kind.LOCAL_PATH, Kind.BYTE_STREAM)
+        async with self._create(kinds, len(content)) as pending:
+            if pending.kind is Kind.LOCAL_PATH:
+                await self.ctx.engine.run(as_pending_file(pending).path.write_bytes, content)
+            else:
+                await as_pending_stream(pending).write(memoryview(content))
+            return await pending.commit()
+
+    def _create(self, kinds: Sequence[Kind], size: int | None) -> AbstractAsyncContextManager[PendingWrite]:
+        return self.ctx.resolver.create(
+            self.store,
+            self.ref,
+            kinds,
+            token=self.call.token,
+            size=size,
+            replace=self.replaces,
+            durability=self.durability,
+            store_to=self.to,
+        )
+
+
+async def _in_order(
+    engine: TransferEngine, image: RangeReader, pending: PendingStream, progress: Progress
+) -> dict[str, str]:
+    digester = Digester([DIGEST])
+    async with presented(engine.stream(image)) as stream:
+        async for piece in stream:
+            with first_failure():
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(engine.run(digester.update, piece), name="digest")
+                    group.create_task(pending.write(piece), name="write")
+            progress.advance(len(piece))
+    return digester.hexdigests()
