@@ -44,7 +44,9 @@ def request_of(command: Command) -> verbs.Request | None:
         case commands.GetVolumeStats():
             return verbs.GetVolumeStats(command.pool, tuple(command.volumeUuids))
         case commands.ListDataStoreObjects():
-            return verbs.ListObjects(command.store, command.path, command.startIndex, command.pageSize)
+            return verbs.ListObjects(
+                command.store, command.path, command.startIndex, command.pageSize, command.recursive
+            )
         case commands.Attach():
             return verbs.AttachIso(commands.iso_of(command.disk), command.vmName)
         case commands.Dettach():
@@ -70,6 +72,7 @@ class Execution:
         self._hypervisor = hypervisor
         self._cache = cache or CacheService(None)
         self._uploads = uploads or UploadService()
+        self._awaited: dict[str, str] = {}  # uploads, by the command that waits for them
 
     def claims(self, command: Command) -> Sequence[Claim]:
         """What a verb touches it has to itself, except for the source of a copy: many may copy from it at once."""
@@ -96,14 +99,17 @@ class Execution:
         call = verbs.Call(token, self._of(command), progress)
         result = await self._verb(call, request)
         if isinstance(command, commands.Copy) and isinstance(result, Copied):
-            result = await self._as_durable_as_asked(command, result, progress)
+            result = await self._as_durable_as_asked(command, token, result, progress)
         return _answered(command, _outcome(request, result))
 
     async def settle(self, command: Command, token: str, *, give_up: bool) -> None:
-        """After a run was stopped: returns when nothing of it is left. `UploadPending` where what it has staged goes on to its
-        store, or why that failed; with `give_up` that is given up as well."""
+        """After a run was stopped: returns when nothing of it is left. `UploadPending` where what it has staged, or waited for,
+        goes on to its store, or why that failed; with `give_up` what it has staged is given up as well."""
+        awaited = self._awaited.pop(token, None)
         if isinstance(command, commands.Copy) and command.destination.store.storeType != "primary":
             await self._uploads.settle(token, give_up=give_up)
+        if awaited is not None and not give_up:
+            await self._uploads.require_stored(awaited)
 
     async def undo(self, command: Command, token: str) -> Outcome | None:
         """Account for a run that a dead process left: its outcome if it had come to its end, None once it is undone. Raises as
@@ -119,12 +125,17 @@ class Execution:
             return None
         return _answered(command, _outcome(request, recovered.answer))
 
-    async def _as_durable_as_asked(self, command: commands.Copy, copied: Copied, progress: Progress) -> Copied:
-        """A client that does not ask for `staged` may not know the word: it is told of a success when there is one."""
+    async def _as_durable_as_asked(
+        self, command: commands.Copy, token: str, copied: Copied, progress: Progress
+    ) -> Copied:
+        """A client that does not ask for `staged` may not know the word: it is told of a success when the store has confirmed
+        it, whoever has staged it."""
         if copied.upload is None or command.durability == "staged":
             return copied
-        progress.phase("waiting for the upload")
+        progress.phase("upload")
+        self._awaited[token] = copied.upload
         await self._uploads.stored(copied.upload)
+        del self._awaited[token]
         return replace(copied, upload=None)
 
     def _of(self, command: Command) -> HypervisorType:

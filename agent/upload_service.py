@@ -81,10 +81,11 @@ class UploadService:
         that says how far it is: `UploadPending`, or why it failed."""
         for upload in await self.left():
             if upload.command == token:
-                if give_up:
-                    await self.cancel(upload.id)
-                else:
-                    await self._of(upload.id).stored(upload.id, deadline_s=0)
+                await (self.cancel(upload.id) if give_up else self.require_stored(upload.id))
+
+    async def require_stored(self, upload: str) -> None:
+        """As `stored`, without waiting: `UploadPending` while it is not."""
+        await self._of(upload).stored(upload, deadline_s=0)
 
     # -------------------------------------------------------------------------------------------------- for draining
 

@@ -21,6 +21,7 @@ from agent import commands
 from agent.cache_models import EntryShown, PoolShown
 from agent.explain import EXPLAINABLE
 from agent.transports.http_api.routes import ROUTES
+from agent.upload_models import Drained, Finished, UploadShown
 from hypervisors.contract import HypervisorHandler, ImageSpec, Operation, OperationUnsupported, Source
 from stores.backends.filesystem import FilesystemStore
 from stores.contract import DataStore, Kind, RangeReader, Silent
@@ -70,6 +71,9 @@ def test_every_field_of_an_answer_is_described() -> None:
         commands.VolumeStats,
         PoolShown,
         EntryShown,
+        UploadShown,
+        Finished,
+        Drained,
     ):
         assert set(model.model_fields) <= shown
     assert {state.value for state in commands.State} <= set(API.section("Answers").spans)
@@ -122,6 +126,9 @@ def test_examples_are_what_the_agent_answers() -> None:
             same(parsed(shown), parsed(text), line)
     described_elsewhere = {("GET", "/metrics"), ("GET", "/openapi.json")}
     described_elsewhere |= {(route.method, route.path) for route in ROUTES if "{key}" in route.path}
+    described_elsewhere |= {
+        (route.method, route.path) for route in ROUTES if route.path.startswith(("/v1/uploads/{", "/v1/events/{"))
+    }
     assert used | described_elsewhere == {(route.method, route.path) for route in ROUTES}
 
 
