@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -106,9 +107,11 @@ class FileUpload:
 
     async def close(self) -> None:
         """Gives back the descriptors; the unfinished file stays."""
-        for file in (self._file, self._draft, self._source):
+        files = ExitStack()  # all of them, also where one fails
+        for file in (self._source, self._draft, self._file):
             if file is not None:
-                await self._engine.run(file.close)
+                files.callback(file.close)
+        await self._engine.run(files.close)
 
     def _found(self, number: int) -> bool:
         return number in self._there or (self._draft is not None and self._draft.found)

@@ -15,6 +15,7 @@ from stores.backends.s3_send import Part, hex_etag, unconfirmed
 from stores.backends.s3_sums import crc64
 from stores.contract import ObjectInfo
 from stores.errors import AlreadyExists, NotFound, StoreError, Unavailable
+from stores.uninterrupted import uninterrupted
 
 Told = dict[str, Any]
 """What a server said of an object, by botocore's names."""
@@ -48,8 +49,8 @@ class Publication:
         self._joins = joins
 
     async def put(self, send: Callable[[], Awaitable[Told]]) -> ObjectInfo:
-        """By a single request."""
-        return await self._confirmed(await self._published(send))
+        """By a single request. A cancellation that comes once it was answered is raised when all is decided."""
+        return await uninterrupted(self._confirmed(await self._published(send)))
 
     async def complete(self, upload_id: str, parts: Sequence[Part]) -> ObjectInfo:
         """By completing a multipart upload; `parts` in order."""

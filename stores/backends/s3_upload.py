@@ -191,7 +191,8 @@ class S3Upload:
         body = FileRange(self._source, 0, self._cut.size)
         crc = await self._sums.crc(1)
         publication = await self._publication()
-        return await uninterrupted(publication.put(partial(self._sender.whole, body, crc, replace=self._replace)))
+        # May be cancelled while it is sent, which can take long: if the object was made all the same, the next try finds it.
+        return await publication.put(partial(self._sender.whole, body, crc, replace=self._replace))
 
     async def _complete(self) -> ObjectInfo:
         for number in range(1, self.parts + 1):

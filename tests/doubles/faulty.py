@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, TypeAlias, cast
 
 from stores.contract import (
@@ -17,6 +18,7 @@ from stores.contract import (
     ObjectInfo,
     PendingFile,
     PendingStream,
+    PendingUpload,
     PendingWrite,
     Presentation,
     RangeReader,
@@ -52,8 +54,8 @@ Plan: TypeAlias = Mapping[tuple[str, int], Fault]
 
 
 class FaultyStore(WrapperStore):
-    """Operations: stat, present, read (a range, or a piece of a stream), write (the beginning), send, commit, discard, delete,
-    list (each object) and usage. `calls` counts them."""
+    """Operations: stat, present, read (a range, or a piece of a stream), write and upload (the beginning), send (a piece or a
+    part), commit, discard, delete, list (each object) and usage. `calls` counts them."""
 
     def __init__(self, inner: DataStore, plan: Plan) -> None:
         super().__init__(inner)
@@ -100,6 +102,14 @@ class FaultyStore(WrapperStore):
                 yield _PendingStream(cast(PendingStream, pending), self)
             else:
                 yield _PendingFile(cast(PendingFile, pending), self)
+
+    @asynccontextmanager
+    async def upload(
+        self, ref: str, source: Path, *, token: str, replace: bool = False
+    ) -> AsyncIterator[PendingUpload]:
+        await self.step("upload")
+        async with self.inner.upload(ref, source, token=token, replace=replace) as pending:
+            yield _PendingUpload(pending, self)
 
     async def discard(self, ref: str, *, token: str) -> None:
         await self.step("discard")
@@ -175,6 +185,27 @@ class _PendingStream:
     async def write(self, data: memoryview) -> None:
         await self._faulty.step("send")
         await self._inner.write(data)
+
+    async def commit(self) -> ObjectInfo:
+        await self._faulty.step("commit")
+        return await self._inner.commit()
+
+
+class _PendingUpload:
+    kind: ClassVar[Kind] = Kind.UPLOAD
+
+    def __init__(self, inner: PendingUpload, faulty: FaultyStore) -> None:
+        self.parts = inner.parts
+        self.parallel = inner.parallel
+        self._inner = inner
+        self._faulty = faulty
+
+    def length(self, number: int) -> int:
+        return self._inner.length(number)
+
+    async def send(self, number: int) -> bool:
+        await self._faulty.step("send")
+        return await self._inner.send(number)
 
     async def commit(self) -> ObjectInfo:
         await self._faulty.step("commit")
