@@ -212,6 +212,7 @@ class ListDataStoreObjects(_Command):
     path: str = ""
     startIndex: Annotated[int, Field(ge=0)] = 0
     pageSize: Annotated[int, Field(gt=0, le=10_000)] = 1000
+    recursive: bool = False  # ours: all objects below, instead of one directory level
 
 
 class Prefetch(_Command):

@@ -21,8 +21,6 @@ from stores.uninterrupted import uninterrupted
 
 _log = structlog.get_logger(__name__)
 
-DEFAULT_WAIT_S = 1800.0
-"""The server's own default for a command that comes with `wait` 0."""
 _LOOK_S = 3600.0
 _DOWNLOAD = "cs-download-"
 _MAX_DOWNLOADS = 4096
@@ -38,12 +36,6 @@ class Commands(Protocol):
     async def wait(self, command_id: str, seconds: float) -> Answer: ...
 
     async def cancel(self, command_id: str) -> Answer: ...
-
-
-def patience(command: WireCommand) -> float:
-    """Seconds until nobody waits for the answer any more: the server waits twice where a command is the current one of its
-    in-sequence queue."""
-    return 2 * (command.wait if command.wait > 0 else DEFAULT_WAIT_S)
 
 
 @dataclass(slots=True)

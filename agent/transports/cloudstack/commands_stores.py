@@ -166,10 +166,12 @@ def _delete_directory(command: DeleteSnapshotsDirCommand) -> Command:
     return commands.Delete(data=SnapshotObjectTO(path=command.directory.strip("/"), dataStore=command.store))
 
 
-ROUTES: dict[type[WireCommand], Route] = {
+POOLS: dict[type[WireCommand], Route] = {
     ModifyStoragePoolCommand: Route(_modify, _modified),
     CreateStoragePoolCommand: Route(_create, done),
     DeleteStoragePoolCommand: Route(_delete, done),
+}
+STORES: dict[type[WireCommand], Route] = {
     GetStorageStatsCommand: Route(_stats, _stats_told),
     ComputeChecksumCommand: Route(_checksum, done),
     SecStorageSetupCommand: Route(_setup, _set_up),
