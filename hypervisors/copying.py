@@ -45,18 +45,23 @@ def operation_of(request: Copy) -> Operation:
     for data in (source, destination):
         if data.type == "volume" and (data.passphrase or data.encryptFormat):
             raise OperationUnsupported("encrypted volumes are not supported; nothing was written", ref=data.path)
-    if source.type == "template" and destination.type in ("template", "volume"):
-        return Operation.LINK_TEMPLATE if is_linked(source, destination) else Operation.COPY_TEMPLATE
     from_pool, into_pool = (data.store.storeType == "primary" for data in (source, destination))
-    if source.type == "volume" and from_pool and not into_pool and destination.type in ("volume", "template"):
-        return Operation.EXPORT_VOLUME
-    if source.type == "volume" and destination.type == "volume":
-        return Operation.COPY_VOLUME
-    if source.type == "snapshot" and from_pool and not into_pool and destination.type == "snapshot":
-        return Operation.BACK_UP
-    if source.type == "snapshot" and into_pool and destination.type in ("volume", "template"):
-        return Operation.RESTORE
-    raise OperationUnsupported(f"a {source.type} cannot be copied to a {destination.type}")
+    match source.type, destination.type:
+        case "template", "template" | "volume" if into_pool:
+            return Operation.LINK_TEMPLATE if is_linked(source, destination) else Operation.COPY_TEMPLATE
+        case "volume", "volume" if into_pool:
+            return Operation.COPY_VOLUME
+        case "volume", "volume" | "template" if from_pool and not into_pool:
+            return Operation.EXPORT_VOLUME
+        case "snapshot", "snapshot" if from_pool and not into_pool:
+            return Operation.BACK_UP
+        case "snapshot", "volume" | "template" if into_pool:
+            return Operation.RESTORE
+    where = [
+        f"{data.type} in {'a pool' if of_pool else 'an image store'}"
+        for data, of_pool in ((source, from_pool), (destination, into_pool))
+    ]
+    raise OperationUnsupported(f"a {where[0]} cannot be copied to a {where[1]}")
 
 
 def target_spec(handler: HypervisorHandler, source: ImageFormat | None, destination: DataTO) -> ImageSpec:
