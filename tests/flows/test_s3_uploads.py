@@ -252,6 +252,51 @@ async def test_parts_travel_encrypted_and_arrive(
     assert engine.buffers.taken == 0
 
 
+@pytest.mark.parametrize(
+    ("threshold", "size", "announced", "parts"),
+    [
+        (-1, 12 * MiB, True, 0),
+        (-1, 12 * MiB, False, 2),  # has to be in memory until its size is known
+        (None, SMALLEST_PART, True, 0),
+        (None, SMALLEST_PART + 1, True, 2),
+        (MiB, MiB, True, 0),
+        (MiB, MiB + 1, True, 1),
+        (MiB, MiB + 1, False, 1),
+        (20 * MiB, 12 * MiB, True, 0),
+    ],
+)
+async def test_threshold_for_a_single_put_is_obeyed(
+    seaweed: S3Server,
+    bucket: tuple[Any, str],
+    engine: TransferEngine,
+    tmp_path: Path,
+    threshold: int | None,
+    size: int,
+    announced: bool,
+    parts: int,
+) -> None:
+    """An ETag tells the number of parts behind a dash."""
+    data = random.Random(6).randbytes(size)
+    source = tmp_path / "source"
+    source.write_bytes(data)
+    async with opened(engine, seaweed, bucket[1], maxSingleUploadSizeInBytes=threshold) as store:
+        async with store.write(REF, Kind.BYTE_STREAM, token=TOKEN, size=size if announced else None) as pending:
+            await cast(PendingStream, pending).write(memoryview(data))
+            streamed = await pending.commit()
+        assert stored(bucket) == sha(data)
+        await store.delete(REF)
+        sent = await upload(store, source)
+    assert stored(bucket) == sha(data)
+    assert _parts(streamed) == parts
+    assert _parts(sent) == (0 if threshold == -1 else parts)
+    assert engine.outgoing.used == 0
+    assert (keys(*bucket), uploads(*bucket)) == ({REF}, [])
+
+
+def _parts(info: ObjectInfo) -> int:
+    return int((info.version or "").strip('"').partition("-")[2] or 0)
+
+
 async def test_upload_that_somebody_aborted_begins_anew(
     seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, source: Path
 ) -> None:
