@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from agent.cli_options import CommandId, Config, Json, JsonFile, Key, PoolName, Socket
-from agent.cli_stored import drain, uploads
+from agent.cli_stored import backups, drain, uploads
 
 _EPILOG = (
     "Exit codes: 0 done; 1 failed for good; 2 wrong usage; 3 failed, trying again may help; "
@@ -28,6 +28,7 @@ app.add_typer(commands, name="commands")
 cache = typer.Typer(help="Look at the cache, and look after it.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache, name="cache")
 app.add_typer(uploads, name="uploads")
+app.add_typer(backups, name="backups")
 app.command()(drain)
 
 

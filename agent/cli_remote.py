@@ -34,13 +34,25 @@ def submit(file: str, wait: bool, socket: Path | None, config: Path | None, as_j
 def submit_body(client: Client, body: bytes, wait: bool, as_json: bool) -> None:
     """Submit a command, show its outcome, and leave with its code. Inside of `reporting`."""
     answer = client.call("POST", "/v1/commands", body=body)
-    if wait and answer["state"] in ("accepted", "running"):
-        try:
-            answer = _follow(client, answer, quiet=as_json)
-        except KeyboardInterrupt:
-            print(f"\ncommand {answer['id']} goes on; storage-agent commands cancel {answer['id']}", file=sys.stderr)
-            raise
-    _finish(answer, as_json)
+    _finish(_ended(client, answer, as_json) if wait else answer, as_json)
+
+
+def outcome_of(client: Client, command: Json, as_json: bool) -> Json:
+    """The answer of a command that succeeded; of one that did not, it is shown, and left with its code. Inside of `reporting`."""
+    answer = _ended(client, client.call("POST", "/v1/commands", body=json.dumps(command).encode()), as_json)
+    if answer.get("error") is not None:
+        _finish(answer, as_json)
+    return answer
+
+
+def _ended(client: Client, answer: Json, as_json: bool) -> Json:
+    if answer["state"] not in ("accepted", "running"):
+        return answer
+    try:
+        return _follow(client, answer, quiet=as_json)
+    except KeyboardInterrupt:
+        print(f"\ncommand {answer['id']} goes on; storage-agent commands cancel {answer['id']}", file=sys.stderr)
+        raise
 
 
 def list_commands(state: str | None, limit: int, socket: Path | None, config: Path | None, as_json: bool) -> None:

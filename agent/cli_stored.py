@@ -12,10 +12,22 @@ uploads = typer.Typer(
     help="Look at uploads that no store has yet, and look after them.", no_args_is_help=True, rich_markup_mode=None
 )
 
+backups = typer.Typer(
+    help="Look at backups in an image store, and check them.", no_args_is_help=True, rich_markup_mode=None
+)
+
 UploadId = Annotated[str, typer.Argument(metavar="ID", help="The upload's id, as `uploads ls` shows it.")]
 SomeUpload = Annotated[
     str | None, typer.Argument(metavar="[ID]", help="The upload's id, as `uploads ls` shows it. Without it: all.")
 ]
+BackupFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE|-",
+        help="A file with the backup as JSON, as in the `source` of a Copy, or with its store alone; - reads standard input.",
+    ),
+]
+Path_ = Annotated[str | None, typer.Option("--path", help="The path in the store, where the file does not say it.")]
 Timeout = Annotated[float | None, typer.Option(min=0, help="At most so many seconds. Without it: as long as it takes.")]
 
 
@@ -63,6 +75,26 @@ def uploads_cancel(upload: UploadId, socket: Socket = None, config: Config = Non
     from agent import cli_uploads
 
     cli_uploads.cancel(upload, socket, config, json_)
+
+
+@backups.command("verify")
+def backups_verify(
+    file: BackupFile, path: Path_ = None, socket: Socket = None, config: Config = None, json_: Json = False
+) -> None:
+    """Read a backup, and all that it builds on, and compare it with the manifests: exit code 1 when something is wrong."""
+    from agent import cli_backups
+
+    cli_backups.verify(file, path, socket, config, json_)
+
+
+@backups.command("tree")
+def backups_tree(
+    file: BackupFile, path: Path_ = None, socket: Socket = None, config: Config = None, json_: Json = False
+) -> None:
+    """Show the backups below a path, and which builds on which."""
+    from agent import cli_backups
+
+    cli_backups.tree(file, path, socket, config, json_)
 
 
 def drain(

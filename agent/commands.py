@@ -215,6 +215,24 @@ class ListDataStoreObjects(_Command):
     recursive: bool = False  # ours: all objects below, instead of one directory level
 
 
+class VerifyBackup(_Command):
+    """Ours: read a backup, and all that it builds on, and compare it with the manifests."""
+
+    writes: ClassVar[bool] = False
+    command: Literal["VerifyBackup"] = "VerifyBackup"
+    store: DataStoreTO
+    path: str
+
+
+class ListBackups(_Command):
+    """Ours: the backups below `path`, and which builds on which."""
+
+    writes: ClassVar[bool] = False
+    command: Literal["ListBackups"] = "ListBackups"
+    store: DataStoreTO
+    path: str = ""
+
+
 class Prefetch(_Command):
     """Ours: bring an object into the cache."""
 
@@ -261,6 +279,8 @@ Command: TypeAlias = Annotated[
     | GetStorageStats
     | GetVolumeStats
     | ListDataStoreObjects
+    | VerifyBackup
+    | ListBackups
     | Attach
     | Dettach
     | Prefetch
@@ -350,6 +370,44 @@ class PoolInfo(_Model):
     availableBytes: int | None = None
 
 
+class BackupChecked(_Model):
+    """One backup of a chain. `fault`: what is wrong with it; absent if nothing is."""
+
+    ref: str
+    size: int  # bytes of its object
+    fault: str | None = None
+
+
+class BackupVerified(_Model):
+    """`chain`: newest first; empty where not even its manifests hold together, which `fault` then tells."""
+
+    ref: str
+    sound: bool
+    chain: list[BackupChecked]
+    fault: str | None = None
+
+
+class BackupNode(_Model):
+    """One backup, and those that build on it. Sizes are bytes. `fault`: why it cannot be restored, as far as manifests show."""
+
+    ref: str
+    volume: str
+    snapshot: str
+    created: float  # of the snapshot, in seconds since the epoch
+    virtualSize: int
+    size: int
+    changed: int  # bytes of the disk that it says something about
+    fault: str | None = None
+    children: list[BackupNode] = []
+
+
+class BackupTree(_Model):
+    """`roots`: full backups, and those whose parent is missing. `strays`: objects beside them that belong to none."""
+
+    roots: list[BackupNode]
+    strays: list[str]
+
+
 class PoolScrubbed(_Model):
     """What a scrub has seen in one pool of the cache."""
 
@@ -387,6 +445,8 @@ class Outcome(_Model):
     isDirs: list[bool] | None = None
     sizes: list[int] | None = None
     lastModified: list[int] | None = None  # ms since the epoch
+    verified: BackupVerified | None = None  # VerifyBackup
+    backups: BackupTree | None = None  # ListBackups
     scrubbed: dict[str, PoolScrubbed] | None = None  # ScrubCache, by pool
     reconciled: dict[str, PoolReconciled] | None = None  # ReconcileCache, by pool
 

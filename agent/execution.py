@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from agent import commands
+from agent import backup_answers, commands
 from agent.cache_service import CacheService
 from agent.commands import Command, Outcome
 from agent.locks import Claim
@@ -15,6 +15,7 @@ from hypervisors import verbs
 from hypervisors.contract import HypervisorType
 from hypervisors.operations import Copied, Operations
 from stores.contract import Progress
+from stores.resolver import Durability
 from stores.to import DiskTO
 
 
@@ -22,7 +23,12 @@ def request_of(command: Command) -> verbs.Request | None:
     """What the command asks of `Operations`; None for a command that asks nothing."""
     match command:
         case commands.Copy():
-            return verbs.Copy(command.source, command.destination, prefer_cache=command.cache == "prefer")
+            return verbs.Copy(
+                command.source,
+                command.destination,
+                prefer_cache=command.cache == "prefer",
+                durability=Durability(command.durability),
+            )
         case commands.CreateObject():
             return verbs.Create(command.data)
         case commands.Delete():
@@ -53,7 +59,13 @@ def request_of(command: Command) -> verbs.Request | None:
             return verbs.DetachIso(commands.iso_of(command.disk), command.vmName)
         case commands.Prefetch():
             return verbs.Prefetch(command.data)
-        case commands.Ping() | commands.ScrubCache() | commands.ReconcileCache():
+        case (
+            commands.Ping()
+            | commands.ScrubCache()
+            | commands.ReconcileCache()
+            | commands.VerifyBackup()
+            | commands.ListBackups()
+        ):
             return None
 
 
@@ -93,10 +105,18 @@ class Execution:
                 return await self._cache.scrub(command, progress)
             case commands.ReconcileCache():
                 return await self._cache.reconcile(command, progress)
+        call = verbs.Call(token, self._of(command), progress)
+        match command:
+            case commands.VerifyBackup():
+                verified = await self._operations.verify_backup(call, command.store, command.path)
+                return Outcome(verified=backup_answers.verified(verified))
+            case commands.ListBackups():
+                return Outcome(
+                    backups=backup_answers.tree(await self._operations.backup_tree(command.store, command.path))
+                )
         request = request_of(command)
         if request is None:
             return Outcome()
-        call = verbs.Call(token, self._of(command), progress)
         result = await self._verb(call, request)
         if isinstance(command, commands.Copy) and isinstance(result, Copied):
             result = await self._as_durable_as_asked(command, token, result, progress)

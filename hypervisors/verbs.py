@@ -107,6 +107,22 @@ class ListObjects:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifyBackup:
+    """Whether a backup, and all that it builds on, is what the manifests say."""
+
+    store: DataStoreTO
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListBackups:
+    """The backups below `prefix`."""
+
+    store: DataStoreTO
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class AttachIso:
     """An ISO becomes a file of this host, for the guest `vm`. Without a guest it is only explained."""
 
@@ -142,6 +158,8 @@ Request: TypeAlias = (
     | ModifyPool
     | DeletePool
     | ListObjects
+    | VerifyBackup
+    | ListBackups
     | AttachIso
     | DetachIso
     | Prefetch

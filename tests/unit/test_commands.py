@@ -32,6 +32,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "GetStorageStats": {"store": POOL},
     "GetVolumeStats": {"pool": POOL, "volumeUuids": ["v-1"]},
     "ListDataStoreObjects": {"store": POOL, "path": "a"},
+    "VerifyBackup": {"store": S3, "path": "snapshots/1/s-1"},
+    "ListBackups": {"store": S3, "path": "snapshots"},
     "Attach": {"disk": {"type": "ISO", "diskSeq": 3, "data": TEMPLATE}, "vmName": "i-2-7-VM"},
     "Dettach": {"disk": {"type": "ISO", "data": TEMPLATE}, "vmName": "i-2-7-VM"},
     "Prefetch": {"data": TEMPLATE},
