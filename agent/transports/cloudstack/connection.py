@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from agent.transports.cloudstack import json_codec, wire
 from agent.transports.cloudstack.contract import Watcher
+from agent.transports.cloudstack.errors import ContentRefused
 from agent.transports.cloudstack.json_codec import Decoded
 from agent.transports.cloudstack.models import Envelope
 from agent.transports.cloudstack.tls import TlsChannel
@@ -19,6 +22,15 @@ _LARGE = 128 * KiB  # what takes so long to compress or to parse that pings shou
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What a message said. `message` is without its text, which may hold secrets and be large; `size` is that text in bytes."""
+
+    message: Message
+    items: Sequence[Decoded]
+    size: int
 
 
 class Connection:
@@ -44,17 +56,14 @@ class Connection:
         """LinkLost."""
         await self._send(request.answer(json_codec.encode(answers)), answers)
 
-    async def receive(self) -> tuple[Message, Sequence[Decoded]] | None:
+    async def receive(self) -> Received | None:
         """The next message; None when the server closed. LinkError, and ContentRefused for a text that is no array of commands:
         after either the connection cannot be read on."""
         while (data := await self._channel.receive()) is not None:
-            message = await _beside(len(data), wire.decode, data)
-            del data  # it and the text need not be in memory together for as long as the command runs
-            if message is None:
-                continue
-            items = await _beside(len(message.content), json_codec.decode, message.content)
-            self._watcher.received(message, items)
-            return message, items
+            received = await _beside(len(data), _read, data)
+            if received is not None:
+                self._watcher.received(received.message, received.items)
+                return received
         return None
 
     async def close(self) -> None:
@@ -66,6 +75,21 @@ class Connection:
         async with self._writing:
             self._watcher.sent(message, items)
             await self._channel.send(data)
+
+
+def _read(data: bytearray) -> Received | None:
+    """`data` is emptied: it, the text and what that says need not be in memory together."""
+    message = wire.decode(data)
+    data.clear()
+    if message is None:
+        return None
+    size = len(message.content)
+    try:
+        text = message.content.decode()
+    except UnicodeDecodeError:
+        raise ContentRefused("a message needs to be text in UTF-8") from None
+    message = dataclasses.replace(message, content=b"")
+    return Received(message, json_codec.decode_text(text), size)
 
 
 async def _beside(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -58,18 +58,27 @@ def encode(items: Sequence[Envelope]) -> bytes:
 
 def decode(content: bytes) -> list[Decoded]:
     """Commands and answers in their order. `ContentRefused` where the text is not such an array, or too much of one."""
-    _bounded(content)
     try:
-        return _Reader(content.decode()).items()
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise ContentRefused("a message needs to be text in UTF-8") from None
+    return decode_text(text)
+
+
+def decode_text(text: str) -> list[Decoded]:
+    """The same, for whoever does not want to keep the bytes in memory meanwhile."""
+    _bounded(text)
+    try:
+        return _Reader(text).items()
     except RecursionError:
         raise ContentRefused("a message is nested too deeply to be a list of commands") from None
     except ValueError as error:  # its text may quote a secret, its kind does not
         raise ContentRefused(f"a message needs to be a JSON array of commands ({type(error).__name__})") from None
 
 
-def _bounded(content: bytes) -> None:
+def _bounded(text: str) -> None:
     """Counted high, since what is in strings counts as well. Depth needs no count: the parser has its own limit."""
-    values = content.count(b"[") + content.count(b"{") + content.count(b",")
+    values = text.count("[") + text.count("{") + text.count(",")
     if values > MAX_VALUES:
         raise ContentRefused(
             f"a message of {values} values is too large; at most {MAX_VALUES} are read", limit=MAX_VALUES

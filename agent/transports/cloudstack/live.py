@@ -12,7 +12,7 @@ from functools import partial
 import structlog
 
 from agent.failures import tell
-from agent.transports.cloudstack.connection import Connection
+from agent.transports.cloudstack.connection import Connection, Received
 from agent.transports.cloudstack.contract import Role
 from agent.transports.cloudstack.errors import LinkError, LinkLost
 from agent.transports.cloudstack.json_codec import Decoded
@@ -149,13 +149,12 @@ class Live:
     # ----------------------------------------------------------------------------------------- what we hear
 
     async def _read(self) -> None:
-        while (heard := await self._connection.receive()) is not None:
-            message, items = heard
+        while (received := await self._connection.receive()) is not None:
             self._session.heard(self._clock())
-            if message.is_request:
-                await self._asked(message, items)
+            if received.message.is_request:
+                await self._asked(received)
             else:
-                await self._answered(items)
+                await self._answered(received.items)
         raise LinkLost(f"the management server {self._server} closed the connection", server=str(self._server))
 
     async def _answered(self, items: Sequence[Decoded]) -> None:
@@ -173,7 +172,8 @@ class Live:
                     if item.sendStartup:
                         await self._introduce()
 
-    async def _asked(self, message: Message, items: Sequence[Decoded]) -> None:
+    async def _asked(self, received: Received) -> None:
+        message, items = received.message, received.items
         for item in items:
             if isinstance(item, ReadyCommand):
                 first = self._session.phase is not Phase.READY
@@ -185,7 +185,7 @@ class Live:
                         "link ready", role=self._role.name, server=str(self._server), host_id=self._session.host_id
                     )
         await self._requests.room()
-        self._requests.start(message, items, partial(self._tell, message, items))
+        self._requests.start(message, items, received.size, partial(self._tell, message, items))
 
     async def _tell(self, message: Message, items: Sequence[Decoded], answers: Sequence[WireAnswer]) -> None:
         """A command may have outlived its connection: then nobody waits for the answer."""

@@ -79,14 +79,14 @@ class Requests:
         while self._running:
             await self._one_ended()
 
-    def start(self, message: Message, items: Sequence[Decoded], answer: Tell) -> None:
+    def start(self, message: Message, items: Sequence[Decoded], size: int, answer: Tell) -> None:
         """Run the commands of a request and hand over their answers, one each, in order. A sequence number that runs already is
-        not run twice: its answer is on the way."""
+        not run twice: its answer is on the way. `size`: bytes that count against `MOST_BYTES`."""
         if message.sequence in self._running:
             return
         work = self._group.create_task(self._run(message, items, answer), name=f"request-{message.sequence}")
-        self._running[message.sequence] = _Running(work, len(message.content))
-        self._bytes += len(message.content)
+        self._running[message.sequence] = _Running(work, size)
+        self._bytes += size
         work.add_done_callback(lambda _: self._forget(message.sequence))
 
     def cancel(self, sequence: int, *, only_ask: bool) -> bool:
