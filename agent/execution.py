@@ -53,19 +53,17 @@ def request_of(command: Command) -> verbs.Request | None:
             return verbs.ListObjects(
                 command.store, command.path, command.startIndex, command.pageSize, command.recursive
             )
+        case commands.VerifyBackup():
+            return verbs.VerifyBackup(command.store, command.path)
+        case commands.ListBackups():
+            return verbs.ListBackups(command.store, command.path)
         case commands.Attach():
             return verbs.AttachIso(commands.iso_of(command.disk), command.vmName)
         case commands.Dettach():
             return verbs.DetachIso(commands.iso_of(command.disk), command.vmName)
         case commands.Prefetch():
             return verbs.Prefetch(command.data)
-        case (
-            commands.Ping()
-            | commands.ScrubCache()
-            | commands.ReconcileCache()
-            | commands.VerifyBackup()
-            | commands.ListBackups()
-        ):
+        case commands.Ping() | commands.ScrubCache() | commands.ReconcileCache():
             return None
 
 
@@ -105,18 +103,10 @@ class Execution:
                 return await self._cache.scrub(command, progress)
             case commands.ReconcileCache():
                 return await self._cache.reconcile(command, progress)
-        call = verbs.Call(token, self._of(command), progress)
-        match command:
-            case commands.VerifyBackup():
-                verified = await self._operations.verify_backup(call, command.store, command.path)
-                return Outcome(verified=backup_answers.verified(verified))
-            case commands.ListBackups():
-                return Outcome(
-                    backups=backup_answers.tree(await self._operations.backup_tree(command.store, command.path))
-                )
         request = request_of(command)
         if request is None:
             return Outcome()
+        call = verbs.Call(token, self._of(command), progress)
         result = await self._verb(call, request)
         if isinstance(command, commands.Copy) and isinstance(result, Copied):
             result = await self._as_durable_as_asked(command, token, result, progress)
@@ -188,6 +178,10 @@ class Execution:
                 return await operations.volume_stats(call, request)
             case verbs.ListObjects():
                 return await operations.list_objects(call, request)
+            case verbs.VerifyBackup(store, path):
+                return await operations.verify_backup(call, store, path)
+            case verbs.ListBackups(store, prefix):
+                return await operations.backup_tree(store, prefix)
             case verbs.AttachIso():
                 return await operations.attach_iso(call, request)
             case verbs.DetachIso():
@@ -245,6 +239,10 @@ def _outcome(request: verbs.Request, result: Any) -> Outcome:
                     for path, stats in result.items()
                 }
             )
+        case verbs.VerifyBackup():
+            return Outcome(verified=backup_answers.verified(result))
+        case verbs.ListBackups():
+            return Outcome(backups=backup_answers.tree(result))
         case verbs.AttachIso(iso):
             return Outcome(disk=DiskTO(type="ISO", data=iso, path=str(result.path)))
         case verbs.DetachIso(iso):

@@ -75,7 +75,7 @@ async def list_objects(ctx: Context, request: ListObjects) -> Listing:
     entries: dict[str, Entry] = {}
     try:
         async for info in store.list(path):
-            entry = entry_below(path, info)
+            entry = _entry(info) if request.recursive else entry_below(path, info)
             # A directory may be listed by itself and shows in every ref below it; the first one stands for all.
             entries.setdefault(entry.path, entry)
     except NotFound:
@@ -84,10 +84,15 @@ async def list_objects(ctx: Context, request: ListObjects) -> Listing:
     return Listing(path_exists=bool(entries) or not path, count=len(entries), entries=tuple(page))
 
 
+def _entry(info: ObjectInfo) -> Entry:
+    name = info.ref.rpartition("/")[2]
+    return Entry(name, info.ref, is_dir=info.is_dir, size=info.size or 0, modified=info.modified or 0.0)
+
+
 def entry_below(path: str, info: ObjectInfo) -> Entry:
     """What `info` looks like one level below `path`: itself, or the directory that it is in."""
     below = info.ref[len(path) + 1 :] if path and info.ref != path else info.ref
     name, slash, _ = below.partition("/") if info.ref != path else (info.ref.rpartition("/")[2], "", "")
     if slash:
         return Entry(name, f"{path}/{name}" if path else name, is_dir=True, size=0, modified=0.0)
-    return Entry(name, info.ref, is_dir=info.is_dir, size=info.size or 0, modified=info.modified or 0.0)
+    return _entry(info)

@@ -347,5 +347,7 @@ async def test_listing(here: World, template: TemplateObjectTO) -> None:
     assert [(entry.path, entry.size) for entry in below.entries] == [("sub/deep", 0), ("sub/x", 4), ("sub/y", 4)]
     page = await here.operations.list_objects(here.call(), ListObjects(here.pool(), "sub", 1, 1))
     assert ([entry.path for entry in page.entries], page.count) == (["sub/x"], 3)
+    deep = await here.operations.list_objects(here.call(), ListObjects(here.pool(), "sub", recursive=True))
+    assert [entry.path for entry in deep.entries if not entry.is_dir] == ["sub/deep/z", "sub/x", "sub/y"]
     nothing = await here.operations.list_objects(here.call(), ListObjects(here.pool(), "none"))
     assert (nothing.path_exists, nothing.count) == (False, 0)
