@@ -11,7 +11,8 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from hypervisors.images.formats import file_node, image_node, json_filename
-from hypervisors.images.qcow2_stream import Data, Layout, Metadata, layout
+from hypervisors.images.pieces import Data, Metadata
+from hypervisors.images.qcow2_stream import Layout, layout
 from stores.contract import Extent, MiB
 from stores.to import ImageFormat
 

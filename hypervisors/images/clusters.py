@@ -13,6 +13,7 @@ Time and memory follow the number of extents, not what they cover.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -39,6 +40,11 @@ class Runs:
         elif start < stop:
             self.starts.append(start)
             self.stops.append(stop)
+
+    def within(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """The index and the part between `start` and `stop` of each run that has one."""
+        for index in range(bisect_right(self.stops, start), bisect_left(self.starts, stop)):
+            yield index, max(self.starts[index], start), min(self.stops[index], stop)
 
 
 @dataclass(frozen=True, slots=True)

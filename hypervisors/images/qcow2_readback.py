@@ -17,8 +17,9 @@ from itertools import groupby
 from hypervisors.contract import ImageRefused
 from hypervisors.images import qcow2
 from hypervisors.images.parsing import HEAD, refuse
+from hypervisors.images.pieces import Data, Metadata
 from hypervisors.images.qcow2 import Header
-from hypervisors.images.qcow2_stream import ENTRY, ZERO_CLUSTER, Data, Layout, Metadata, layout
+from hypervisors.images.qcow2_stream import ENTRY, ZERO_CLUSTER, Layout, layout
 from stores.contract import Extent, MiB, RangeReader
 from stores.errors import TooLarge
 from stores.transfer.engine import TransferEngine

@@ -16,14 +16,14 @@ from __future__ import annotations
 import heapq
 import sys
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeAlias
 
-from hypervisors.images.clusters import Clusters, Runs, classify
+from hypervisors.images.clusters import Clusters, classify
 from hypervisors.images.parsing import SECTOR
+from hypervisors.images.pieces import Data, Metadata, Piece
 from hypervisors.images.qcow2 import CLUSTER_BITS, HEADER, HEADER_3, LARGEST_L1, LARGEST_REFCOUNT_TABLE, MAGIC
 from stores.contract import Extent, KiB
 from stores.errors import TooLarge
@@ -34,24 +34,6 @@ _COPIED = 1 << 63  # in L1 and L2 entries: what this points at has a reference c
 _REFCOUNT = 2  # bytes
 _ONE = (1).to_bytes(_REFCOUNT, "big")
 _REFCOUNT_ORDER = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """Bytes of the image that are known already: tables, and the zeroes that fill up the last cluster."""
-
-    content: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Bytes of the disk, to be read there, that come next in the image."""
-
-    offset: int
-    length: int
-
-
-Piece: TypeAlias = Metadata | Data
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +177,12 @@ class Layout:
         """The L2 table in that cluster of the image."""
         first = self._tables[number - self._first_l2] * self._entries
         table = array("Q", bytes(self.cluster))
-        for index, start, stop in _within(self._data, first, first + self._entries):
+        for index, start, stop in self._data.within(first, first + self._entries):
             host = self.data_at + (self._before[index] + start - self._data.starts[index]) * self.cluster
             begin = host | _COPIED
             run = range(begin, begin + (stop - start) * self.cluster, self.cluster)
             table[start - first : stop - first] = array("Q", run)
-        for _, start, stop in _within(self._zero, first, first + self._entries):
+        for _, start, stop in self._zero.within(first, first + self._entries):
             table[start - first : stop - first] = array("Q", (ZERO_CLUSTER,)) * (stop - start)
         return _big_endian(table)
 
@@ -244,12 +226,6 @@ def _tables(clusters: Clusters, entries: int) -> array[int]:
         first, following = max(start // entries, following), -(-stop // entries)
         tables.extend(range(first, following))
     return tables
-
-
-def _within(runs: Runs, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """The index and the part between `start` and `stop` of each run that has one."""
-    for index in range(bisect_right(runs.stops, start), bisect_left(runs.starts, stop)):
-        yield index, max(runs.starts[index], start), min(runs.stops[index], stop)
 
 
 def _big_endian(table: array[int]) -> bytes:

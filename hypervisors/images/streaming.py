@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from hypervisors.images.qcow2_stream import Data, Layout, Metadata
+from hypervisors.images.pieces import Data, ImageLayout, Metadata
 from stores.contract import BlockingCalls, ObjectInfo, RangeReader
 from stores.errors import IntegrityError
 
@@ -17,7 +17,7 @@ class LayoutReader(RangeReader):
     of no moment.
     """
 
-    def __init__(self, layout: Layout, disk: RangeReader, threads: BlockingCalls) -> None:
+    def __init__(self, layout: ImageLayout, disk: RangeReader, threads: BlockingCalls) -> None:
         """`threads`: for `read_into`, whose reads of scattered clusters are then done without a task for each."""
         self.info = ObjectInfo(disk.info.ref, layout.size, version=disk.info.version)
         self.parallel = disk.parallel
@@ -49,7 +49,7 @@ class _Assembly:
 
     def __init__(
         self,
-        layout: Layout,
+        layout: ImageLayout,
         take: Callable[[], tuple[int, memoryview] | None],
         put: Callable[[int, memoryview], None],
         ahead: Callable[[], int],

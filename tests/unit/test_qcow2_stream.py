@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from hypervisors.images import gate
 from hypervisors.images.gate import GateLimits
-from hypervisors.images.qcow2_stream import Data, Metadata, Run, layout
+from hypervisors.images.pieces import Data, Metadata
+from hypervisors.images.qcow2_stream import Run, layout
 from stores.contract import Extent, GiB, KiB, MiB
 from stores.errors import TooLarge
 from stores.to import ImageFormat
