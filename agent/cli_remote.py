@@ -38,7 +38,7 @@ def submit_body(client: Client, body: bytes, wait: bool, as_json: bool) -> None:
 
 
 def outcome_of(client: Client, command: Json, as_json: bool) -> Json:
-    """The answer of a command that succeeded; of one that did not, it is shown, and left with its code. Inside of `reporting`."""
+    """The answer of a command that succeeded; one that did not is shown, and left with its code. Inside of `reporting`."""
     answer = _ended(client, client.call("POST", "/v1/commands", body=json.dumps(command).encode()), as_json)
     if answer.get("error") is not None:
         _finish(answer, as_json)
