@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
-from stores.contract import MiB
+from stores.contract import KiB, MiB
 from stores.errors import TlsFailed, Unavailable
 from stores.transfer.answers import is_transient, retry_after_s
 from stores.transfer.engine import TransferEngine
@@ -25,6 +25,9 @@ from stores.transfer.wire import HEAD_LIMIT, Answer, Body, Connection, Connectio
 
 STEP = 1 * MiB
 """How much is sent between two looks for an early answer."""
+
+ENCRYPTED_STEP = 256 * KiB
+"""The same over TLS. All of it has to go out within the timeout, since nobody sees how much of a call has done so yet."""
 
 
 class Sendable(Protocol):
@@ -51,7 +54,7 @@ class FileRange:
         while at < self._end:
             if connection.answered():
                 return False
-            step = min(STEP, self._end - at)
+            step = min(_step(connection), self._end - at)
             if buffer is None:
                 step = connection.send_file(self._source.descriptor, at, step)
                 if not step:
@@ -72,11 +75,15 @@ class Views:
 
     def send(self, connection: Connection, buffer: memoryview | None) -> bool:
         for view in self._views:
-            for start in range(0, len(view), STEP):
+            for start in range(0, len(view), _step(connection)):
                 if connection.answered():
                     return False
-                connection.send(view[start : start + STEP])
+                connection.send(view[start : start + _step(connection)])
         return True
+
+
+def _step(connection: Connection) -> int:
+    return ENCRYPTED_STEP if connection.encrypted else STEP
 
 
 @dataclass(frozen=True, slots=True)
