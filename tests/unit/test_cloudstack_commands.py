@@ -26,9 +26,11 @@ from agent.transports.cloudstack.models_storage import (
     CopyCmdAnswer,
     CopyCommand,
     CreateObjectAnswer,
+    DeleteCommand,
     DirectDownloadAnswer,
     MigrateVolumeAnswer,
     ResizeVolumeAnswer,
+    RevertSnapshotCommand,
     SnapshotMade,
     TemplateMade,
     VolumeMade,
@@ -237,6 +239,43 @@ def test_volumes_are_created_and_deleted() -> None:
     )
     assert isinstance(asked(deleted), commands.Delete)
     assert success(deleted) == WireAnswer(result=True)
+
+
+def test_a_backup_builds_on_its_parent_unless_it_is_to_be_full() -> None:
+    source = snapshot(POOL, "v/s-31")
+    target = snapshot(S3, "snapshots/2/12", parents=["snapshots/2/12/s-30"], parentSnapshotPath="snapshots/2/12/s-30")
+    for option, parents in (("false", ["snapshots/2/12/s-30"]), ("true", None)):
+        command = asked(copy(source, target, options={"fullSnapshot": Secret(option)}))
+        assert isinstance(command, commands.Copy)
+        assert isinstance(command.destination, SnapshotObjectTO)
+        assert command.destination.parents == parents
+
+
+def test_a_snapshot_is_taken_and_gone_back_to() -> None:
+    taken = asked(wire("CreateObjectCommand-snapshot"))
+    assert isinstance(taken, commands.CreateObject)
+    assert isinstance(taken.data, SnapshotObjectTO)
+    assert taken.data.volume is not None
+    assert taken.data.volume.path == "3f0a7c55-6c1e-4a58-8d5f-7b1b8f2b6d01"
+    reverted = asked(wire("RevertSnapshotCommand"))
+    assert isinstance(reverted, commands.RevertSnapshot)
+    assert reverted.snapshot.path == "3f0a7c55-6c1e-4a58-8d5f-7b1b8f2b6d01/snap-31"
+    with pytest.raises(InvalidReference):
+        asked(RevertSnapshotCommand())
+
+
+def test_what_is_deleted_from_an_image_store_is_named_exactly() -> None:
+    backup = asked(DeleteCommand(data=snapshot(S3, "/snapshots/2/12/s-31/")))
+    assert backup == commands.Delete(data=snapshot(S3, "snapshots/2/12/s-31"), merge=True)
+    image = asked(DeleteCommand(data=template(S3, "template/tmpl/2/201/u/a.qcow2")))
+    assert image == commands.Delete(data=template(S3, "template/tmpl/2/201/u/a.qcow2"))
+    folder = asked(wire("DeleteSnapshotsDirCommand"))
+    assert isinstance(folder, commands.Delete)
+    assert (folder.data.type, folder.data.path) == ("volume", "snapshots/2/12")
+    for path in (None, "", "/", "template", "template/tmpl", "snapshots/2/"):
+        with pytest.raises(InvalidReference, match="nothing was deleted"):
+            asked(DeleteCommand(data=template(S3, path)))
+    assert asked(DeleteCommand(data=volume(POOL, "v"))) == commands.Delete(data=volume(POOL, "v"))
 
 
 def test_a_volume_is_resized_by_path_and_pool() -> None:

@@ -20,6 +20,8 @@ from stores.to import (
     PrimaryDataStoreTO,
 )
 
+_LEAST_DEPTH = 3
+"""Of paths in an image store, such as `snapshots/<account>/<volume>`, the shortest of them."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 
 
@@ -58,13 +60,24 @@ def placed(source: DataTO, destination: DataTO) -> DataTO:
 
 
 def _file_name(source: DataTO, destination: DataTO) -> str:
-    last = (source.path or "").rstrip("/").rpartition("/")[2]
+    last = (source.path or source.name or "").rstrip("/").rpartition("/")[2]
     if last and (role_of(source.store) is Role.IMAGE or destination.type == "snapshot"):
         return last
     stem = destination.uuid or last or str(destination.id or "")
     if not stem:
         raise InvalidReference(f"nothing gives the {destination.type} a name: it needs a uuid, or its source a path")
     return f"{stem}.{extension(destination.format or source.format)}"
+
+
+def deep_enough(data: DataTO) -> DataTO:
+    """For deleting in an image store: what has a path of an object's depth there. A short one would name everything that the
+    server keeps."""
+    path = (data.path or "").strip("/")
+    if len(path.split("/")) < _LEAST_DEPTH:
+        raise InvalidReference(
+            f"{path[:200] or 'no path'} is not deep enough to be one object of an image store; nothing was deleted"
+        )
+    return data.model_copy(update={"path": path})
 
 
 def extension(image_format: ImageFormat | None) -> str:

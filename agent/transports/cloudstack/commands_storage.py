@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent import commands
 from agent.commands import Answer, Command, Failure
-from agent.transports.cloudstack.commands_naming import Role, downloaded, placed, pool_of, role_of
+from agent.transports.cloudstack.commands_naming import Role, deep_enough, downloaded, placed, pool_of, role_of
 from agent.transports.cloudstack.commands_route import Route, text_of
 from agent.transports.cloudstack.models import WireAnswer, WireCommand
 from agent.transports.cloudstack.models_storage import (
@@ -25,6 +25,7 @@ from agent.transports.cloudstack.models_storage import (
     PrimaryStorageDownloadCommand,
     ResizeVolumeAnswer,
     ResizeVolumeCommand,
+    RevertSnapshotCommand,
     SnapshotMade,
     TemplateMade,
     VolumeMade,
@@ -36,6 +37,8 @@ from stores.to import DataTO, ImageFormat, NfsTO, TemplateObjectTO, VolumeObject
 
 TEMPLATE_GONE = "request template reload"
 """Details of a clone that failed since the pool does not have the template: the server copies it there and tries again."""
+_FULL = "fullSnapshot"
+"""The option of a backup whose value `true` means that it builds on no other."""
 _KEEP_PRIMARY = "snapshot.backup.to.secondary"
 """The option of a backup whose value `false` means that the snapshot stays on primary storage as well."""
 
@@ -104,7 +107,14 @@ def _copy(command: CopyCommand) -> Command:
             f"there is no copy of a {source.type} on {role_of(source.store)} storage to a {destination.type} on"
             f" {role_of(destination.store)} storage"
         )
-    return commands.Copy(source=command.srcTO, destination=placed(command.srcTO, command.destTO))
+    destination = placed(command.srcTO, command.destTO)
+    if destination.type == "snapshot" and _option(command, _FULL) == "true":
+        destination = destination.model_copy(update={"parents": None, "parentSnapshotPath": None})
+    return commands.Copy(source=command.srcTO, destination=destination)
+
+
+def _option(command: CopyCommand, name: str) -> str:
+    return command.options.get(name, Secret("")).reveal().lower()
 
 
 def _copied(command: CopyCommand, answer: Answer) -> WireAnswer:
@@ -123,8 +133,7 @@ def _backed_up(command: CopyCommand, answer: Answer) -> Command | None:
     """A backed-up snapshot goes from primary storage, unless the server wants to keep it there. Only after a success."""
     source, destination = command.srcTO, command.destTO
     moved = (source.type, destination.type) == ("snapshot", "snapshot") and role_of(source.store) is Role.PRIMARY
-    keep = command.options.get(_KEEP_PRIMARY, Secret("true")).reveal().lower() == "false"
-    return commands.Delete(data=source) if moved and not keep else None
+    return commands.Delete(data=source) if moved and _option(command, _KEEP_PRIMARY) != "false" else None
 
 
 # ------------------------------------------------------------------------------------------------- create and delete
@@ -141,7 +150,19 @@ def _created(command: CreateObjectCommand, answer: Answer) -> WireAnswer:
 
 
 def _delete(command: DeleteCommand) -> Command:
-    return commands.Delete(data=command.data)
+    """Exactly what is named: nothing whose name only begins so. A backup that others build on is made one that they need not,
+    since the server counts every backup of a KVM host as whole."""
+    data = command.data
+    if role_of(data.store) is Role.PRIMARY:
+        return commands.Delete(data=data)
+    return commands.Delete(data=deep_enough(data), merge=data.type == "snapshot")
+
+
+def _revert(command: RevertSnapshotCommand) -> Command:
+    snapshot = command.data or command.dataOnPrimaryStorage
+    if snapshot is None:
+        raise InvalidReference("to revert a volume, its snapshot is needed")
+    return commands.RevertSnapshot(data=snapshot, dataOnPrimaryStorage=command.dataOnPrimaryStorage)
 
 
 def done(command: WireCommand, answer: Answer) -> WireAnswer:
@@ -246,6 +267,7 @@ ROUTES: dict[type[WireCommand], Route] = {
     CopyCommand: Route(_copy, _copied, _not_copied, _backed_up),
     CreateObjectCommand: Route(_create, _created),
     DeleteCommand: Route(_delete, done),
+    RevertSnapshotCommand: Route(_revert, done),
     ResizeVolumeCommand: Route(_resize, _resized),
     MigrateVolumeCommand: Route(_migrate, _migrated, then=_leave),
     HttpDirectDownloadCommand: _DIRECT,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from agent import commands
 from agent.commands import Answer, Command
-from agent.transports.cloudstack.commands_naming import pool_of
+from agent.transports.cloudstack.commands_naming import deep_enough, pool_of
 from agent.transports.cloudstack.commands_route import Route
 from agent.transports.cloudstack.commands_storage import done
 from agent.transports.cloudstack.models import WireAnswer, WireCommand
@@ -33,7 +33,7 @@ from agent.transports.cloudstack.models_pools import (
     VolumeStatsEntry,
 )
 from stores.errors import InvalidReference
-from stores.to import PrimaryDataStoreTO, SnapshotObjectTO
+from stores.to import PrimaryDataStoreTO, VolumeObjectTO
 
 UNBOUNDED = (1 << 63) - 1
 """Capacity of a store that has no such number: an object store. The server reckons with the part that is used."""
@@ -163,7 +163,8 @@ def _listed(command: ListDataStoreObjectsCommand, answer: Answer) -> WireAnswer:
 
 
 def _delete_directory(command: DeleteSnapshotsDirCommand) -> Command:
-    return commands.Delete(data=SnapshotObjectTO(path=command.directory.strip("/"), dataStore=command.store))
+    """What is not a backup by its name is deleted as it lies there: all objects below the path."""
+    return commands.Delete(data=deep_enough(VolumeObjectTO(path=command.directory, dataStore=command.store)))
 
 
 POOLS: dict[type[WireCommand], Route] = {
