@@ -31,6 +31,7 @@ from pydantic import (
 )
 
 from agent.security import Role
+from agent.transports.cloudstack.servers import parse_server
 from hypervisors.contract import HypervisorType
 from stores.cache.settings import HOUSEKEEPING
 from stores.contract import GiB, MiB
@@ -383,6 +384,86 @@ class ApiSection(Section):
         return self
 
 
+class CloudStackSection(Section):
+    """The links to Apache CloudStack's management servers. Without a server there are none."""
+
+    servers: tuple[str, ...] = Field(
+        (),
+        description="The servers, the preferred one first: HOST, HOST:PORT or [IPv6]:PORT. They may send another list.",
+        examples=[["ms1.example.org", "ms2.example.org"]],
+    )
+    port: int = Field(8250, ge=1, le=65535, description="Port of servers that are named without one.")
+    roles: tuple[Literal["routing", "secondary-storage"], ...] = Field(
+        ("routing",),
+        min_length=1,
+        description="What the agent is to them: a hypervisor host, a secondary storage VM, or both, each on its own link.",
+    )
+    zone: str = Field("", description="Zone of this host, by name or id. Needed.", examples=["zone1"])
+    pod: str = Field("", description="Its pod, by name or id. Needed.", examples=["pod1"])
+    cluster: str | None = Field(
+        None,
+        description="Its cluster, by id, or by a name, which is made where it is not known. Needed to be a host.",
+        examples=["1"],
+    )
+    guid: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+        description="What the servers know this host by. Without it one is made, and kept in `agent.state_dir`.",
+        examples=["5e6b7c7e-4c39-4a86-8d6c-0f6a54dbd4a3"],
+    )
+    name: str | None = Field(None, description="Name of this host. Without it: its host name.", examples=["kvm7"])
+    storage_vm: str | None = Field(
+        None,
+        description="Name under which it is a secondary storage VM: that of one which the servers know.",
+        examples=["s-1-VM"],
+    )
+    reserved_memory: ByteSize = Field(ByteSize(GiB), ge=0, description="Memory of this host that guests do not get.")
+    ca_file: AbsolutePath | None = Field(
+        None,
+        description="Certificates (PEM) of the servers, or of the authority that signed them. Nobody else is talked to.",
+        examples=["/etc/storage-agent/cloudstack-ca.pem"],
+    )
+    allow_unverified: bool = Field(
+        False,
+        description="Talk to whoever answers, until a server has provisioned a certificate and its authority. Commands, and"
+        " keys of stores, come over this connection.",
+    )
+    tls_cert: AbsolutePath | None = Field(
+        None,
+        description="The agent's certificate with its chain (PEM), until a server provisions another one.",
+        examples=["/etc/storage-agent/agent.pem"],
+    )
+    tls_key: SecretFile | None = Field(None, description="Its private key (PEM).", examples=["credential:agent-key"])
+    connect_s: PositiveFloat = Field(30, description="Time to connect, TLS included.")
+    retry_first_s: PositiveFloat = Field(
+        5, description="Longest pause before connecting again; it doubles when all servers were tried in vain..."
+    )
+    retry_last_s: PositiveFloat = Field(60, description="... up to this. The pause itself is random, and shorter.")
+
+    @field_validator("servers")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for server in value:
+            parse_server(server)
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.servers:
+            return self
+        needed = {"zone": self.zone, "pod": self.pod}
+        if "routing" in self.roles:
+            needed["cluster"] = self.cluster or ""
+        missing = [name for name, value in needed.items() if not value]
+        if missing:
+            raise ValueError(f"servers are given, and {', '.join(missing)} is not set")
+        if self.ca_file is None and not self.allow_unverified:
+            raise ValueError("servers are given, and neither ca_file nor allow_unverified says which are believed")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key need one another, and one is not set")
+        return self
+
+
 class LogFormat(StrEnum):
     AUTO = "auto"
     JSON = "json"
@@ -415,6 +496,7 @@ class Config(Section):
     images: ImagesSection = ImagesSection()
     tls: TlsSection = TlsSection()
     api: ApiSection = ApiSection()
+    cloudstack: CloudStackSection = CloudStackSection()
     logs: LogsSection = LogsSection()
 
 

@@ -36,7 +36,10 @@ from stores.resolver import Resolver
 from stores.settings import CacheSettings, StoreSettings, UrlSettings
 from stores.transfer.engine import TransferEngine
 
-if TYPE_CHECKING:  # what it stands on takes time to import, and is only needed where there is a cache
+if TYPE_CHECKING:  # what they stand on takes time to import, and is only needed where there is a cache, or a link
+    from agent.transports.cloudstack.commands_desk import Commands as CommandDesk
+    from agent.transports.cloudstack.contract import Role
+    from agent.transports.cloudstack.transport import Roles
     from stores.cache.cache import Cache
     from stores.cache.database import Database
     from stores.cache.writeback.queue import UploadQueue
@@ -80,7 +83,8 @@ class Parts:
             metrics=self.metrics,
             request_timeout_s=self.config.api.request_timeout_s,
         )
-        return [HttpApi(api, self.config.api, passed=passed)]
+        links = cloudstack_links(self.config, dispatcher) if self.config.cloudstack.servers else []
+        return [HttpApi(api, self.config.api, passed=passed), *links]
 
     @asynccontextmanager
     async def cache_in_use(self) -> AsyncIterator[None]:
@@ -164,6 +168,37 @@ def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
         metrics=metrics,
         started_at=clock(),
     )
+
+
+def cloudstack_links(config: Config, dispatcher: Dispatcher) -> Sequence[Transport]:
+    """Imported where there are management servers to talk to: it takes time."""
+    from agent.transports.cloudstack.trace import LogWatcher
+    from agent.transports.cloudstack.transport import CloudStackLinks
+
+    roles = cloudstack_roles(config, dispatcher, healthy=lambda: dispatcher.status().accepting)
+    return [CloudStackLinks(config.cloudstack, config.agent.state_dir, roles, LogWatcher)]
+
+
+def cloudstack_roles(config: Config, commands: CommandDesk, *, healthy: Callable[[], bool]) -> Roles:
+    """What the agent is to a management server, each role over a desk of its own."""
+    from agent.transports.cloudstack.commands_desk import Desk
+    from agent.transports.cloudstack.roles.host import Load, read_machine
+    from agent.transports.cloudstack.roles.identity import Identity
+    from agent.transports.cloudstack.roles.routing import RoutingRole
+    from agent.transports.cloudstack.roles.secondary import SecondaryRole
+
+    def made(host: Identity, storage: Identity) -> Sequence[Role]:
+        roles: list[Role] = []
+        for name in dict.fromkeys(config.cloudstack.roles):
+            if name == "routing":
+                load, hypervisor = Load(time.monotonic), config.agent.hypervisor.value
+                desk = Desk(commands)
+                roles.append(RoutingRole(host, desk, read_machine(), load, hypervisor=hypervisor, healthy=healthy))
+            else:
+                roles.append(SecondaryRole(storage, Desk(commands)))
+        return roles
+
+    return made
 
 
 def store_settings(config: Config) -> StoreSettings:
