@@ -15,8 +15,7 @@ from functools import partial
 
 from stores.cache import ledger
 from stores.cache.description import Description
-from stores.cache.ledger import Entry
-from stores.cache.ledger.uploads import is_staged
+from stores.cache.ledger import Entry, is_staged
 from stores.cache.pool_base import new_id
 from stores.cache.pool_claims import PoolClaims
 from stores.contract import MiB

@@ -65,7 +65,7 @@ async def test_a_disk_that_fills_up_while_something_is_staged(tmp_path: Path) ->
                 await write()
             (disk / "filler").unlink()
             await until(lambda: here.pool.healthy)
-            await here.queue.stored((await here.stage("x", data_of("x"))).upload or "", deadline_s=30)
+            await here.queue.stored((await here.stage("x", data_of("x"), wait_s=30.0)).upload or "", deadline_s=30)
 
 
 async def test_a_sick_pools_uploads_wait_until_it_is_well(memory: Path) -> None:

@@ -24,7 +24,7 @@ ERROR = {"kind": "Unavailable", "message": "down", "details": {}}
 def wanted(name: str, size: int = SIZE, store: str = "store") -> Wanted:
     return Wanted(
         id=f"u-{name}",
-        key=uploads.staged_key(store, name, "token"),
+        key=ledger.staged_key(store, name, "token"),
         store=store,
         target="{}",
         ref=name,

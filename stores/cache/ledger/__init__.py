@@ -53,6 +53,8 @@ from stores.cache.ledger.rows import (
     entry,
     entry_by_id,
     file_of,
+    is_staged,
+    staged_key,
 )
 from stores.cache.ledger.sums import Sums, check_sums, correct_sums, open_pool, pool_state
 
@@ -90,6 +92,7 @@ __all__ = [
     "filling",
     "grow",
     "holders",
+    "is_staged",
     "leave",
     "list_entries",
     "look",
@@ -110,6 +113,7 @@ __all__ = [
     "set_state",
     "show_entry",
     "spare",
+    "staged_key",
     "statistics",
     "unpin",
     "unproved",

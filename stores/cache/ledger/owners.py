@@ -8,7 +8,7 @@ from sqlalchemy import and_, bindparam, delete, exists, insert, select, update
 
 from stores.cache.database import Transaction
 from stores.cache.ledger.content import unpin
-from stores.cache.ledger.rows import Entry, LeaseLost, Reservation, require_lease, to_entry, to_reservation
+from stores.cache.ledger.rows import OF_STAGED, Entry, LeaseLost, Reservation, require_lease, to_entry, to_reservation
 from stores.cache.schema import EntryState, entries, owners, pins, reservations, waiters
 
 _RENEW = (
@@ -56,7 +56,7 @@ def reap(tx: Transaction, pool: str, *, owner: str, grace_s: float = 0.0) -> Aba
     their fills and half-done evictions become the caller's and are returned, since files come first.
 
     `grace_s`: fills of a key are left to those who may want to take them over (`look`), until their owner's lease has been over
-    for so long. Raises `LeaseLost`.
+    for so long; but for what was being staged, which nobody can go on with. Raises `LeaseLost`.
     """
     require_lease(tx, pool, owner)
     dead = [
@@ -79,9 +79,10 @@ def reap(tx: Transaction, pool: str, *, owner: str, grace_s: float = 0.0) -> Aba
 
 
 def _take_fillings(tx: Transaction, pool: str, owner: str, before: float) -> tuple[Reservation, ...]:
+    may_go_on = reservations.c.key.is_not(None) & ~reservations.c.key.endswith(OF_STAGED)
     kept = exists().where(
         owners.c.id == reservations.c.owner,
-        (owners.c.expires > tx.now) | ((owners.c.expires > before) & reservations.c.key.is_not(None)),
+        (owners.c.expires > tx.now) | ((owners.c.expires > before) & may_go_on),
     )
     orphaned = tx.connection.execute(select(reservations).where(reservations.c.pool == pool, ~kept)).all()
     for row in orphaned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ METADATA = 8 * KiB  # the entry's own description, its names in directories, its
 # Bytes of a file for each byte in which its file system keeps where they are: ext4 has 340 extents in a block
 # (fs/ext4/ext4_extents.h), so this suffices for pieces of 12 KiB on average.
 MAPPED = 1024
+OF_STAGED = ".staged"  # how keys of what no store has yet end
 
 
 def charge_of(size: int) -> int:
@@ -29,6 +31,16 @@ def charge_of(size: int) -> int:
 def file_of(key: str, reservation: str) -> str:
     """The name of an entry's file: one for each fill. Two fills of one key never meet under one name."""
     return f"{key}.{reservation}"
+
+
+def staged_key(store: str, ref: str, token: str) -> str:
+    """The name in the cache of what no store has yet: the same write has the same one. Nobody who looks for an object of the
+    store finds it by that."""
+    return hashlib.sha256("\0".join((store, ref, token)).encode("utf-8", "surrogatepass")).hexdigest() + OF_STAGED
+
+
+def is_staged(key: str) -> bool:
+    return key.endswith(OF_STAGED)
 
 
 class LeaseLost(StoreError):

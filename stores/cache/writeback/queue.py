@@ -22,8 +22,8 @@ import structlog
 
 from stores.cache.health import PoolSick
 from stores.cache.ladder import POLL_S, STEP, Turn
-from stores.cache.ledger import WrongState, uploads
-from stores.cache.ledger.uploads import OVER, STAGED, Upload, Wanted, staged_key
+from stores.cache.ledger import WrongState, staged_key, uploads
+from stores.cache.ledger.uploads import OVER, STAGED, Upload, Wanted
 from stores.cache.pool import Pool
 from stores.cache.schema import UploadState
 from stores.cache.settings import WritebackSettings

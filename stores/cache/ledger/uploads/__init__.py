@@ -24,8 +24,6 @@ from stores.cache.ledger.uploads.rows import (
     find,
     find_by_key,
     get,
-    is_staged,
-    staged_key,
     unstored_bytes,
 )
 from stores.cache.ledger.uploads.sending import (
@@ -63,7 +61,6 @@ __all__ = [
     "finish",
     "forget_ended",
     "get",
-    "is_staged",
     "list_uploads",
     "next_due_s",
     "note",
@@ -71,7 +68,6 @@ __all__ = [
     "reclaim",
     "retry",
     "stage",
-    "staged_key",
     "stores_waiting",
     "totals",
     "unstored_bytes",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,6 @@ from sqlalchemy import ColumnElement, Row, func, select, update
 
 from stores.cache.database import Transaction
 from stores.cache.schema import UploadState, owners, uploads
-
-_OF_STAGED = ".staged"
 
 STAGED = (UploadState.WAITING, UploadState.SENDING, UploadState.REFUSED, UploadState.FAILED)
 """Safe on this host, and in no store yet."""
@@ -24,16 +21,6 @@ WAIT = (UploadState.WAITING, UploadState.CANCELLING)
 """Something is to be done by itself, now or later."""
 
 OVER = (UploadState.STORED, UploadState.CANCELLED)
-
-
-def staged_key(store: str, ref: str, token: str) -> str:
-    """The name in the cache of what no store has yet: the same write has the same one. Nobody who looks for an object of the
-    store finds it by that."""
-    return hashlib.sha256("\0".join((store, ref, token)).encode("utf-8", "surrogatepass")).hexdigest() + _OF_STAGED
-
-
-def is_staged(key: str) -> bool:
-    return key.endswith(_OF_STAGED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
