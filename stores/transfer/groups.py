@@ -8,13 +8,15 @@ from contextlib import contextmanager
 
 @contextmanager
 def first_failure() -> Iterator[None]:
-    """Raises the first exception of an exception group in its place."""
+    """Raises the first exception of an exception group in its place, with its own cause."""
     try:
         yield
     except BaseExceptionGroup as failures:
-        raise _first(failures) from None
+        first = _first(failures)
+        raise first from first.__cause__
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure that came first; groups inside groups are those of tasks inside tasks."""
     first = failures.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first

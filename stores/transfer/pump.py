@@ -23,6 +23,7 @@ from typing import TypeVar
 from stores.contract import MiB, Progress, RangeReader
 from stores.transfer.buffers import PIECE, BufferPool
 from stores.transfer.digests import Digester
+from stores.transfer.groups import first_failure
 from stores.transfer.inorder import InOrder
 from stores.transfer.pieces import Piece, known_size, take_span, windows, zero_views
 from stores.transfer.placed import PlacedFile
@@ -86,23 +87,24 @@ class Pump:
         with _threads("transfer", self._width + 1) as threads:
             calls = _Stopping(threads, self._stop)
             try:
-                async with asyncio.TaskGroup() as group:
-                    supplying = group.create_task(self._supply_buffers())
-                    if self._hashed is not None:
-                        group.create_task(calls.run(self._hashed.run))
-                    async with aclosing(windows(self._source)) as plan:
-                        async for window in plan:
-                            self._todo.extend(self._marked(window))
-                            await self._read_window(calls, min(self._width, len(window)))
-                    if self._hashed is not None:
-                        self._hashed.end()
-                    supplying.cancel()
-            except BaseExceptionGroup as failures:
-                first = _first(failures)
-                raise first from first.__cause__
+                with first_failure():
+                    await self._work(calls)
             finally:
                 while self._held:
                     self._release(next(iter(self._held)))
+
+    async def _work(self, calls: _Stopping) -> None:
+        async with asyncio.TaskGroup() as group:
+            supplying = group.create_task(self._supply_buffers())
+            if self._hashed is not None:
+                group.create_task(calls.run(self._hashed.run))
+            async with aclosing(windows(self._source)) as plan:
+                async for window in plan:
+                    self._todo.extend(self._marked(window))
+                    await self._read_window(calls, min(self._width, len(window)))
+            if self._hashed is not None:
+                self._hashed.end()
+            supplying.cancel()
 
     async def _read_window(self, calls: _Stopping, workers: int) -> None:
         async with asyncio.TaskGroup() as group:
@@ -245,12 +247,6 @@ class _Stopping:
                 abort()
 
         return await self._threads.run(call, abort=abort_all)
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure that came first; groups inside groups are those of tasks inside tasks."""
-    first = failures.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import random
 from collections.abc import AsyncIterator, Iterable
@@ -74,6 +75,7 @@ STRANGE_REFS = [
 ]
 
 
+@functools.lru_cache(maxsize=8)
 def content(size: int, seed: int = 1) -> bytes:
     """Reproducible bytes that do not compress and do not repeat."""
     return random.Random(seed).randbytes(size)

@@ -629,6 +629,15 @@ async def test_unconfirmed_object_is_not_called_stored(
     assert lies.deleted == ["object"]
 
 
+async def test_without_keys_objects_are_sent_unsigned(
+    pretender: tuple[Pretender, S3Server], engine: TransferEngine
+) -> None:
+    lies, server = pretender
+    async with opened(engine, server, "bucket", accessKey=None, secretKey=None) as store:
+        assert (await send(store, "object", b"content")).size == 7
+    assert lies.objects == {"object": b"content"}
+
+
 async def test_lost_answer_to_a_put_is_not_mistaken_for_another_writer(
     pretender: tuple[Pretender, S3Server], engine: TransferEngine
 ) -> None:
