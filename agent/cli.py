@@ -29,6 +29,12 @@ cache = typer.Typer(help="Look at the cache, and look after it.", no_args_is_hel
 app.add_typer(cache, name="cache")
 app.add_typer(uploads, name="uploads")
 app.add_typer(backups, name="backups")
+cloudstack = typer.Typer(
+    help="Try the way to CloudStack's management servers. Not beside an agent that runs: both would be the same host.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(cloudstack, name="cloudstack")
 app.command()(drain)
 
 
@@ -268,6 +274,45 @@ def cache_reconcile(pool: PoolName = None, socket: Socket = None, config: Config
     from agent import cli_cache
 
     cli_cache.reconcile(pool, socket, config, json_)
+
+
+CloudStackRole = Annotated[
+    str | None, typer.Option("--role", help="routing or secondary-storage. Default: the first of cloudstack.roles.")
+]
+
+
+@cloudstack.command("ping")
+def cloudstack_ping(config: Config = None, json_: Json = False) -> None:
+    """See which of the servers answer, and who they say they are. Nothing is asked of them."""
+    from agent import cli_cloudstack
+
+    cli_cloudstack.ping(config, json_)
+
+
+@cloudstack.command("login-check")
+def cloudstack_login_check(
+    role: CloudStackRole = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the server's word.")] = 60,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Introduce this agent, see whether it is taken in, and leave."""
+    from agent import cli_cloudstack
+
+    cli_cloudstack.login_check(role, timeout, config, json_)
+
+
+@cloudstack.command("trace")
+def cloudstack_trace(
+    role: CloudStackRole = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="End after so many. Default: at Ctrl-C.")] = None,
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Keep a link up and print what it says and hears, secrets masked. Every command is refused, none is run."""
+    from agent import cli_cloudstack
+
+    cli_cloudstack.trace(role, seconds, config, json_)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from agent.commands import Failure
 from agent.transports.cloudstack.json_codec import Decoded
 from agent.transports.cloudstack.link import Link, LinkSettings
 from agent.transports.cloudstack.models import Envelope, WireAnswer, WireCommand
@@ -82,12 +83,16 @@ class Heard:
     def __init__(self) -> None:
         self.sent_items: list[Envelope] = []
         self.received_items: list[Decoded] = []
+        self.failures: list[Failure] = []
 
     def sent(self, message: Message, items: Sequence[Envelope]) -> None:
         self.sent_items += items
 
     def received(self, message: Message, items: Sequence[Decoded]) -> None:
         self.received_items += items
+
+    def down(self, failure: Failure) -> None:
+        self.failures.append(failure)
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from agent.commands import Failure
 from agent.transports.cloudstack.connection import Connection
 from agent.transports.cloudstack.json_codec import Decoded, encode
 from agent.transports.cloudstack.models import API, CLASSES, Envelope, WireAnswer
@@ -41,6 +42,8 @@ class Nobody:
     def sent(self, message: Message, items: Sequence[Envelope]) -> None: ...
 
     def received(self, message: Message, items: Sequence[Decoded]) -> None: ...
+
+    def down(self, failure: Failure) -> None: ...
 
 
 def connection() -> tuple[Connection, asyncio.StreamReader, Sink, Server]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from agent.commands import Failure
 from agent.transports.cloudstack.json_codec import Decoded
 from agent.transports.cloudstack.models import Envelope, WireAnswer, WireCommand
 from agent.transports.cloudstack.models_session import PingCommand, StartupCommand
@@ -35,8 +36,10 @@ class Role(Protocol):
 
 
 class Watcher(Protocol):
-    """Sees every message, before it is sent and as it came."""
+    """Sees every message, before it is sent and as it came, and why a connection was lost or could not be made."""
 
     def sent(self, message: Message, items: Sequence[Envelope]) -> None: ...
 
     def received(self, message: Message, items: Sequence[Decoded]) -> None: ...
+
+    def down(self, failure: Failure) -> None: ...

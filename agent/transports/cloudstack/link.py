@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import structlog
 from cryptography import x509
 
+from agent.failures import tell
 from agent.transports.cloudstack.connection import Connection
 from agent.transports.cloudstack.contract import Role, Watcher
 from agent.transports.cloudstack.control import Control
@@ -82,7 +83,8 @@ class Link:
     def status(self) -> LinkStatus:
         phase = self._session.phase if self._session is not None else None
         server = str(self._servers.current())
-        return LinkStatus(self._role.name, server, phase, self._host_id, len(self._control.requests))
+        running = len(self._control.requests)
+        return LinkStatus(self._role.name, server, phase, self._host_id, running)
 
     async def run(self) -> None:
         """Connect, and connect again. Returns only when the server puts the host away. Cancelled: leaves in order, and cancels
@@ -102,7 +104,10 @@ class Link:
                     delay = self._servers.delay_s(
                         self._chance, first_s=self._settings.retry_first_s, most_s=self._settings.retry_most_s
                     )
-                    _log.warning("link down", role=self._role.name, error=ending.reason, again_in_s=round(delay, 1))
+                    if ending.failure is not None:
+                        self._watcher.down(ending.failure)
+                        reason = ending.failure.message
+                        _log.warning("link down", role=self._role.name, error=reason, again_in_s=round(delay, 1))
                     await asyncio.sleep(delay)
 
     async def _once(self, *, transferred: bool) -> Ending:
@@ -110,7 +115,7 @@ class Link:
         try:
             channel = await self._connect(server.host, server.port)
         except StorageError as error:  # also of files that cannot be read: they may be back when it is tried again
-            return Ending(After.RETRY, error.message)
+            return Ending(After.RETRY, tell(error).failure)
         self._session = Session(self._clock(), self._host_id)
         live = Live(
             Connection(channel, self._watcher),

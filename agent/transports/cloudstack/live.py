@@ -11,6 +11,7 @@ from functools import partial
 
 import structlog
 
+from agent.commands import Failure
 from agent.failures import tell
 from agent.transports.cloudstack.connection import Connection, Received
 from agent.transports.cloudstack.contract import Role
@@ -51,7 +52,7 @@ class After(Enum):
 @dataclass(frozen=True, slots=True)
 class Ending:
     after: After
-    reason: str = ""
+    failure: Failure | None = None
 
 
 class Live:
@@ -114,11 +115,11 @@ class Live:
         try:
             await work
         except Exception as error:  # noqa: BLE001  ends the connection and no other; `tell` logs what nobody foresaw
-            self._end(After.RETRY, tell(error).failure.message)
+            self._end(After.RETRY, tell(error).failure)
 
-    def _end(self, after: After, reason: str = "") -> None:
+    def _end(self, after: After, failure: Failure | None = None) -> None:
         if not self._ended.done():
-            self._ended.set_result(Ending(after, reason))
+            self._ended.set_result(Ending(after, failure))
 
     # ------------------------------------------------------------------------------------------ what we say
 
@@ -193,7 +194,7 @@ class Live:
             if not self._ended.done():
                 await self._connection.answer(message, answers)
         except LinkError as error:
-            self._end(After.RETRY, error.message)
+            self._end(After.RETRY, tell(error).failure)
         if self._ended.done():
             _log.info("answer dropped", role=self._role.name, sequence=message.sequence)
             return

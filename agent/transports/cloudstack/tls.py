@@ -227,6 +227,11 @@ class TlsChannel:
         """This host's address on the way to the server."""
         return str(self._writer.get_extra_info("sockname")[0])
 
+    @property
+    def peer(self) -> x509.Certificate:
+        """Whom the server has proved to be."""
+        return self._engine.peer
+
     async def receive(self) -> bytearray | None:
         """The next message; None when the peer closed the connection. LinkLost, LinkProtocolError."""
         while True:

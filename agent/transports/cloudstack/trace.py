@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from agent.commands import Failure
 from agent.logs import redact
 from agent.transports.cloudstack.json_codec import Decoded, Refused, Unknown
 from agent.transports.cloudstack.models import Envelope
@@ -48,3 +49,6 @@ class LogWatcher:
     def received(self, message: Message, items: Sequence[Decoded]) -> None:
         if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):
             _log.debug("link received", role=self._role, sequence=message.sequence, text=masked(items))
+
+    def down(self, failure: Failure) -> None:
+        """The link says it, at a level that everybody sees."""
