@@ -117,7 +117,7 @@ class Worker:
 
     async def drop_copies(self, pool: Pool) -> None:
         """Removes the bytes of what was cancelled and is not being sent."""
-        leaving = await pool.transact(lambda tx: uploads.drop_copies(tx, pool.name, owner=pool.lease.owner))
+        leaving = await pool.transact(partial(self._given_up, pool=pool))
         await pool.remove(leaving, Gone.CANCELLED, remember=False)
 
     # ----------------------------------------------------------------------------------------------------- one round
@@ -151,9 +151,8 @@ class Worker:
                     await pool.transact(partial(uploads.retry, pool=pool.name, refused_by=store))
 
     def _look(self, tx: Transaction, pool: Pool) -> _Look:
-        name, owner = pool.name, pool.lease.owner
-        uploads.reclaim(tx, name, owner=owner, at_work={*self.running, *self._staging})
-        leaving = uploads.drop_copies(tx, name, owner=owner)
+        name = pool.name
+        leaving = self._given_up(tx, pool)
         uploads.forget_ended(tx, name, age_s=KEEP_ENDED_S)
         stores = uploads.stores_waiting(tx, name)
         due: list[Upload] = []
@@ -170,6 +169,11 @@ class Worker:
                 )
         due.sort(key=lambda upload: upload.number)
         return _Look(stores, tuple(due), leaving, uploads.next_due_s(tx, name))
+
+    def _given_up(self, tx: Transaction, pool: Pool) -> tuple[Entry, ...]:
+        """By whom it was at work, and for good: the copies that go."""
+        uploads.reclaim(tx, pool.name, owner=pool.lease.owner, at_work={*self.running, *self._staging})
+        return uploads.drop_copies(tx, pool.name, owner=pool.lease.owner)
 
     async def _begin(self, due: Sequence[tuple[Pool, Sequence[Upload]]], tasks: asyncio.TaskGroup) -> None:
         attempts = {upload.id: Attempt(pool, upload) for pool, queue in due for upload in queue}

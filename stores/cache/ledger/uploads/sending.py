@@ -89,14 +89,14 @@ def next_due_s(tx: Transaction, pool: str) -> float | None:
 
 
 def claim(tx: Transaction, pool: str, upload: str, *, owner: str) -> Upload | None:
-    """It is `owner`'s to send, or to remove where it is being cancelled. None: it is not to be had any more. Raises
-    `LeaseLost`."""
+    """It is `owner`'s to send, or to remove from its store where it is being cancelled and its copy is gone. None: it is not to
+    be had. Raises `LeaseLost`."""
     require_lease(tx, pool, owner)
     found = find(tx, pool, upload)
     if found is None or found.owner not in (None, owner):
         return None
     attempt = {"owner": owner, "attempts": found.attempts + 1}
-    if found.state is UploadState.CANCELLING:
+    if found.state is UploadState.CANCELLING and found.entry is None:
         change(tx, upload, **attempt)
     elif found.state is UploadState.WAITING:
         assert found.entry is not None
