@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -82,7 +83,7 @@ class Execution:
         self._hypervisor = hypervisor
         self._cache = cache or CacheService(None)
         self._uploads = uploads or UploadService()
-        self._awaited: dict[str, str] = {}  # uploads, by the command that waits for them
+        self._awaited: dict[str, str] = {}  # uploads, by the command that was stopped while it waited for them
 
     def claims(self, command: Command) -> Sequence[Claim]:
         """What a verb touches it has to itself, except for the source of a copy: many may copy from it at once."""
@@ -114,10 +115,11 @@ class Execution:
 
     async def settle(self, command: Command, token: str, *, give_up: bool) -> None:
         """After a run was stopped: returns when nothing of it is left. `UploadPending` where what it has staged, or waited for,
-        goes on to its store, or why that failed; with `give_up` what it has staged is given up as well."""
+        goes on to its store, or why that failed; with `give_up` what it has staged is given up as well. A command that would
+        have been answered `staged` is undone: nobody was told of what it has staged."""
         awaited = self._awaited.pop(token, None)
         if isinstance(command, commands.Copy) and command.destination.store.storeType != "primary":
-            await self._uploads.settle(token, give_up=give_up)
+            await self._uploads.settle(token, give_up=give_up or command.durability == "staged")
         if awaited is not None and not give_up:
             await self._uploads.require_stored(awaited)
 
@@ -128,12 +130,15 @@ class Execution:
         if request is None:
             return None
         recovered = await self._operations.recover(self._of(command), request, token)
-        finished = recovered.outcome == "finished"
-        if not (finished and isinstance(command, commands.Copy) and command.durability == "staged"):
+        if recovered.outcome != "finished":
             await self.settle(command, token, give_up=False)
-        if not finished:
             return None
-        return _answered(command, _outcome(request, recovered.answer))
+        result = recovered.answer
+        if isinstance(result, Copied) and isinstance(command, commands.Copy):
+            result = replace(result, upload=await self._uploads.pending_of(token))
+            if command.durability == "stored":
+                await self.settle(command, token, give_up=False)
+        return _answered(command, _outcome(request, result))
 
     async def _as_durable_as_asked(
         self, command: commands.Copy, token: str, copied: Copied, progress: Progress
@@ -143,9 +148,11 @@ class Execution:
         if copied.upload is None or command.durability == "staged":
             return copied
         progress.phase("upload")
-        self._awaited[token] = copied.upload
-        await self._uploads.stored(copied.upload)
-        del self._awaited[token]
+        try:
+            await self._uploads.stored(copied.upload)
+        except asyncio.CancelledError:
+            self._awaited[token] = copied.upload
+            raise
         return replace(copied, upload=None)
 
     def _of(self, command: Command) -> HypervisorType:

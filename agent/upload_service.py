@@ -73,19 +73,29 @@ class UploadService:
     # ------------------------------------------------------------------------------------------------- for commands
 
     async def stored(self, upload: str) -> None:
-        """Returns when the store has confirmed it. Raises the error of an upload that failed, `UploadCancelled`."""
-        await self._of(upload).stored(upload, deadline_s=None)
+        """Returns when the store has confirmed it, and whatever else its command has staged. Raises the error of an upload that
+        failed, `UploadCancelled`."""
+        for each in await self._with_others(upload):
+            await self._of(each).stored(each, deadline_s=None)
 
     async def settle(self, token: str, *, give_up: bool) -> None:
         """What the command of that id has staged is stored, or with `give_up` given up, when this returns. Otherwise the error
         that says how far it is: `UploadPending`, or why it failed."""
         for upload in await self.left():
             if upload.command == token:
-                await (self.cancel(upload.id) if give_up else self.require_stored(upload.id))
+                if give_up:
+                    await self.cancel(upload.id)
+                else:
+                    await self._of(upload.id).stored(upload.id, deadline_s=0)
+
+    async def pending_of(self, token: str) -> str | None:
+        """An upload of what the command of that id has staged, while there is one that is not stored."""
+        return next((upload.id for upload in await self.left() if upload.command == token), None)
 
     async def require_stored(self, upload: str) -> None:
-        """As `stored`, without waiting: `UploadPending` while it is not."""
-        await self._of(upload).stored(upload, deadline_s=0)
+        """As `stored`, without waiting: `UploadPending` where it would have to."""
+        for each in await self._with_others(upload):
+            await self._of(each).stored(each, deadline_s=0)
 
     # -------------------------------------------------------------------------------------------------- for draining
 
@@ -129,6 +139,11 @@ class UploadService:
         """Its end is known where it matters: forget it. Idempotent."""
         if self._queue is not None:
             await self._queue.acknowledge(upload)
+
+    async def _with_others(self, upload: str) -> list[str]:
+        """That one, and what its command has staged besides."""
+        command = (await self.show(upload)).command
+        return [upload, *(each.id for each in await self.left() if each.command == command and each.id != upload)]
 
     def _of(self, upload: str) -> UploadQueue:
         if self._queue is None:

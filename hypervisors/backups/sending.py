@@ -32,8 +32,10 @@ from hypervisors.outgoing import Outgoing
 from hypervisors.snapshot_records import Sent, SnapshotRecord
 from hypervisors.snapshots import Volume, content, found, opened_volume
 from hypervisors.verbs import Call, Copy, parent_of, ref_of, snapshot_name
+from stores.cache.writeback.errors import UploadCancelled
 from stores.contract import DataStore, Extent, KiB, ObjectInfo, RangeReader
 from stores.errors import AlreadyExists, InvalidReference, NotFound
+from stores.resolver import Durability
 from stores.to import DataTO, ImageFormat, SnapshotObjectTO
 from stores.uninterrupted import uninterrupted
 
@@ -60,6 +62,10 @@ async def back_up(ctx: Context, call: Call, request: Copy) -> Copied:
     async with opened_volume(ctx, call, source.store, ref, source.format) as volume:
         record = await found(volume, name)
         fills = _fills(volume, target)
+        under_way = await _under_way(ctx, volume, record, store, backup)
+        if under_way is not None:
+            sent, upload = under_way
+            return Copied(answer(target, sent), upload)
         existing = await load_manifest(store, backup)
         if existing is not None:
             return Copied(await _as_before(call, volume, record, store, existing, target))
@@ -132,6 +138,24 @@ def _backup_ref(target: SnapshotObjectTO) -> str:
 
 def _fills(volume: Volume, target: SnapshotObjectTO) -> Accepts:
     return volume.handler.fills(Operation.BACK_UP, ImageSpec(target.format or ImageFormat.QCOW2))
+
+
+async def _under_way(
+    ctx: Context, volume: Volume, record: SnapshotRecord, store: DataStore, ref: str
+) -> tuple[Sent, str] | None:
+    """This very backup, if an earlier command has staged it and the store does not have all of it yet, and an upload that it
+    still needs: to be waited for, not made once more."""
+    sent = await volume.snapshots.sent(record, store.id, ref)
+    if sent is None or sent.manifest is None:
+        return None
+    for part in (ref, manifest_ref(ref)):
+        try:
+            info = await ctx.resolver.staged(store, part, token=sent.token, durability=Durability.STAGED)
+        except UploadCancelled:
+            return None
+        if info is not None and info.upload is not None:
+            return sent, info.upload
+    return None
 
 
 async def _as_before(
