@@ -56,7 +56,10 @@ async def uploading(
 
 
 class S3Upload:
-    """A `PendingUpload`."""
+    """A `PendingUpload`. Takes no memory but a buffer of the engine's while a part is read for its checksum or encrypted.
+
+    Cancelled, it leaves nothing running; the parts that were confirmed stay. Where somebody else aborts the multipart upload
+    (a lifecycle rule does), `send` and `commit` fail with `Unavailable`, and the next upload with this token begins anew."""
 
     kind: ClassVar[Kind] = Kind.UPLOAD
 

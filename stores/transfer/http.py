@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from stores.contract import BlockingCalls, ByteStream, KiB, ObjectInfo, RangeReader
-from stores.errors import IntegrityError, StorageError, TlsFailed, Unavailable
+from stores.errors import IntegrityError, StorageError, Unavailable
 from stores.transfer.answers import check_range, check_version, may_be_stale, retry_after_s, status_error, strong_etag
 from stores.transfer.engine import TransferEngine
 from stores.transfer.target import HttpPatience, HttpTarget
@@ -129,12 +129,6 @@ class _Source:
             wait_s=retry_after_s(answer, datetime.now(UTC)),
             reusable=connection.drop_body(answer),
         )
-
-
-def _untrusted(error: ssl.SSLCertVerificationError, target: HttpTarget) -> TlsFailed:
-    return TlsFailed(
-        f"the certificate of {target.host} is not trusted: {error.verify_message}; check the CA file", host=target.host
-    )
 
 
 class HttpRangeReader(RangeReader):
@@ -258,7 +252,7 @@ class HttpRangeReader(RangeReader):
         except ConnectionFailed as error:
             return _Outcome(failure=Unavailable(f"reading {what} failed: {error}"), stale=connection.reused)
         except ssl.SSLCertVerificationError as error:
-            return _Outcome(failure=_untrusted(error, target))
+            return _Outcome(failure=target.untrusted(error))
         except StorageError as error:
             return _Outcome(failure=error)
 
@@ -358,7 +352,7 @@ class _Download:
         except ConnectionFailed as error:
             raise Unavailable(f"reading {self._what} failed: {error}") from error
         except ssl.SSLCertVerificationError as error:
-            raise _untrusted(error, self._target) from error
+            raise self._target.untrusted(error) from error
         if answer.status != 200:
             self.refused = self._source.refused(connection, answer, self._what)
             raise self.refused.failure or Unavailable(self._what)

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Protocol
 
 from stores.contract import KiB, MiB
-from stores.errors import TlsFailed, Unavailable
+from stores.errors import Unavailable
 from stores.transfer.answers import is_transient, retry_after_s
 from stores.transfer.engine import TransferEngine
 from stores.transfer.source import SourceFile
@@ -211,10 +211,7 @@ def _exchange(
         failure = Unavailable(f"writing {what} on {target.host} broke off: {error}", host=target.host)
         return _Attempt(failure=failure, stale=connection.reused)
     except ssl.SSLCertVerificationError as error:
-        raise TlsFailed(
-            f"the certificate of {target.host} is not trusted: {error.verify_message}; check the CA file",
-            host=target.host,
-        ) from error
+        raise target.untrusted(error) from error
 
 
 def _last_words(connection: Connection, broken: ConnectionFailed) -> Answer:

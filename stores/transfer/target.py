@@ -6,6 +6,8 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from stores.errors import TlsFailed
+
 USER_AGENT = "storage-agent"
 
 
@@ -29,6 +31,12 @@ class HttpTarget:
     def origin(self) -> object:
         """Targets of one origin may share connections."""
         return self.address, self.port, self.host, self.tls
+
+    def untrusted(self, error: ssl.SSLCertVerificationError) -> TlsFailed:
+        """The error for a server whose certificate is refused."""
+        return TlsFailed(
+            f"the certificate of {self.host} is not trusted: {error.verify_message}; check the CA file", host=self.host
+        )
 
     def request(self, method: str = "GET", **more: str) -> bytes:
         """The head of a request with the target's headers and `more`, whose underscores become dashes.

@@ -313,6 +313,38 @@ async def test_upload_that_somebody_aborted_begins_anew(
     assert (keys(*bucket), uploads(*bucket)) == ({REF}, [])
 
 
+async def test_parts_are_found_over_pages_of_the_listing(
+    seaweed: S3Server,
+    bucket: tuple[Any, str],
+    engine: TransferEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with more than 1000 parts."""
+    source = tmp_path / "large"
+    source.write_bytes(random.Random(7).randbytes(2 * SMALLEST_PART + 1))
+    pages = 0
+    async with opened(engine, seaweed, bucket[1]) as store:
+        async with store.upload(REF, source, token=TOKEN) as pending:
+            for number in (1, 2, 3):
+                await pending.send(number)
+        call = store._client.call
+
+        async def in_small_pages(operation: str, ref: str | None, /, **arguments: Any) -> dict[str, Any]:
+            nonlocal pages
+            if operation == "list_parts":
+                pages += 1
+                arguments["MaxParts"] = 1
+            return await call(operation, ref, **arguments)
+
+        monkeypatch.setattr(store._client, "call", in_small_pages)
+        async with store.upload(REF, source, token=TOKEN) as pending:
+            assert [await pending.send(number) for number in (1, 2, 3)] == [False] * 3
+            await pending.commit()
+    assert pages == 3
+    assert stored(bucket) == sha(source.read_bytes())
+
+
 async def test_upload_of_another_file_is_not_gone_on_with(
     seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, source: Path
 ) -> None:
