@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from agent.commands import Copy
@@ -18,7 +19,8 @@ from agent.wiring import Parts, build
 from benchmarks.harness import measured
 from hypervisors import verbs
 from hypervisors.contract import HypervisorType
-from hypervisors.verbs import ref_of
+from stores.errors import NotFound
+from stores.to import DataStoreTO
 
 
 def main() -> None:
@@ -35,25 +37,26 @@ def main() -> None:
     with asyncio.Runner() as runner:
         parts = build(config)
         try:
-            runner.run(warm(parts, command))
+            runner.run(warm(parts, command.source.store))
             measured(lambda: runner.run(copy(parts, command)))
         finally:
             runner.run(parts.aclose())
 
 
-async def warm(parts: Parts, command: Copy) -> None:
+async def warm(parts: Parts, to: DataStoreTO) -> None:
     """Opens the store, as an earlier command has done in a daemon: botocore alone takes a third of a second for it."""
-    await parts.resolver.store(command.source.store).stat(ref_of(command.source))
+    with suppress(NotFound):
+        await parts.resolver.store(to).stat("nothing")
 
 
 async def copy(parts: Parts, command: Copy) -> Mapping[str, float]:
-    before = _written()
+    before = written()
     call = verbs.Call("benchmark", HypervisorType.KVM)
     await parts.operations.copy(call, verbs.Copy(command.source, command.destination))
-    return {"written": float(_written() - before)}
+    return {"written": float(written() - before)}
 
 
-def _written() -> int:
+def written() -> int:
     """Includes children that were waited for."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["write_bytes"])

@@ -1,0 +1,313 @@
+"""A backup against the classical way: a snapshot in a pool becomes an object in S3.
+
+    python -m benchmarks.backup [--rounds N] [--directory DIRECTORY] [--json FILE]
+
+The classical way is `qemu-img convert` of the snapshot to a temporary file, which is then uploaded. The server throws away what
+it is sent, so that what is measured is the client; `tests/` prove that backups can be restored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.commands import Copy
+from agent.config import AgentSection, ApiSection, Config, PoolsSection, UrlsSection
+from agent.wiring import build
+from benchmarks.bytes import TOOLS
+from benchmarks.copy_client import warm, written
+from benchmarks.disk import ram_disk, write_rate
+from benchmarks.harness import (
+    Contestant,
+    ContestantFailed,
+    Row,
+    Sample,
+    Verdict,
+    at_least,
+    at_most,
+    compare,
+    conclude,
+    measured,
+    show,
+)
+from benchmarks.image import make_images
+from benchmarks.sink import run_sink
+from hypervisors import verbs
+from hypervisors.contract import HypervisorType
+from stores.contract import GiB, KiB, MiB
+from stores.to import S3TO, DataStoreTO, DataTO, PrimaryDataStoreTO, SnapshotObjectTO, VolumeObjectTO
+from tests.servers import S3Server, make_certificates
+
+BUCKET = "bench"
+CLUSTER = 64 * KiB
+SPARSE = 8 * 1024 * GiB
+SPARSE_DATA = 3 * GiB // 2
+RUNS = 24
+"""The data of the sparse volume lie in so many runs, as far apart as they can be."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume in the pool, its snapshots, and where their backups go."""
+
+    path: Path
+    pool: PrimaryDataStoreTO
+    to: DataStoreTO
+
+    def snapshot(self, name: str) -> SnapshotObjectTO:
+        return SnapshotObjectTO(path=f"{self.path.name}/{name}", dataStore=self.pool)
+
+    def backup(self, name: str, parent: str | None = None) -> SnapshotObjectTO:
+        below = self._key(parent) if parent else None
+        return SnapshotObjectTO(path=self._key(name), dataStore=self.to, parentSnapshotPath=below)
+
+    def key(self, name: str) -> str:
+        return f"/{BUCKET}/{self._key(name)}"
+
+    def _key(self, name: str) -> str:
+        return f"{self.path.name}/{name}"
+
+
+class Bench:
+    """A directory with the pool, a sink, and what runs between them."""
+
+    def __init__(self, work: Path, sink: S3Server) -> None:
+        self.work = work
+        self.sink = sink
+        self.pool = work / "pools" / "pool"
+        self.pool.mkdir(parents=True)
+
+    def volume(self, name: str) -> Volume:
+        pool = PrimaryDataStoreTO(uuid="bench", poolType="Filesystem", path=str(self.pool))
+        keys = {"accessKey": self.sink.access_key, "secretKey": self.sink.secret_key}
+        to = S3TO.model_validate({"endPoint": self.sink.endpoint, "bucketName": BUCKET, **keys})
+        return Volume(self.pool / name, pool, to)
+
+    def agent(self, title: str, volume: Volume, name: str, parent: str | None = None) -> Contestant:
+        command = self.work / f"{volume.path.name}-{name}.json"
+        command.touch(mode=0o600)
+        target = _plain(volume.backup(name, parent))
+        target["dataStore"]["secretKey"] = self.sink.secret_key
+        copy = {"command": "Copy", "source": _plain(volume.snapshot(name)), "destination": target}
+        command.write_text(json.dumps(copy))
+        argv = [sys.executable, "-m", "benchmarks.backup", "--back-up", str(command), "--directory", str(self.work)]
+        return Contestant(title, argv)
+
+    def staged(self, title: str, upload: Sequence[str], volume: Volume, name: str) -> Contestant:
+        """Of the same moment as the snapshot: the volume has not been written since."""
+        temporary = self.work / "temporary"
+        convert = f"qemu-img convert -f qcow2 -O qcow2 {volume.path} {temporary}"
+        send = " ".join([*upload, str(temporary), f"s3:/{volume.key(name)}"])
+        environment = {
+            "AWS_ACCESS_KEY_ID": self.sink.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.sink.secret_key,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": "/dev/null",
+        }
+        return Contestant(title, ["sh", "-ec", f"{convert}; {send}; rm {temporary}"], environment)
+
+    def size(self, key: str) -> int:
+        return self._asked("HEAD", key)
+
+    def forget(self, key: str) -> None:
+        for each in (key, f"{key}.manifest.json"):
+            self._asked("DELETE", each)
+
+    def _asked(self, method: str, key: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", self.sink.port)
+        try:
+            connection.request(method, key)
+            answer = connection.getresponse()
+            answer.read()
+            return int(answer.headers.get("Content-Length", 0))
+        finally:
+            connection.close()
+
+    def race(
+        self, title: str, contestants: Sequence[Contestant], keys: Sequence[str], rounds: int, size: int
+    ) -> list[Row]:
+        """`keys`: what each of them makes. It must be there, whole or not, and goes before the next run."""
+
+        def after(contestant: Contestant, sample: Sample) -> None:
+            made = [key for key in keys if self.size(key)]
+            if not made and not sample.stalled:
+                raise ContestantFailed(f"{contestant.name} sent nothing")
+            for key in made:
+                self.forget(key)
+
+        rows = compare(contestants, rounds=rounds, after=after)
+        show(title, rows, size=size)
+        return rows
+
+
+def _plain(data: DataTO) -> dict[str, Any]:
+    """As in a command; without its secrets."""
+    content: dict[str, Any] = json.loads(data.model_dump_json(by_alias=True, exclude_none=True))
+    return content
+
+
+def config(work: Path) -> Config:
+    return Config(
+        agent=AgentSection(state_dir=work, runtime_dir=work),
+        pools=PoolsSection(roots=(work / "pools",)),
+        urls=UrlsSection(allow_http=True, allow_networks=("127.0.0.0/8",), ports=()),
+        api=ApiSection(socket=work / "api.sock"),
+    )
+
+
+def back_up(command: Path, work: Path) -> None:
+    """Ours, timed without imports and the first contact with the store, as in a daemon."""
+    copy = Copy.model_validate_json(command.read_text())
+    with asyncio.Runner() as runner:
+        parts = build(config(work))
+
+        async def run() -> dict[str, float]:
+            before = written()
+            call = verbs.Call("benchmark", HypervisorType.KVM)
+            await parts.operations.copy(call, verbs.Copy(copy.source, copy.destination))
+            return {"written": float(written() - before)}
+
+        try:
+            runner.run(warm(parts, copy.destination.store))
+            measured(lambda: runner.run(run()))
+        finally:
+            runner.run(parts.aclose())
+
+
+async def take_snapshots(work: Path, *snapshots: SnapshotObjectTO) -> None:
+    parts = build(config(work))
+    try:
+        for snapshot in snapshots:
+            name = (snapshot.path or "").rpartition("/")
+            volume = VolumeObjectTO.model_validate(
+                {"path": name[0], "format": "QCOW2", "dataStore": snapshot.store.model_dump()}
+            )
+            asked = SnapshotObjectTO(name=name[2], volume=volume, dataStore=snapshot.store)
+            await parts.operations.create(verbs.Call(f"take-{name[2]}", HypervisorType.KVM), verbs.Create(asked))
+    finally:
+        await parts.aclose()
+
+
+def write(volume: Volume, offsets: Sequence[int], length: int, pattern: int) -> None:
+    commands = [part for offset in offsets for part in ("-c", f"write -q -P {pattern} {offset} {length}")]
+    subprocess.run(["qemu-io", "-f", "qcow2", *commands, str(volume.path)], check=True, stdout=subprocess.DEVNULL)
+
+
+def make_sparse(volume: Volume, virtual: int) -> None:
+    """The same data in as many runs, evenly spread over a disk of that size."""
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(volume.path), str(virtual)], check=True)
+    step = virtual // RUNS // MiB * MiB
+    for number in range(RUNS):
+        write(volume, [number * step], SPARSE_DATA // RUNS, 1 + number)
+
+
+def full(bench: Bench, image: Path, rounds: int, tables: dict[str, list[Row]]) -> list[Verdict]:
+    """All of a volume."""
+    volume = bench.volume("volume")
+    subprocess.run(["cp", "--sparse=always", str(image), str(volume.path)], check=True)
+    asyncio.run(take_snapshots(bench.work, volume.snapshot("first")))
+    s5cmd = [str(TOOLS / "s5cmd"), "--endpoint-url", bench.sink.endpoint, "cp"]
+    aws = [str(TOOLS / "aws"), "s3", "cp", "--endpoint-url", bench.sink.endpoint, "--only-show-errors"]
+    others = [
+        bench.staged("qemu-img convert + s5cmd", s5cmd, volume, "staged"),
+        bench.staged("qemu-img convert + aws s3 cp", aws, volume, "staged"),
+    ]
+    keys = [volume.key("first"), volume.key("staged")]
+    title = f"full backup of {image.stat().st_size / GiB:.1f} GiB, disk of {write_rate(bench.work) / 1e6:.0f} MB/s"
+    contestants = [bench.agent("storage-agent", volume, "first"), *others]
+    rows = tables[title] = bench.race(title, contestants, keys, rounds, image.stat().st_size)
+    ours = rows[0]
+    return [
+        *(at_least(f"full backup: time of {row.name} / ours", row.wall_s / ours.wall_s, 2) for row in rows[1:]),
+        at_most("full backup: bytes written to disks, MiB", ours.extra["written"] / MiB, 1),
+        at_most("full backup: peak RSS, MiB", ours.peak_rss_mib, 150),
+    ]
+
+
+def incremental(bench: Bench, rounds: int, tables: dict[str, list[Row]]) -> list[Verdict]:
+    """One cluster in a hundred has changed since the full one; and the same on a volume 2048 times as large."""
+    verdicts = []
+    rows = []
+    changed = 2 * GiB // CLUSTER // 100
+    for name, virtual in (("small", 2 * GiB), ("large", SPARSE)):
+        volume = bench.volume(name)
+        make_sparse(volume, virtual)
+        asyncio.run(take_snapshots(bench.work, volume.snapshot("full")))
+        subprocess.run(bench.agent("full", volume, "full").argv, check=True, stdout=subprocess.DEVNULL)
+        step = virtual // RUNS // MiB * MiB
+        places = [
+            run * step + cluster * CLUSTER for run in range(RUNS) for cluster in range(SPARSE_DATA // RUNS // CLUSTER)
+        ]
+        write(volume, sorted(random.Random(3).sample(places, changed)), CLUSTER, 200)
+        asyncio.run(take_snapshots(bench.work, volume.snapshot("delta")))
+        contestant = bench.agent(f"incremental, {virtual // GiB} GiB", volume, "delta", parent="full")
+        sent = _sent_by(bench, contestant, volume.key("delta"))
+        verdicts.append(
+            at_most(
+                f"incremental of {changed} clusters, {virtual // GiB} GiB: bytes sent / changed",
+                sent / changed / CLUSTER,
+                1.1,
+            )
+        )
+        rows += bench.race(contestant.name, [contestant], [volume.key("delta")], rounds, sent)
+        whole = bench.agent(f"full, {virtual // GiB} GiB", volume, "full")
+        bench.forget(volume.key("full"))
+        rows += bench.race(whole.name, [whole], [volume.key("full")], rounds, SPARSE_DATA)
+    tables["volumes of 2 GiB and 8 TiB"] = rows
+    small, whole_small, large, whole_large = rows
+    return [
+        *verdicts,
+        at_least("2 GiB: time of a full backup / of an incremental", whole_small.wall_s / small.wall_s, 2),
+        at_most("incremental: time for 8 TiB / for 2 GiB", large.wall_s / small.wall_s, 1.5),
+        at_most(
+            "full backup: time for 8 TiB / for 2 GiB with the same data", whole_large.wall_s / whole_small.wall_s, 1.5
+        ),
+        at_most("full backup of 8 TiB: peak RSS, MiB", whole_large.peak_rss_mib, 150),
+    ]
+
+
+def _sent_by(bench: Bench, contestant: Contestant, key: str) -> int:
+    subprocess.run(contestant.argv, check=True, stdout=subprocess.DEVNULL)
+    size = bench.size(key)
+    bench.forget(key)
+    return size
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=Path("build/bench"), help="for the image")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--back-up", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.back_up:
+        back_up(options.back_up, options.directory)
+        return 0
+    tables: dict[str, list[Row]] = {}
+    _, image = make_images(options.directory)
+    with ExitStack() as stack:
+        work = stack.enter_context(ram_disk(12 * GiB))
+        servers = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="backup-")))
+        sink = stack.enter_context(run_sink(servers, make_certificates(servers)))
+        bench = Bench(work, sink)
+        verdicts = full(bench, image, options.rounds, tables)
+        verdicts += incremental(bench, options.rounds, tables)
+    conclude(verdicts, tables, options.json)
+    return 0 if all(verdict.met for verdict in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
