@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from agent import logs
 from agent.cli_exit import Exit, fail, reporting, say
 from agent.commands import Answer, Command, Failure
-from agent.config import Config
+from agent.config import Config, LogLevel
 from agent.config_load import load
 from agent.failures import Stopping
 from agent.transports.cloudstack.contract import Watcher
@@ -183,6 +184,7 @@ class _Printer:
 
 @contextlib.asynccontextmanager
 async def _linked(config: Config, watcher: Watcher) -> AsyncIterator[Link]:
+    logs.configure(config.logs.format, LogLevel.ERROR)  # the watcher says the rest
     roles = cloudstack_roles(config, _RunsNothing(), healthy=lambda: True)
     (link,) = await asyncio.to_thread(
         make_links, config.cloudstack, config.agent.state_dir, roles, lambda name: watcher
