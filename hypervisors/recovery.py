@@ -71,7 +71,7 @@ async def _recover(ctx: Context, hypervisor: HypervisorType, request: Request, t
             created = await _made(ctx, made, token, parent=None)
             return Recovered("finished", created) if created is not None else _UNDONE
         case Delete(data) if data.type == "snapshot":
-            await snapshots.delete(ctx, Call(token, hypervisor), data)
+            await snapshots.resume_deleting(ctx, Call(token, hypervisor), data)
             return Recovered("finished")
         case Revert():
             reverted = await reverting.resume(ctx, Call(token, hypervisor), request)

@@ -109,10 +109,12 @@ async def _replaced(volume: Volume, record: SnapshotRecord, token: str) -> None:
     points: tuple[str, ...] = (*record.since, record.tag)
     known = {other.tag for other in await volume.snapshots.of(record.volume)}
     await handling.settle(volume.source, record.tag, record.since)
-    for tag in record.since:
-        if tag not in known:
-            points = await handling.merge_point(volume.source, tag, points)
+    lost = [tag for tag in record.since if tag not in known]
+    for tag in lost:
+        points = await handling.merge_point(volume.source, tag, points)
     await _remember(volume, record, token, done=True, points=points, virtual_size=record.virtual_size)
+    for tag in lost:
+        await handling.forget_point(volume.source, tag)
 
 
 async def _remember(volume: Volume, record: SnapshotRecord, token: str, *, done: bool, **changes: object) -> None:

@@ -126,6 +126,11 @@ class SnapshotRecords:
         await self._store.discard(snapshot_ref(volume, name), token=token)
         await self._store.discard(frozen_ref(volume, name), token=token)
 
+    async def discard_all(self, volume: str, *, token: str) -> None:
+        """The same, for all snapshots of the volume."""
+        for name in await self._names(_folder("snapshots", volume)):
+            await self.discard(volume, name, token=token)
+
     # --------------------------------------------------------------------------------------------------- its backups
 
     async def sent(self, record: SnapshotRecord, store: str, ref: str) -> Sent | None:

@@ -186,10 +186,11 @@ async def _undo(volume: Volume, ref: str, name: str, token: str) -> None:
     for tag in sorted(await handling.tags(volume.source)):
         if tag.startswith(prefix):
             await handling.drop(volume.source, tag)
-            await handling.merge_point(volume.source, tag, (*(point for point in points if point != tag), tag))
-    left = tuple(point for point in points if not point.startswith(prefix))
-    if now is not None and left != points:
-        await volume.pool.records.save(ref, now.model_copy(update={"points": left}), token=token, replace=True)
+            left = tuple(point for point in points if point != tag)
+            left = await handling.merge_point(volume.source, tag, (*left, tag))
+            if now is not None and left != points:
+                await volume.pool.records.save(ref, now.model_copy(update={"points": left}), token=token, replace=True)
+            await handling.forget_point(volume.source, tag)
 
 
 async def _forget_lost_points(volume: Volume) -> None:
@@ -220,6 +221,15 @@ async def delete(ctx: Context, call: Call, data: SnapshotObjectTO) -> None:
         await snapshots.remove(record)
 
 
+async def resume_deleting(ctx: Context, call: Call, data: SnapshotObjectTO) -> None:
+    """What a dead command began is done. Idempotent."""
+    ref, _ = snapshot_name(data)
+    pool = ctx.pool(data.store)
+    await pool.records.discard(ref, None, token=call.token)
+    await SnapshotRecords(pool.store).discard_all(ref, token=call.token)
+    await delete(ctx, call, data)
+
+
 async def _delete(call: Call, volume: Volume, record: SnapshotRecord) -> None:
     handling, ref = volume.handler.snapshots, record.volume
     await volume.pool.store.delete(frozen_ref(ref, record.name))
@@ -229,13 +239,14 @@ async def _delete(call: Call, volume: Volume, record: SnapshotRecord) -> None:
         gone = record.model_copy(update={"kept": Kept.GONE})
         await volume.snapshots.save(gone, token=call.token, replace=True)
         return
-    left = await handling.merge_point(volume.source, record.tag, volume.record.points)
-    if left != volume.record.points:
+    if record.tag in volume.record.points:
+        left = await handling.merge_point(volume.source, record.tag, volume.record.points)
+        for other in await volume.snapshots.of(ref):
+            if other.kept is Kept.INSIDE and record.tag in other.since:
+                since = tuple(point for point in other.since if point != record.tag)
+                await volume.snapshots.save(other.model_copy(update={"since": since}), token=call.token, replace=True)
         await volume.remember(call.token, points=left)
-    for other in await volume.snapshots.of(ref):
-        if other.kept is Kept.INSIDE and record.tag in other.since:
-            since = tuple(point for point in other.since if point != record.tag)
-            await volume.snapshots.save(other.model_copy(update={"since": since}), token=call.token, replace=True)
+    await handling.forget_point(volume.source, record.tag)
     await volume.snapshots.remove(record)
 
 

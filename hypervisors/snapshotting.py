@@ -54,8 +54,13 @@ class Snapshots(abc.ABC):
 
     @abc.abstractmethod
     async def merge_point(self, volume: Source, tag: str, points: Sequence[str]) -> tuple[str, ...]:
-        """What was tracked under `tag` counts for the point before it in `points`, if there is one. Returns those that are
-        left. Snapshots inside the volume keep what they know, under the earlier point's tag."""
+        """What was and will be tracked under `tag` counts for the point before it in `points` as well, if there is one. Returns
+        the others, as far as they are tracked: `tag` is not needed any more, once that is remembered."""
+
+    @abc.abstractmethod
+    async def forget_point(self, volume: Source, tag: str) -> None:
+        """Nothing is tracked under `tag` any more. Only after `merge_point`, and after its outcome was remembered: a point that
+        is missing without that makes all earlier ones useless."""
 
     @abc.abstractmethod
     async def forget_points(self, volume: Source) -> None:

@@ -88,13 +88,14 @@ class KvmSnapshots(Snapshots):
         node = own_node(volume)
         bitmaps = (await self._history(volume)).bitmaps
         kept = usable(points, bitmaps)
-        if tag in bitmaps:
-            before = kept[: kept.index(tag)][-1:] if tag in kept else ()
-            for point in before:
-                goes_on = ("--enable",) if bitmaps[tag].recording else ()
-                await self._bitmap(node, point, "--merge", tag, *goes_on)
-            await self._bitmap(node, tag, "--remove")
+        for point in kept[: kept.index(tag)][-1:] if tag in kept else ():
+            goes_on = ("--enable",) if bitmaps[tag].recording else ()
+            await self._bitmap(node, point, "--merge", tag, *goes_on)
         return tuple(point for point in kept if point != tag)
+
+    async def forget_point(self, volume: Source, tag: str) -> None:
+        if tag in (await self._history(volume)).bitmaps:
+            await self._bitmap(own_node(volume), tag, "--remove")
 
     async def forget_points(self, volume: Source) -> None:
         for name in (await self._history(volume)).bitmaps:

@@ -15,9 +15,8 @@ from hypervisors.copying import Copied
 from hypervisors.images.formats import file_node, image_node, json_filename
 from hypervisors.verbs import Copy, Create, Delete
 from stores.contract import MiB
-from stores.resolver import Durability
 from stores.to import DataStoreTO, ImageFormat, SnapshotObjectTO, TemplateObjectTO, VolumeObjectTO
-from tests.doubles.disk_images import content_of
+from tests.doubles.disk_images import content_of, qemu_img
 from tests.doubles.world import World
 from tests.images import qemu_io
 
@@ -61,12 +60,9 @@ class Lab:
     def remote(self, name: str, **more: Any) -> SnapshotObjectTO:
         return SnapshotObjectTO(path=ref_of(name), dataStore=self.to, **more)
 
-    async def back_up(
-        self, name: str, parent: str | None = None, *, durability: Durability = Durability.STORED
-    ) -> Copied:
-        target = self.remote(name, parentSnapshotPath=ref_of(parent) if parent else None)
-        request = Copy(self.local(name), target, durability=durability)
-        return await self.here.operations.copy(self.call(), request)
+    async def back_up(self, name: str, parent: str | None = None, *, name_there: str | None = None) -> Copied:
+        target = self.remote(name_there or name, parentSnapshotPath=ref_of(parent) if parent else None)
+        return await self.here.operations.copy(self.call(), Copy(self.local(name), target))
 
     async def incremental(self, name: str, parent: str) -> Copied:
         """Which it must be."""
@@ -144,3 +140,23 @@ def read_by_hand(chain: list[Path], raw: Path) -> str:
 def manifest_in(directory: Path, name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((directory / f"{ref_of(name)}.manifest.json").read_text())
     return found
+
+
+def forget_bitmaps(path: Path) -> None:
+    """As a tool might that the agent knows nothing of."""
+    info = json.loads(qemu_img("info", "-f", "qcow2", "--output=json", str(path)))
+    for bitmap in info["format-specific"]["data"]["bitmaps"]:
+        qemu_img("bitmap", "-f", "qcow2", "--remove", str(path), bitmap["name"])
+
+
+def die_writing(path: Path, command: str) -> None:
+    """A guest writes and is killed with -9: its bitmaps are never brought up to date."""
+    writer = subprocess.Popen(["qemu-io", "-f", "qcow2", str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+    writer.stdin.write(f"{command}\nflush\n".encode())
+    writer.stdin.flush()
+    while b"bytes" not in writer.stdout.readline():
+        pass
+    writer.kill()
+    writer.communicate()

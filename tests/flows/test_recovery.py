@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
-import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pytest
 
@@ -22,13 +19,11 @@ from hypervisors.verbs import Copy, Create, Delete, Request, Resize
 from stores.contract import MiB
 from stores.to import ImageFormat, TemplateObjectTO, VolumeObjectTO
 from tests.doubles.disk_images import DiskImages, content_of, virtual_size
-from tests.doubles.world import World, records_of, world
+from tests.doubles.dying import in_world, killed_in
+from tests.doubles.world import World, records_of
 
 RequestIn: TypeAlias = Callable[[World], Request]
 Check: TypeAlias = Callable[[World, Request, Recovered, set[str]], Awaitable[None]]  # files before in the last place
-
-DURABLE = ("fsync", "fdatasync", "rename", "replace", "link", "unlink", "mkdir")
-"""What makes or unmakes something that a crash does not."""
 
 
 @pytest.fixture
@@ -37,44 +32,6 @@ def base() -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="sa-"))
     yield made
     shutil.rmtree(made)
-
-
-def in_world(base: Path, work: Callable[[World], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        async with world(root=base) as here:
-            return await work(here)
-
-    return asyncio.run(run())
-
-
-def killed_in(base: Path, work: Callable[[World], Awaitable[Any]], step: int) -> bool:
-    """Run `work` in a process that is killed before its durable step of that number. False if there are fewer."""
-    child = os.fork()
-    if child == 0:
-        _die_before(step)
-        try:
-            in_world(base, work)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-
-
-def _die_before(step: int) -> None:
-    left = step
-
-    def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **kwargs)
-
-        return call
-
-    for name in DURABLE:
-        setattr(os, name, deadly(getattr(os, name)))
 
 
 async def perform(here: World, request: Request, token: str) -> object:
