@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hypervisors import relaying
 from hypervisors.context import Context
 from hypervisors.contract import Accepts, HypervisorHandler, HypervisorType, ImageSpec, Operation
 from hypervisors.copying import operation_of, target_spec
@@ -58,7 +59,7 @@ class Explanation:
 
 def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso) -> Explanation:
     """See `Operations.explain`. The format is the declared one, compression is told by the name."""
-    name = "attach ISO" if isinstance(request, AttachIso) else "copy"
+    name = Operation.ATTACH_ISO.value if isinstance(request, AttachIso) else "copy"
     how = How.REFUSED
     source = target = None
     refusal: StorageError | None = None
@@ -68,8 +69,14 @@ def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso)
             operation, how = Operation.ATTACH_ISO, How.OPENED
             spec = ImageSpec(ImageFormat.ISO)
             source, unmet = _reading(ctx, request.iso, handler.accepts(operation, spec, spec))
+        elif relaying.is_relay(request):
+            name, how = relaying.NAME, How.IN_PLACE
+            source, unmet = _reading(ctx, request.source, relaying.READS)
+            target, unwritable = _writing(ctx, request, relaying.WRITES)
+            unmet = unmet or unwritable
         else:
             operation = operation_of(request)
+            name = operation.value
             spec = _declared(ctx, request.source)
             wanted = _wanted(handler, operation, spec, request.destination)
             how = _how(handler, operation, spec, wanted)
@@ -77,7 +84,6 @@ def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso)
             cache = CacheUse.PREFERRED if request.prefer_cache and request.source.store.storeType != "primary" else None
             source, unmet = _reading(ctx, request.source, handler.accepts(operation, spec, wanted), cache)
             unmet = unmet or unwritable
-        name = operation.value
         refusal = unmet
     except StorageError as error:
         refusal = error

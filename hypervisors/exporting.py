@@ -19,7 +19,6 @@ from hypervisors.outgoing import Outgoing
 from hypervisors.snapshots import Volume, opened_volume
 from hypervisors.verbs import Call, Copy, ref_of
 from stores.contract import Kind, ObjectInfo, RangeReader
-from stores.errors import AlreadyExists, NotFound
 from stores.resolver import Durability
 from stores.to import DataTO, ImageFormat
 from stores.transfer.engine import TransferEngine
@@ -37,7 +36,7 @@ async def export(ctx: Context, call: Call, request: Copy) -> Copied:
         measured = await volume.handler.measure(volume.source)
         spec = ImageSpec(target.format or measured.format, measured.virtual_size)
         fills = volume.handler.fills(Operation.EXPORT_VOLUME, spec)
-        await _refuse_taken(outgoing)
+        await outgoing.require_free()
         as_it_is = volume.handler.keeps_bytes(volume.source.spec, spec)
         if as_it_is and await volume.handler.snapshots.plain(volume.source):
             info = await _send_file(volume, outgoing, fills)
@@ -55,14 +54,6 @@ async def image_of(engine: TransferEngine, disk: RangeReader, spec: ImageSpec) -
     size = known_size(disk)
     laid_out = await engine.run(partial(layout, size, await disk.extents(0, size)))
     return LayoutReader(laid_out, disk, engine.network.of(disk))
-
-
-async def _refuse_taken(outgoing: Outgoing) -> None:
-    try:
-        await outgoing.store.stat(outgoing.ref)
-    except NotFound:
-        return
-    raise AlreadyExists(f"{outgoing.ref} exists already; delete it first, or choose another name", ref=outgoing.ref)
 
 
 async def _send_file(volume: Volume, outgoing: Outgoing, fills: Accepts) -> ObjectInfo:

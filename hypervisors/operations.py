@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hypervisors import attaching, copying, explaining, exporting, pools, recovery, reverting, snapshots, volumes
+from hypervisors import (
+    attaching,
+    copying,
+    explaining,
+    exporting,
+    pools,
+    recovery,
+    relaying,
+    reverting,
+    snapshots,
+    volumes,
+)
 from hypervisors.attaching import Attached
 from hypervisors.backups import overview, removing, restoring, sending
 from hypervisors.backups.overview import Checked, Node, Tree, Verified
@@ -93,7 +104,11 @@ class Operations:
         `note` says why a backup is whole although a parent was named. Backing up the same snapshot to the same name again is
         success. A backup to a pool is restored with all that it builds on, `BrokenChain` or `BackupDamaged` before a byte is
         written. As durable as the request asks when it returns.
+
+        A template or a volume from one image store to another goes as it is.
         """
+        if relaying.is_relay(request):
+            return await relaying.relay(self._context, call, request)
         match copying.operation_of(request):
             case Operation.EXPORT_VOLUME:
                 return await exporting.export(self._context, call, request)
@@ -121,12 +136,15 @@ class Operations:
         of the snapshot, for the next incremental one.
 
         A backup in an image store goes with its manifest. While others build on it that is `ImageInUse`, unless `merge`: then
-        these become full backups before.
+        these become full backups before. Anything else in an image store is deleted by its exact name, or, where that is a
+        folder's, with everything below it.
         """
         if request.data.type == "snapshot" and request.data.store.storeType != "primary":
             await removing.delete(self._context, call, request)
         elif request.data.type == "snapshot":
             await snapshots.delete(self._context, call, request.data)
+        elif request.data.store.storeType != "primary":
+            await relaying.delete(self._context, request)
         else:
             await volumes.delete(self._context, request)
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 from hypervisors.context import Context
 from hypervisors.contract import Accepts
+from hypervisors.landing import verify
 from hypervisors.narrowing import as_pending_file, as_pending_stream
 from hypervisors.verbs import Call
 from stores.contract import DataStore, Kind, ObjectInfo, PendingStream, PendingWrite, Progress, RangeReader
+from stores.errors import AlreadyExists, NotFound
 from stores.resolver import Durability
 from stores.streams import presented
 from stores.to import DataStoreTO
-from stores.transfer.digests import Digester
+from stores.transfer.digests import Checksum, Digester
 from stores.transfer.engine import TransferEngine
 from stores.transfer.groups import first_failure
 
@@ -37,18 +39,31 @@ class Outgoing:
     def store(self) -> DataStore:
         return self.ctx.resolver.store(self.to)
 
-    async def send(self, image: RangeReader, fills: Accepts) -> tuple[ObjectInfo, str]:
-        """All of the image, and its digest. The object is there as a whole when this returns, or not at all."""
+    async def send(
+        self, image: RangeReader, fills: Accepts, *, checksum: Checksum | None = None
+    ) -> tuple[ObjectInfo, str]:
+        """All of the image, and its digest. The object is there as a whole when this returns, or not at all.
+        `ChecksumMismatch` when `checksum` is not that of the image."""
         engine, progress = self.ctx.engine, self.call.progress
+        wanted = [DIGEST] if checksum is None else [*{DIGEST, checksum.algorithm}]
         progress.phase("send", image.info.size)
         async with self._create(fills.kinds, image.info.size) as pending:
             if pending.kind is Kind.LOCAL_PATH:
                 path = as_pending_file(pending).path
-                digests = (await engine.fetch(image, path, digests=[DIGEST], progress=progress)).digests
+                digests = (await engine.fetch(image, path, digests=wanted, progress=progress)).digests
             else:
-                digests = await _in_order(engine, image, as_pending_stream(pending), progress)
+                digests = await _in_order(engine, image, as_pending_stream(pending), progress, wanted)
+            verify(checksum, digests, image.info.ref)
             progress.phase("publish")
             return await pending.commit(), digests[DIGEST]
+
+    async def require_free(self) -> None:
+        """`AlreadyExists` where something has that name."""
+        try:
+            await self.store.stat(self.ref)
+        except NotFound:
+            return
+        raise AlreadyExists(f"{self.ref} exists already; delete it first, or choose another name", ref=self.ref)
 
     async def send_small(self, content: bytes) -> ObjectInfo:
         """A small object, in the same way."""
@@ -74,9 +89,9 @@ class Outgoing:
 
 
 async def _in_order(
-    engine: TransferEngine, image: RangeReader, pending: PendingStream, progress: Progress
+    engine: TransferEngine, image: RangeReader, pending: PendingStream, progress: Progress, wanted: Sequence[str]
 ) -> dict[str, str]:
-    digester = Digester([DIGEST])
+    digester = Digester(wanted)
     async with presented(engine.stream(image)) as stream:
         async for piece in stream:
             with first_failure():

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,10 +103,8 @@ class Desk:
                 del self._shared[key]
 
     async def _cancel(self, command_id: str) -> None:
-        try:
+        with suppress(UnknownCommand):  # it was not accepted yet
             await self._dispatcher.cancel(command_id)
-        except UnknownCommand:
-            _log.debug("a command ended before it began", command=command_id)
 
     # ------------------------------------------------------------------------------------------------- downloads
 
