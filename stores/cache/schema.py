@@ -208,6 +208,7 @@ Index("uploads_by_key", uploads.c.pool, uploads.c.key, unique=True)
 Index("uploads_by_state", uploads.c.pool, uploads.c.state, uploads.c.store, uploads.c.number)
 Index("uploads_by_time", uploads.c.pool, uploads.c.state, uploads.c.next_at)
 Index("uploads_by_owner", uploads.c.pool, uploads.c.owner)
+Index("uploads_by_end", uploads.c.pool, uploads.c.announce, uploads.c.finished)
 Index("uploads_by_entry", uploads.c.entry)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,10 @@ from sqlalchemy import Connection, create_engine, event, inspect, text
 
 from stores.cache import ledger
 from stores.cache.database import Transaction
-from stores.cache.ledger import Facts
-from stores.cache.policy import Limits
+from stores.cache.ledger import Facts, uploads
+from stores.cache.policy import Grant, Limits
 from stores.cache.postgres import PostgresDatabase
-from stores.cache.schema import MIGRATIONS, LedgerTooNew, metadata, migrate
+from stores.cache.schema import MIGRATIONS, LedgerTooNew, UploadState, metadata, migrate
 from stores.cache.sqlite import SqliteDatabase
 from stores.errors import Retry
 from stores.secret import Secret
@@ -162,3 +162,48 @@ async def everything(book: Book) -> None:
     await book.do(lambda tx: ledger.list_entries(tx, POOL))
     await book.do(lambda tx: ledger.show_entry(tx, POOL, "x"))
     await book.do(lambda tx: ledger.statistics(tx, POOL))
+    await everything_about_uploads(book)
+
+
+async def everything_about_uploads(book: Book) -> None:
+    """The same for uploads: one is stored, one fails and is cancelled, one is given up."""
+
+    async def do(work: Callable[..., object], **values: object) -> None:
+        await book.do(lambda tx: work(tx, POOL, **values))
+
+    for name in ("u1", "u2", "u3"):
+        wanted = uploads.Wanted(
+            id=name, key=name, store="s", target="{}", ref=name, token="t", replaces=False, announce=True, size=SIZE
+        )
+        await do(uploads.admit, wanted=wanted, owner="c", limit=10 * SIZE)
+    await do(uploads.enlarge, upload="u1", size=SIZE, limit=10 * SIZE)
+    for name in ("u1", "u2"):
+        while not isinstance((answer := await book.request(name, "c")).decision, Grant):
+            await book.finish(answer.evict, "c")
+        facts = Facts(name, "s", name, None, SIZE, None, 1, 1)
+        await book.do(
+            lambda tx, name=name, facts=facts: uploads.stage(  # type: ignore[misc]
+                tx, f"r-{name}", facts, pool=POOL, upload=name, owner="c"
+            )
+        )
+    await do(uploads.reclaim, owner="c", at_work={"u1"})
+    await do(uploads.stores_waiting)
+    await do(uploads.due, store="s", horizon_s=9.0, large=SIZE, some=3, without={"u9"})
+    await do(uploads.next_due_s)
+    for name in ("u1", "u2"):
+        await do(uploads.claim, upload=name, owner="c")
+        await do(uploads.note, upload=name, owner="c", sent=1, resumed=0)
+    await do(uploads.finish, upload="u1", owner="c", key="k1", version="v")
+    await do(uploads.put_back, upload="u2", owner="c", state=UploadState.REFUSED, after_s=1.0, error={})
+    await do(uploads.retry, refused_by="s")
+    await do(uploads.retry)
+    await do(uploads.begin_cancel, upload="u2")
+    await book.finish(await book.do(lambda tx: uploads.drop_copies(tx, POOL, owner="c")), "c")
+    await do(uploads.claim, upload="u2", owner="c")
+    await do(uploads.cancelled, upload="u2", owner="c")
+    await do(uploads.ended, limit=9)
+    await do(uploads.acknowledge, upload="u1")
+    await do(uploads.forget_ended, age_s=1.0)
+    await do(uploads.find_by_key, key="u2")
+    await do(uploads.unstored_bytes)
+    await do(uploads.totals)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import structlog
 
 from stores.cache.ladder import CacheExhausted, LargerThanCache
 from stores.cache.ledger import WrongState
+from stores.cache.reconcile import reconcile
 from stores.cache.schema import EntryState, UploadState
+from stores.cache.scrub import scrub
 from stores.cache.settings import WritebackSettings
 from stores.cache.writeback.errors import (
     AlreadyStaged,
@@ -74,6 +77,29 @@ async def test_the_copy_is_a_hit_for_that_object(here: Host) -> None:
         assert not flight.fetched
     await cache.aclose()
     await engine.aclose()
+
+
+async def test_the_copy_agrees_with_what_is_known_of_it(here: Host) -> None:
+    """Before it is stored and after that: by scrubs, and by comparing ledger and directory."""
+    here.store.gate.clear()
+    info = await here.stage("x", data_of("x"))
+    for state in (EntryState.UPLOADING, EntryState.READY):
+        (entry,) = await entries_of(here.pool)
+        assert entry.state is state or state is not EntryState.READY
+        scrubbed = await scrub(here.pool)
+        assert (scrubbed.entries, scrubbed.quarantined) == (state is EntryState.READY, [])
+        report = await reconcile(here.pool)
+        assert (report.strays, report.vanished, report.corrected_sums) == ({}, [], False)
+        here.store.gate.set()
+        await stored(here, info.upload)
+    (entry,) = await entries_of(here.pool)
+    assert entry.digest is not None
+    path = here.pool.access.entries.path_of(entry)
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"rot")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert [each.id for each in (await scrub(here.pool)).quarantined] == [entry.id]
 
 
 async def test_an_empty_object(here: Host) -> None:

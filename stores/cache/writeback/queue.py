@@ -290,8 +290,8 @@ class UploadQueue:
         return found
 
     async def events(self, *, limit: int = 100) -> Sequence[Upload]:
-        """Uploads that have ended (`stored` or `cancelled`) and were to be announced, the oldest first: the same ones again,
-        also after a restart, until each is acknowledged."""
+        """Uploads that have ended (`stored` or `cancelled`) and were to be announced, in that order: the same ones again, also
+        after a restart, until each is acknowledged."""
         found: list[Upload] = []
         for pool in self._pools:
             with suppress(PoolSick):

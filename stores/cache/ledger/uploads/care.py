@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import and_, delete, func, select
+from sqlalchemy import delete, func, select
 
 from stores.cache.database import Transaction
 from stores.cache.ledger.content import set_state
@@ -75,9 +75,9 @@ def cancelled(tx: Transaction, pool: str, upload: str, *, owner: str) -> None:
 
 
 def ended(tx: Transaction, pool: str, *, limit: int) -> tuple[Upload, ...]:
-    """What is over and was to be announced, in the order in which it was staged."""
-    over = uploads.c.state.in_(OVER)
-    return read(tx, uploads.c.pool == pool, over, uploads.c.announce.is_(True), limit=limit)
+    """What is over and was to be announced, in the order in which it ended."""
+    over = (uploads.c.pool == pool, uploads.c.announce.is_(True), uploads.c.finished.is_not(None))
+    return read(tx, *over, limit=limit, order=uploads.c.finished)
 
 
 def acknowledge(tx: Transaction, pool: str, upload: str) -> None:
@@ -89,8 +89,8 @@ def acknowledge(tx: Transaction, pool: str, upload: str) -> None:
 
 def forget_ended(tx: Transaction, pool: str, *, age_s: float) -> None:
     """What is over for so long and was not to be announced."""
-    old = and_(uploads.c.announce.is_(False), uploads.c.finished < tx.wall - age_s)
-    tx.connection.execute(delete(uploads).where(uploads.c.pool == pool, uploads.c.state.in_(OVER), old))
+    old = (uploads.c.announce.is_(False), uploads.c.finished < tx.wall - age_s)
+    tx.connection.execute(delete(uploads).where(uploads.c.pool == pool, *old))
 
 
 def list_uploads(tx: Transaction, pool: str) -> tuple[Upload, ...]:

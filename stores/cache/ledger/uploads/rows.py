@@ -80,8 +80,12 @@ def unstored_bytes(tx: Transaction, pool: str) -> int:
     return int(tx.connection.execute(total.where(uploads.c.pool == pool, uploads.c.state.in_(UNSTORED))).scalar_one())
 
 
-def read(tx: Transaction, *where: ColumnElement[bool], limit: int | None = None) -> tuple[Upload, ...]:
-    rows = tx.connection.execute(select(uploads).where(*where).order_by(uploads.c.number).limit(limit))
+def read(
+    tx: Transaction, *where: ColumnElement[bool], limit: int | None = None, order: ColumnElement[Any] | None = None
+) -> tuple[Upload, ...]:
+    """In that order, or by age."""
+    by = [uploads.c.number] if order is None else [order, uploads.c.number]
+    rows = tx.connection.execute(select(uploads).where(*where).order_by(*by).limit(limit))
     return tuple(_to_upload(tx, row) for row in rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from sqlalchemy import and_, func, or_, select
@@ -50,8 +51,8 @@ def reclaim(tx: Transaction, pool: str, *, owner: str, at_work: Collection[str])
 
 def stores_waiting(tx: Transaction, pool: str) -> set[str]:
     """Ids of stores for which there is something to do, now or later."""
-    found = select(uploads.c.store).where(uploads.c.pool == pool, uploads.c.state.not_in(OVER)).distinct()
-    return set(tx.connection.execute(found).scalars())
+    found = select(uploads.c.store).where(uploads.c.pool == pool, uploads.c.state.not_in(OVER))
+    return set(tx.connection.execute(found.group_by(uploads.c.state, uploads.c.store)).scalars())
 
 
 def due(
@@ -65,15 +66,14 @@ def due(
     """
     where = (
         uploads.c.pool == pool,
-        uploads.c.state.in_(WAIT),
         uploads.c.store == store,
         uploads.c.owner.is_(None),
         or_(uploads.c.next_at <= tx.now, uploads.c.next_at > tx.now + horizon_s),
         uploads.c.id.not_in(list(without)),
     )
     found: list[Upload] = []
-    for lane in (uploads.c.size < large, uploads.c.size >= large):
-        found += read(tx, *where, lane, limit=some)
+    for state, lane in product(WAIT, (uploads.c.size < large, uploads.c.size >= large)):
+        found += read(tx, *where, uploads.c.state == state, lane, limit=some)
     return tuple(sorted(found, key=lambda upload: upload.number))
 
 
