@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.harness import Verdict, conclude
 
-NAMES = ("startup", "commands", "bytes", "upload", "copy", "bridge", "cache", "cache_policy", "ledger")
+NAMES = ("startup", "commands", "bytes", "upload", "copy", "bridge", "cache", "cache_policy", "ledger", "cloudstack")
 RESULTS = Path(__file__).parent / "results"
 
 

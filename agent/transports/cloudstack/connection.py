@@ -60,7 +60,7 @@ class Connection:
         """The next message; None when the server closed. LinkError, and ContentRefused for a text that is no array of commands:
         after either the connection cannot be read on."""
         while (data := await self._channel.receive()) is not None:
-            received = await _beside(len(data), _read, data)
+            received = await _beside(len(data), read, data)
             if received is not None:
                 self._watcher.received(received.message, received.items)
                 return received
@@ -77,8 +77,9 @@ class Connection:
             await self._channel.send(data)
 
 
-def _read(data: bytearray) -> Received | None:
-    """`data` is emptied: it, the text and what that says need not be in memory together."""
+def read(data: bytearray) -> Received | None:
+    """What a message says; None for one that is dropped. `data` is emptied: it, the text and what that says need not be in
+    memory together. LinkProtocolError, ContentRefused."""
     message = wire.decode(data)
     data.clear()
     if message is None:
