@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.harness import Verdict, conclude
 
-NAMES = ("startup", "commands", "bytes", "upload", "copy", "bridge", "cache", "cache_policy", "ledger", "cloudstack")
+NAMES = ("startup", "commands", "bytes", "copy", "bridge", "upload", "backup", "cache", "cache_policy", "ledger")
 RESULTS = Path(__file__).parent / "results"
 
 
