@@ -14,7 +14,19 @@ from pathlib import Path
 
 from benchmarks.harness import Verdict, conclude
 
-NAMES = ("startup", "commands", "bytes", "copy", "bridge", "upload", "backup", "cache", "cache_policy", "ledger")
+NAMES = (
+    "startup",
+    "commands",
+    "bytes",
+    "copy",
+    "bridge",
+    "upload",
+    "backup",
+    "cache",
+    "cache_policy",
+    "ledger",
+    "cloudstack",
+)
 RESULTS = Path(__file__).parent / "results"
 
 
