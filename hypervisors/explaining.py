@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hypervisors import relaying
+from hypervisors.backups import flattening
 from hypervisors.context import Context
 from hypervisors.contract import Accepts, HypervisorHandler, HypervisorType, ImageSpec, Operation
 from hypervisors.copying import operation_of, target_spec
@@ -73,6 +74,12 @@ def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso)
             name, how = relaying.NAME, How.IN_PLACE
             source, unmet = _reading(ctx, request.source, relaying.READS)
             target, unwritable = _writing(ctx, request, relaying.WRITES)
+            unmet = unmet or unwritable
+        elif flattening.is_flattening(request):
+            name, how = flattening.NAME, How.LAID_OUT
+            spec = ImageSpec(request.destination.format or ImageFormat.QCOW2)
+            source, unmet = _reading(ctx, request.source, flattening.READS)
+            target, unwritable = _writing(ctx, request, handler.fills(Operation.EXPORT_VOLUME, spec))
             unmet = unmet or unwritable
         else:
             operation = operation_of(request)

@@ -44,7 +44,7 @@ async def export(ctx: Context, call: Call, request: Copy) -> Copied:
             async with volume.handler.snapshots.disk(volume.source) as disk:
                 image = await image_of(ctx.engine, disk, spec)
                 info, _ = await outgoing.send(image, fills)
-    return Copied(_answer(target, spec, info), info.upload)
+    return Copied(exported(target, spec, info), info.upload)
 
 
 async def image_of(engine: TransferEngine, disk: RangeReader, spec: ImageSpec) -> RangeReader:
@@ -71,7 +71,8 @@ async def _send_file(volume: Volume, outgoing: Outgoing, fills: Accepts) -> Obje
         raise
 
 
-def _answer(target: DataTO, spec: ImageSpec, info: ObjectInfo) -> DataTO:
+def exported(target: DataTO, spec: ImageSpec, info: ObjectInfo) -> DataTO:
+    """The destination as it is now, with the sizes of the disk and of the object."""
     now: dict[str, object] = {"path": info.ref, "size": spec.virtual_size, "format": spec.format}
     if target.type == "template":
         now["physicalSize"] = info.size

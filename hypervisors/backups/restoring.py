@@ -27,7 +27,7 @@ from stores.to import SnapshotObjectTO
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
+class Given:
     """A disk to restore. `store` and `info` name where it is from and which it is; `most`: the bytes that it can take."""
 
     store: str
@@ -36,7 +36,7 @@ class _Given:
     most: int
 
 
-_DiskOf: TypeAlias = Callable[[int], AbstractAsyncContextManager[RangeReader]]
+DiskOf: TypeAlias = Callable[[int], AbstractAsyncContextManager[RangeReader]]
 """Opens the disk, as large as asked: what it lacks is zero."""
 
 
@@ -46,8 +46,7 @@ async def restore(ctx: Context, call: Call, request: Copy) -> Copied:
     assert source.type == "snapshot"
     handler, pool, ref = ctx.handler(call.hypervisor), ctx.pool(destination.store), ref_of(destination)
     call.progress.phase("inspect")
-    opened = _local(ctx, call, source) if source.store.storeType == "primary" else _remote(ctx, call, source)
-    async with opened as (given, disk_of):
+    async with to_restore(ctx, call, source) as (given, disk_of):
         wanted = sized(target_spec(handler, given.spec.format, destination), given.spec)
         kinds = handler.fills(Operation.RESTORE, wanted).kinds
         existing = await present(pool, ref)
@@ -69,14 +68,19 @@ async def restore(ctx: Context, call: Call, request: Copy) -> Copied:
     return Copied(answer(destination, ref, record, published.size))
 
 
+def to_restore(ctx: Context, call: Call, source: SnapshotObjectTO) -> AbstractAsyncContextManager[tuple[Given, DiskOf]]:
+    """A snapshot in a pool, or a backup with all that it builds on, checked: `BrokenChain` or `BackupDamaged`."""
+    return _local(ctx, call, source) if source.store.storeType == "primary" else _remote(ctx, call, source)
+
+
 @asynccontextmanager
-async def _remote(ctx: Context, call: Call, source: SnapshotObjectTO) -> AsyncIterator[tuple[_Given, _DiskOf]]:
+async def _remote(ctx: Context, call: Call, source: SnapshotObjectTO) -> AsyncIterator[tuple[Given, DiskOf]]:
     store = ctx.resolver.store(source.store)
     parents = [named(parent) for parent in source.parents or ()]
     links = await load_chain(store, ref_of(source), parents)
     await require_unchanged(store, ctx.engine, links, call.progress)
     newest = links[0].manifest
-    given = _Given(
+    given = Given(
         store=store.id,
         info=ObjectInfo(newest.ref, newest.content.size, version=digest_of(newest)),
         spec=ImageSpec(newest.format, newest.virtual_size),
@@ -86,11 +90,11 @@ async def _remote(ctx: Context, call: Call, source: SnapshotObjectTO) -> AsyncIt
 
 
 @asynccontextmanager
-async def _local(ctx: Context, call: Call, source: SnapshotObjectTO) -> AsyncIterator[tuple[_Given, _DiskOf]]:
+async def _local(ctx: Context, call: Call, source: SnapshotObjectTO) -> AsyncIterator[tuple[Given, DiskOf]]:
     ref, name = snapshot_name(source)
     async with opened_volume(ctx, call, source.store, ref, source.format) as volume:
         record = await found(volume, name)
-        given = _Given(
+        given = Given(
             store=volume.pool.store.id,
             info=ObjectInfo(f"{ref}/{name}", None, version=record.tag),
             spec=ImageSpec(record.format, record.virtual_size),

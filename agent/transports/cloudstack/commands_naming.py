@@ -61,7 +61,8 @@ def placed(source: DataTO, destination: DataTO) -> DataTO:
 
 def _file_name(source: DataTO, destination: DataTO) -> str:
     last = (source.path or source.name or "").rstrip("/").rpartition("/")[2]
-    if last and (role_of(source.store) is Role.IMAGE or destination.type == "snapshot"):
+    as_it_is = source.type == destination.type and role_of(source.store) is Role.IMAGE
+    if last and (as_it_is or destination.type == "snapshot"):
         return last
     stem = destination.uuid or last or str(destination.id or "")
     if not stem:
