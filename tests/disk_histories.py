@@ -11,7 +11,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from hypervisors.images.formats import file_node, image_node, json_filename
-from hypervisors.images.pieces import Data, Metadata
+from hypervisors.images.pieces import Data, ImageLayout, Metadata
 from hypervisors.images.qcow2_stream import Layout, layout
 from stores.contract import Extent, MiB
 from stores.to import ImageFormat
@@ -48,9 +48,18 @@ class History:
 def histories(draw: st.DrawFn, *, least: int = 1, most: int = 1) -> History:
     """Of so many versions."""
     cluster = 1 << draw(st.integers(9, 21))
+    sizes = st.integers(1, max(3 * cluster, min(200 * cluster, MiB)) // SECTOR).map(lambda sectors: sectors * SECTOR)
+    return History(cluster, draw(versions_of_a_disk(sizes, cluster, least=least, most=most)))
+
+
+@st.composite
+def versions_of_a_disk(
+    draw: st.DrawFn, sizes: st.SearchStrategy[int], cluster: int, *, least: int, most: int
+) -> tuple[Version, ...]:
+    """So many, of these sizes. The extents like borders of clusters."""
     versions: list[Version] = []
     for number in range(draw(st.integers(least, most))):
-        size = draw(st.integers(1, max(3 * cluster, min(200 * cluster, MiB)) // SECTOR)) * SECTOR
+        size = draw(sizes)
         extents = draw(_extents(size, cluster))
         before = versions[-1].content if versions else b""
         content = bytearray(before[:size].ljust(size, b"\0"))
@@ -59,7 +68,7 @@ def histories(draw: st.DrawFn, *, least: int = 1, most: int = 1) -> History:
             part = slice(extent.offset, extent.offset + extent.length)
             content[part] = bytes(extent.length) if extent.zero else chance.randbytes(extent.length)
         versions.append(Version(bytes(content), extents))
-    return History(cluster, tuple(versions))
+    return tuple(versions)
 
 
 @st.composite
@@ -75,7 +84,22 @@ def _extents(draw: st.DrawFn, size: int, cluster: int) -> tuple[Extent, ...]:
     )
 
 
-def finished(made: Layout, disk: bytes, start: int = 0, stop: int | None = None) -> bytes:
+def expected_kinds(version: Version, cluster: int, *, delta: bool) -> list[str]:
+    """The rule byte by byte: whether each cluster is `d`ata, `z`ero, or left out."""
+    known = bytearray(b"-" * len(version.content))
+    for extent in version.extents:
+        known[extent.offset : extent.offset + extent.length] = (b"z" if extent.zero else b"d") * extent.length
+    kinds = []
+    for start in range(0, len(known), cluster):
+        found = known[start : start + cluster]
+        if b"d" in found or (delta and b"z" in found and b"-" in found):
+            kinds.append("d")
+        else:
+            kinds.append("z" if delta and b"z" in found else "-")
+    return kinds
+
+
+def finished(made: ImageLayout, disk: bytes, start: int = 0, stop: int | None = None) -> bytes:
     """The image of that disk, or a part of it."""
     parts = []
     for piece in made.pieces(start, stop):

@@ -17,9 +17,9 @@ FRAME = 2 * MiB
 """The most that is in one frame, and what none crosses a multiple of: XAPI writes in such steps, and VHD has such blocks."""
 
 _HEAD = struct.Struct("<QI")
-_RUN = (
-    64 * KiB
-)  # zeroes are left out in multiples of it; shorter runs cost less to send than another write costs the host
+_RUN = 64 * KiB
+"""Zeroes are left out in multiples of it: to send less of them costs less than another write costs the host."""
+
 _ZEROES = bytes(_RUN)
 
 

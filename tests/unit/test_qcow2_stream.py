@@ -24,7 +24,7 @@ from hypervisors.images.qcow2_stream import Run, layout
 from stores.contract import Extent, GiB, KiB, MiB
 from stores.errors import TooLarge
 from stores.to import ImageFormat
-from tests.disk_histories import SECTOR, History, Version, chained, finished, histories, sha
+from tests.disk_histories import SECTOR, History, chained, expected_kinds, finished, histories, sha
 from tests.images import BytesReader, opened
 
 TiB = 1024 * GiB
@@ -33,21 +33,6 @@ MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 
 # ------------------------------------------------------------------------------------------------ what is laid out
-
-
-def expected_kinds(version: Version, cluster: int, *, delta: bool) -> list[str]:
-    """The rule byte by byte: whether each cluster is `d`ata, `z`ero, or left out."""
-    known = bytearray(b"-" * len(version.content))
-    for extent in version.extents:
-        known[extent.offset : extent.offset + extent.length] = (b"z" if extent.zero else b"d") * extent.length
-    kinds = []
-    for start in range(0, len(known), cluster):
-        found = known[start : start + cluster]
-        if b"d" in found or (delta and b"z" in found and b"-" in found):
-            kinds.append("d")
-        else:
-            kinds.append("z" if delta and b"z" in found else "-")
-    return kinds
 
 
 @MANY
