@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from agent.commands import Failure
+from hypervisors.backups.manifest import BackupDamaged, BrokenChain
 from hypervisors.contract import ImageInUse, ImageLocked, ImageRefused, OperationUnsupported, SizeRefused
 from hypervisors.process import ToolTimeout
 from stores import errors
@@ -151,6 +152,8 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     UploadOver: 409,
     QueueDraining: 503,
     ImageRefused: 422,
+    BrokenChain: 409,
+    BackupDamaged: 502,
     OperationUnsupported: 501,
 }
 

@@ -98,6 +98,16 @@ _CASES = (
     ),
     Case(Operation.COPY_VOLUME, "same format", ImageSpec(_QCOW2), ImageSpec(_QCOW2)),
     Case(Operation.COPY_VOLUME, "converted", ImageSpec(_RAW), ImageSpec(_QCOW2)),
+    Case(Operation.SNAPSHOT, "no guest running", ImageSpec(_QCOW2), ImageSpec(_QCOW2), lambda place: place.pool),
+    Case(Operation.BACK_UP, "whole, or what changed", ImageSpec(_QCOW2), ImageSpec(_QCOW2), lambda place: place.pool),
+    Case(Operation.EXPORT_VOLUME, "no guest running", ImageSpec(_QCOW2), ImageSpec(_QCOW2), lambda place: place.pool),
+    Case(
+        Operation.RESTORE,
+        "with all that it builds on",
+        ImageSpec(_QCOW2),
+        ImageSpec(_QCOW2),
+        lambda place: not place.pool,
+    ),
     Case(Operation.ATTACH_ISO, "no guest running", ImageSpec(_ISO), ImageSpec(_ISO)),
 )
 

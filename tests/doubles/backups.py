@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyqcow
 
 from hypervisors.copying import Copied
-from hypervisors.images.formats import file_node, image_node, json_filename
 from hypervisors.verbs import Copy, Create, Delete
 from stores.contract import MiB
 from stores.to import DataStoreTO, ImageFormat, SnapshotObjectTO, TemplateObjectTO, VolumeObjectTO
@@ -124,17 +125,14 @@ def read_by_libqcow(path: Path) -> str:
         file.close()
 
 
-def read_by_hand(chain: list[Path], raw: Path) -> str:
-    """What qemu-img alone makes of objects, newest first: as docs/backups.md says."""
-    node: dict[str, object] | None = None
-    for path in reversed(chain):
-        node = {**image_node(ImageFormat.QCOW2, file_node(str(path))), "backing": node}
-    assert node is not None
-    subprocess.run(["qemu-img", "convert", "-O", "raw", json_filename(node), str(raw)], check=True, capture_output=True)
-    try:
-        return hashlib.sha256(raw.read_bytes()).hexdigest()
-    finally:
-        raw.unlink()
+def read_by_hand(chain: list[Path], folder: Path) -> str:
+    """What qemu-img alone makes of objects, newest first: as docs/backups.md says. In `folder`, on copies."""
+    folder.mkdir()
+    for path in chain:
+        shutil.copyfile(path, folder / path.name)
+    for path, below in pairwise(chain):
+        qemu_img("rebase", "-u", "-f", "qcow2", "-b", below.name, "-F", "qcow2", str(folder / path.name))
+    return content_of(folder / chain[0].name, ImageFormat.QCOW2)
 
 
 def manifest_in(directory: Path, name: str) -> dict[str, Any]:

@@ -132,8 +132,8 @@ async def test_by_hand(lab_: Lab, tmp_path: Path) -> None:
     await backed_up(lab_, "s3", "s2")
     folder = lab_.here.root / "images"
     chain = [folder / ref_of(name) for name in ("s3", "s2", "s1")]
-    assert read_by_hand(chain, tmp_path / "raw") == lab_.contents["s3"]
-    assert read_by_hand(chain[1:], tmp_path / "raw") == lab_.contents["s2"]
+    assert read_by_hand(chain, tmp_path / "three") == lab_.contents["s3"]
+    assert read_by_hand(chain[1:], tmp_path / "two") == lab_.contents["s2"]
     assert [manifest_in(folder, name)["changed"] for name in ("s2", "s3")] == [256 * KiB, 128 * KiB]
 
 
