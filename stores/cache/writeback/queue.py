@@ -300,7 +300,8 @@ class UploadQueue:
 
     async def acknowledge(self, upload: str) -> None:
         """The event of that upload has arrived where it had to: it is forgotten. Idempotent."""
-        for pool in self._pools:
+        with suppress(UploadUnknown):
+            pool, _ = await self._find(upload)
             await pool.transact(partial(uploads.acknowledge, pool=pool.name, upload=upload))
 
     async def figures(self) -> Figures:
