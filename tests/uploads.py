@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stores.backends.memory import MemoryStore
+from stores.cache.database import Database
 from stores.cache.directory import LEDGER
 from stores.cache.ledger import check_sums
 from stores.cache.ledger.uploads import Upload
@@ -45,9 +46,12 @@ class Host:
         room: int = ROOM,
         lease_s: float = 30.0,
         name: str = "a",
+        shared: Callable[[], Database] | None = None,
     ) -> None:
+        """`shared`: the ledger of a pool that other hosts use as well, in place of one beside the entries."""
         self.root = root
         self.settings = settings
+        self.shared = shared
         self.pool_settings: PoolSettings = replace(pool_settings(root / "pool", room=room), lease_s=lease_s)
         self.state = root / f"credentials-{name}"
         self.store = ShakyStore(MemoryStore("memory"))
@@ -71,9 +75,7 @@ class Host:
         def clock() -> float:
             return boot_clock() + self.jump
 
-        database = SqliteDatabase(
-            self.pool_settings.directory / LEDGER, clock=clock, wall=lambda: time.time() + self.wall_jump
-        )
+        database = self.shared() if self.shared else self._database(clock)
         self.pool = Pool(self.pool_settings, database, lease_clock=clock)
         await self.pool.start()
         assert self.pool.healthy, self.pool.ailment
@@ -87,6 +89,11 @@ class Host:
             tick_s=0.02,
         )
         await self.queue.start()
+
+    def _database(self, clock: Callable[[], float]) -> Database:
+        return SqliteDatabase(
+            self.pool_settings.directory / LEDGER, clock=clock, wall=lambda: time.time() + self.wall_jump
+        )
 
     async def stop(self) -> None:
         await self.queue.aclose()

@@ -10,11 +10,14 @@ import pytest
 
 from stores.cache.health import PoolSick
 from stores.cache.ladder import CacheUnavailable
+from stores.cache.postgres import PostgresDatabase
 from stores.cache.schema import UploadState
 from stores.cache.writeback.errors import UploadPending
 from stores.contract import MiB
+from stores.secret import Secret
 from tests.doubles.caches import entries_of, until
 from tests.doubles.mounts import mounted_tmpfs
+from tests.postgres import PASSWORD, Postgres
 from tests.uploads import Host, bucket, data_of, host
 
 
@@ -125,6 +128,36 @@ async def test_a_host_without_the_credentials_leaves_an_upload_to_who_has_them(m
         await second.stop()
         await first.start()
         await until_empty(first)
+
+
+async def test_hosts_that_share_a_pool_upload_each_object_once(
+    memory: Path, postgres: Postgres, postgres_database: str
+) -> None:
+    """And the one that is left goes on with what the other had begun. By the database's clock."""
+
+    def ledger() -> PostgresDatabase:
+        return PostgresDatabase(postgres.url(postgres_database), "pool", password=Secret(PASSWORD))
+
+    hosts = [Host(memory, lease_s=2.0, name=name, shared=ledger) for name in "ab"]
+    store = hosts[1].store = hosts[0].store
+    for each in hosts:
+        await each.start()
+    infos = [await hosts[number % 2].stage(f"x{number}", data_of(f"{number}", 100_000)) for number in range(6)]
+    for info in infos:
+        assert info.upload is not None
+        await hosts[0].queue.stored(info.upload, deadline_s=30)
+    store.gate.clear()
+    last = [await each.stage(f"last of {each.state.name}", data_of("last")) for each in hosts]
+    await until(lambda: store.running == 2)
+    await hosts[0].die()
+    store.gate.set()
+    for info in last:
+        assert info.upload is not None
+        await hosts[1].queue.stored(info.upload, deadline_s=30)
+    assert await hosts[1].queue.drain(deadline_s=30)
+    assert len(store.made) == 8
+    assert set(store.made.values()) == {1}
+    await hosts[1].stop()
 
 
 async def until_empty(here: Host) -> None:
