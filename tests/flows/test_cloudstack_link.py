@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from structlog.testing import capture_logs
 
+from agent.transports.cloudstack import requests
 from agent.transports.cloudstack.link import LinkSettings
 from agent.transports.cloudstack.session import Phase
 from agent.transports.cloudstack.tls import Identity
@@ -161,6 +162,41 @@ async def test_silent_server_is_given_up(authority: Authority, tmp_path: Path) -
         await server.agent()
         server.silent = True
         await soon(lambda: server.connections >= 2)
+
+
+async def test_server_that_reads_nothing_is_given_up(authority: Authority, tmp_path: Path) -> None:
+    heard = Heard()
+    async with (
+        ManagementServer(authority, ping_interval=QUICK) as server,
+        linked(server, state=tmp_path, watcher=heard),
+    ):
+        agent = await server.agent()
+        asked = asyncio.create_task(agent.ask(STATS, does(say=os.urandom(6 * MiB).hex())))
+        await soon(lambda: agent._waiting)
+        server.reads.clear()
+        await soon(lambda: server.connections >= 2)
+        server.reads.set()
+        with pytest.raises(Disconnected):
+            await asked
+        await server.agent(2)
+    assert "reads nothing" in heard.failures[0].message
+
+
+async def test_requests_beyond_the_limit_wait_at_the_server(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "MOST", 2)
+    role = ScriptedRole()
+    async with ManagementServer(authority, ping_interval=QUICK) as server, linked(server, state=tmp_path, role=role):
+        agent = await server.agent()
+        asked = [asyncio.create_task(agent.ask(STATS, does(gate=1, say=number))) for number in range(6)]
+        await soon(lambda: len(agent.pings) >= 4)  # longer than a server may be silent
+        assert role.running == 2
+        role.gate.set()
+        answers = await asyncio.gather(*asked)
+        assert [fields["details"] for _, fields in answers] == [str(number) for number in range(6)]
+        assert role.most_running <= 3
+        assert server.connections == 1
 
 
 async def test_long_answers_do_not_stop_pings(authority: Authority, tmp_path: Path) -> None:
@@ -318,6 +354,16 @@ async def test_comes_back_after_a_lost_connection(server: ManagementServer, tmp_
         await soon(lambda: role.running == 0)
         assert (await again.ask(STATS, does(say="back")))[1]["details"] == "back"
         assert again.dropped == []
+
+
+async def test_nothing_is_left_of_lost_connections(authority: Authority, tmp_path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    async with ManagementServer(authority) as server, linked(server, state=tmp_path):
+        for number in range(5):
+            agent = await server.agent(number + 1)
+            agent.leave("cable cut")
+        await server.agent(6)
+    await soon(lambda: set(os.listdir("/proc/self/fd")) <= before)
 
 
 async def test_overloaded_server_is_tried_again(server: ManagementServer, tmp_path: Path) -> None:

@@ -136,9 +136,17 @@ class Live:
             if self._requests.full:  # it is us who do not listen
                 self._session.heard(self._clock())
             if self._session.ping_due(self._clock()):
-                host_id = self._session.host_id
-                await self._connection.request([self._role.ping(host_id)], host_id)
+                await self._send_ping()
             await asyncio.sleep(self._session.wait_s(self._clock()))
+
+    async def _send_ping(self) -> None:
+        """LinkLost where a server does not even read: then it would never be found silent."""
+        host_id = self._session.host_id
+        try:
+            async with asyncio.timeout(self._session.patience_s):
+                await self._connection.request([self._role.ping(host_id)], host_id)
+        except TimeoutError:
+            raise LinkLost(f"the management server {self._server} reads nothing", server=str(self._server)) from None
 
     async def _say_goodbye(self, reason: str) -> None:
         try:

@@ -32,10 +32,11 @@ Tell = Callable[[Sequence[WireAnswer]], Awaitable[None]]
 """The answers of a request, one for each command."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Running:
-    task: asyncio.Task[None]
+    sequence: int
     size: int
+    task: asyncio.Task[None] | None = None
     cancelled: bool = False
     answering: bool = False  # it is over, and half a message must not be left on the connection
 
@@ -46,7 +47,7 @@ class Requests:
     def __init__(self, execute: Execute) -> None:
         self._execute = execute
         self._group = asyncio.TaskGroup()
-        self._running: dict[int, _Running] = {}
+        self._running: set[_Running] = set()
         self._bytes = 0
         self._ended = asyncio.Event()
 
@@ -57,8 +58,8 @@ class Requests:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for running in self._running.values():
-            running.task.cancel()
+        for running in self._running:
+            _cancel(running)
         await self._group.__aexit__(kind, error, trace)
 
     def __len__(self) -> int:
@@ -80,43 +81,42 @@ class Requests:
             await self._one_ended()
 
     def start(self, message: Message, items: Sequence[Decoded], size: int, answer: Tell) -> None:
-        """Run the commands of a request and hand over their answers, one each, in order. A sequence number that runs already is
-        not run twice: its answer is on the way. `size`: bytes that count against `MOST_BYTES`."""
-        if message.sequence in self._running:
-            return
-        work = self._group.create_task(self._run(message, items, answer), name=f"request-{message.sequence}")
-        self._running[message.sequence] = _Running(work, size)
+        """Run the commands of a request and hand over their answers, one each, in order. `size`: bytes that count against
+        `MOST_BYTES`."""
+        running = _Running(message.sequence, size)
+        work = self._run(running, items, answer, stop=Flag.STOP_ON_ERROR in message.flags)
+        running.task = self._group.create_task(work, name=f"request-{message.sequence}")
+        running.task.add_done_callback(lambda _: self._forget(running))
+        self._running.add(running)
         self._bytes += size
-        work.add_done_callback(lambda _: self._forget(message.sequence))
 
     def cancel(self, sequence: int, *, only_ask: bool) -> bool:
         """Stop what came with that number: it is undone, and answered as failed. Whether there is something to stop."""
-        running = self._running.get(sequence)
-        if running is None or running.answering:
-            return False
+        found = [running for running in self._running if running.sequence == sequence and not running.answering]
         if not only_ask:
-            running.cancelled = True
-            running.task.cancel()
-        return True
+            for running in found:
+                running.cancelled = True
+                _cancel(running)
+        return bool(found)
 
-    def _forget(self, sequence: int) -> None:
-        self._bytes -= self._running.pop(sequence).size
+    def _forget(self, running: _Running) -> None:
+        self._running.remove(running)
+        self._bytes -= running.size
         self._ended.set()
 
     async def _one_ended(self) -> None:
         self._ended.clear()
         await self._ended.wait()
 
-    async def _run(self, message: Message, items: Sequence[Decoded], answer: Tell) -> None:
+    async def _run(self, running: _Running, items: Sequence[Decoded], answer: Tell, *, stop: bool) -> None:
         try:
-            answers = await self._answers(items, stop=Flag.STOP_ON_ERROR in message.flags)
+            answers = await self._answers(items, stop=stop)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or not self._running[message.sequence].cancelled:
+            if running.task is None or not running.cancelled:
                 raise
-            task.uncancel()
+            running.task.uncancel()
             answers = [WireAnswer(result=False, details="Cancelled, and undone")] * len(items)
-        self._running[message.sequence].answering = True
+        running.answering = True
         await answer(answers)
 
     async def _answers(self, items: Sequence[Decoded], *, stop: bool) -> list[WireAnswer]:
@@ -152,6 +152,11 @@ class Requests:
                 _log.warning("command abandoned", command=command.java, within_s=within_s)
                 return command.answered_by(result=False, details=f"not done within {within_s} s; it was undone")
             return command.answered_by(result=False, details=tell(error).failure.message)
+
+
+def _cancel(running: _Running) -> None:
+    if running.task is not None:
+        running.task.cancel()
 
 
 def _answer_class(java: str | None) -> type[WireAnswer]:

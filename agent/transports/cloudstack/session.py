@@ -63,9 +63,9 @@ class Session:
         """Whether to ping now. Intervals are counted from the first one, so that lateness does not add up; those that were
         missed altogether are left out. LinkLost when the server was silent for too long."""
         silence = now - self._heard_at
-        if silence >= self._patience_s:
+        if silence >= self.patience_s:
             raise LinkLost(
-                f"the management server said nothing for {silence:.0f} s, and {self._patience_s:g} s are allowed"
+                f"the management server said nothing for {silence:.0f} s, and {self.patience_s:g} s are allowed"
             )
         if self._next_ping is None or now < self._next_ping:
             return False
@@ -75,11 +75,12 @@ class Session:
 
     def wait_s(self, now: float) -> float:
         """Until `ping_due` has to be asked again."""
-        due = self._heard_at + self._patience_s
+        due = self._heard_at + self.patience_s
         if self._next_ping is not None:
             due = min(due, self._next_ping)
         return max(due - now, 0)
 
     @property
-    def _patience_s(self) -> float:
+    def patience_s(self) -> float:
+        """How long the server may be silent, or take nothing."""
         return self.answer_within_s if self.phase is Phase.INTRODUCING else SILENCE * self.interval_s

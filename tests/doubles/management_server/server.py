@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Sequence
 from types import TracebackType
@@ -36,6 +37,8 @@ class ManagementServer:
         self.refuse_startup: str | None = None  # the same in the StartupAnswer
         self.overloaded = False  # closes straight after accept
         self.silent = False  # answers no ping
+        self.reads = asyncio.Event()  # cleared, it takes nothing off the network
+        self.reads.set()
         self.ready: Body = {}  # further fields of the second ReadyCommand, such as msHostList
         self.agents: list[AttachedAgent] = []  # every one that introduced itself, the gone as well
         self.connections = 0
@@ -50,7 +53,9 @@ class ManagementServer:
         self._changed = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        listener = socket.create_server(("127.0.0.1", self.port))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)  # so that one that does not read is felt soon
+        self._server = await asyncio.start_server(self._serve, sock=listener)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -172,6 +177,7 @@ class ManagementServer:
 
     async def _listen(self, agent: AttachedAgent) -> None:
         while True:
+            await self.reads.wait()
             try:
                 async with asyncio.timeout(self.behind_after or self.ping_interval * BEHIND):
                     packet = await agent.link.receive()
