@@ -1,0 +1,32 @@
+"""What a pool is like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GiB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes are bytes, times seconds."""
+
+    hosts: int = 2
+    user: str = "root"
+    password: str = "correct horse"
+    nfs_size: int = 4096 * GiB
+    ext_size: int = 256 * GiB
+    lvm_size: int = 256 * GiB
+    gc_delay_s: float = 0.02
+    """From the destruction of a VDI until its space is free and chains are shorter."""
+    attach_s: float = 0.0
+    """What attaching a VDI to dom0 takes."""
+    copy_block_s: float = 0.0
+    """What VDI.copy takes for 2 MiB."""
+    data_destroy_wait_s: float = 4.0
+    json_numbers: bool = True
+    """64 bit integers in JSON as numbers, and otherwise as text."""
+    iso_uploads: bool = True
+    """Whether VDI.create works in the ISO SR."""
+    qcow2: bool = False
+    """Whether hosts have what format=qcow2 needs."""
