@@ -106,6 +106,11 @@ def _check(loaded: Loaded) -> None:
     if api.tls_cert and api.tls_key and api.tls_client_ca:
         server_tls(api.tls_cert, api.tls_key, api.tls_client_ca)
     store_settings(loaded.config)
+    if loaded.config.cloudstack.servers:
+        from agent.transports.cloudstack.tls import client_context
+        from agent.transports.cloudstack.transport import link_settings
+
+        client_context(link_settings(loaded.config.cloudstack).identity)
 
 
 async def _inspect(loaded: Loaded, image: Path, declared: ImageFormat | None) -> Verdict:

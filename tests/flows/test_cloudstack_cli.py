@@ -147,3 +147,13 @@ async def test_role_that_is_not_configured(server: ManagementServer, tmp_path: P
     code, _, err = await run_here("trace", "--role", "secondary-storage", config=config)
     assert code == 2
     assert "none of cloudstack.roles" in err
+
+
+async def test_check_config_looks_at_the_certificates(tmp_path: Path) -> None:
+    config = configure(tmp_path, Authority(), "ms1.example.org")
+    done = await asyncio.to_thread(CliRunner().invoke, app, ["check-config", "--config", str(config)])
+    assert done.exit_code == 0
+    (tmp_path / "ca.pem").write_text("nothing")
+    done = await asyncio.to_thread(CliRunner().invoke, app, ["check-config", "--config", str(config)])
+    assert done.exit_code == 4
+    assert "cloudstack.ca_file" in done.stderr
