@@ -15,10 +15,10 @@ from hypervisors.images.qcow2_stream import layout
 from hypervisors.images.streaming import LayoutReader
 from hypervisors.local_file import open_file
 from hypervisors.narrowing import as_local
-from hypervisors.outgoing import Outgoing
+from hypervisors.outgoing import Commit, Outgoing, both_or_neither
 from hypervisors.snapshots import Volume, opened_volume
 from hypervisors.verbs import Call, Copy, ref_of
-from stores.contract import Kind, ObjectInfo, RangeReader
+from stores.contract import Kind, ObjectInfo, PendingUpload, RangeReader
 from stores.resolver import Durability
 from stores.to import DataTO, ImageFormat
 from stores.transfer.engine import TransferEngine
@@ -64,11 +64,29 @@ async def _send_file(volume: Volume, outgoing: Outgoing, fills: Accepts) -> Obje
             return (await outgoing.send(reader, fills))[0]
     call.progress.phase("send", volume.info.size)
     try:
-        async with store.upload(ref, path, token=call.token) as upload:
-            return await send_all(upload, progress=call.progress)
+        async with both_or_neither(store, ref) as commit, store.upload(ref, path, token=call.token) as upload:
+            return await send_all(_Committed(upload, commit), progress=call.progress)
     except BaseException:
         await uninterrupted(store.discard(ref, token=call.token))  # nobody goes on with it
         raise
+
+
+class _Committed(PendingUpload):
+    """An upload whose commit is remembered."""
+
+    def __init__(self, inner: PendingUpload, commit: Commit) -> None:
+        self.parts, self.parallel = inner.parts, inner.parallel
+        self._inner = inner
+        self._commit = commit
+
+    def length(self, number: int) -> int:
+        return self._inner.length(number)
+
+    async def send(self, number: int) -> bool:
+        return await self._inner.send(number)
+
+    async def commit(self) -> ObjectInfo:
+        return await self._commit.of(self._inner)
 
 
 def exported(target: DataTO, spec: ImageSpec, info: ObjectInfo) -> DataTO:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from hypervisors.context import Context
@@ -12,7 +12,16 @@ from hypervisors.contract import Accepts
 from hypervisors.landing import verify
 from hypervisors.narrowing import as_pending_file, as_pending_stream
 from hypervisors.verbs import Call
-from stores.contract import DataStore, Kind, ObjectInfo, PendingStream, PendingWrite, Progress, RangeReader
+from stores.contract import (
+    DataStore,
+    Kind,
+    ObjectInfo,
+    PendingStream,
+    PendingUpload,
+    PendingWrite,
+    Progress,
+    RangeReader,
+)
 from stores.errors import AlreadyExists, NotFound
 from stores.resolver import Durability
 from stores.streams import presented
@@ -20,6 +29,7 @@ from stores.to import DataStoreTO
 from stores.transfer.digests import Checksum, Digester
 from stores.transfer.engine import TransferEngine
 from stores.transfer.groups import first_failure
+from stores.uninterrupted import uninterrupted
 
 DIGEST = "sha256"
 
@@ -47,7 +57,10 @@ class Outgoing:
         engine, progress = self.ctx.engine, self.call.progress
         wanted = [DIGEST] if checksum is None else [*{DIGEST, checksum.algorithm}]
         progress.phase("send", image.info.size)
-        async with self._create(fills.kinds, image.info.size) as pending:
+        async with (
+            both_or_neither(self.store, self.ref) as commit,
+            self._create(fills.kinds, image.info.size) as pending,
+        ):
             if pending.kind is Kind.LOCAL_PATH:
                 path = as_pending_file(pending).path
                 digests = (await engine.fetch(image, path, digests=wanted, progress=progress)).digests
@@ -55,7 +68,7 @@ class Outgoing:
                 digests = await _in_order(engine, image, as_pending_stream(pending), progress, wanted)
             verify(checksum, digests, image.info.ref)
             progress.phase("publish")
-            return await pending.commit(), digests[DIGEST]
+            return await commit.of(pending), digests[DIGEST]
 
     async def require_free(self) -> None:
         """`AlreadyExists` where something has that name."""
@@ -86,6 +99,33 @@ class Outgoing:
             durability=self.durability,
             store_to=self.to,
         )
+
+
+class Commit:
+    """A commit that is carried out to its end, whoever is cancelled meanwhile, and what came of it."""
+
+    def __init__(self) -> None:
+        self.info: ObjectInfo | None = None
+
+    async def of(self, pending: PendingWrite | PendingUpload) -> ObjectInfo:
+        async def carried_out() -> ObjectInfo:
+            self.info = await pending.commit()
+            return self.info
+
+        return await uninterrupted(carried_out())
+
+
+@asynccontextmanager
+async def both_or_neither(store: DataStore, ref: str) -> AsyncIterator[Commit]:
+    """The object is there and its sender told of it; or, failed or cancelled at any moment, it is not there. What is staged is
+    the upload queue's."""
+    commit = Commit()
+    try:
+        yield commit
+    except BaseException:
+        if commit.info is not None and commit.info.upload is None:
+            await uninterrupted(store.delete(ref))
+        raise
 
 
 async def _in_order(
