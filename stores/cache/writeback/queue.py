@@ -28,8 +28,9 @@ from stores.cache.pool import Pool
 from stores.cache.schema import UploadState
 from stores.cache.settings import WritebackSettings
 from stores.cache.writeback.credentials import Credentials
-from stores.cache.writeback.errors import QueueDraining, UploadCancelled, UploadOver, UploadPending, UploadUnknown, told
+from stores.cache.writeback.errors import QueueDraining, UploadUnknown
 from stores.cache.writeback.order import BreakerState
+from stores.cache.writeback.outcomes import outcome, over, pending
 from stores.cache.writeback.staging import UNFINISHED, StagedFile, Stager, StoredFile
 from stores.cache.writeback.worker import Worker
 from stores.contract import DataStore, Kind, ObjectInfo, PendingFile
@@ -163,8 +164,8 @@ class UploadQueue:
             size=STEP if size is None else size,
         )
         remember = partial(self._credentials.put, store.id, to)
-        async with self._stager.staging(wanted, wait_s=wait_s, admitted=remember) as pending:
-            yield pending
+        async with self._stager.staging(wanted, wait_s=wait_s, admitted=remember) as staged:
+            yield staged
 
     @asynccontextmanager
     async def writing(
@@ -192,7 +193,7 @@ class UploadQueue:
         for pool in self._pools:
             found = await pool.transact(partial(uploads.find_by_key, pool=pool.name, key=key))
             if found is not None and found.state not in UNFINISHED:
-                return _outcome(found) or ObjectInfo(ref, found.size, upload=found.id)
+                return outcome(found) or ObjectInfo(ref, found.size, upload=found.id)
         return None
 
     # ----------------------------------------------------------------------------------------------------- waiting
@@ -205,12 +206,12 @@ class UploadQueue:
         while True:
             change = self._turn.next()
             _, found = await self._find(upload)
-            outcome = _outcome(found)
-            if outcome is not None:
-                return outcome
+            done = outcome(found)
+            if done is not None:
+                return done
             left = ASK_S if deadline is None else deadline - clock()
             if left <= 0:
-                raise _pending(found)
+                raise pending(found)
             await self._turn.wait(min(left, ASK_S), change)
 
     async def drain(self, *, deadline_s: float | None = None) -> bool:
@@ -257,7 +258,7 @@ class UploadQueue:
         if upload is not None:
             pool, found = await self._find(upload)
             if found.state in OVER:
-                raise _over(found)
+                raise over(found)
             pools = [pool]
         else:
             pools = list(self._pools)
@@ -286,7 +287,7 @@ class UploadQueue:
         self._wake()
         found = await self.show(upload)
         if found.state is UploadState.STORED:
-            raise _over(found)
+            raise over(found)
         return found
 
     async def events(self, *, limit: int = 100) -> Sequence[Upload]:
@@ -352,31 +353,4 @@ class UploadQueue:
         found: set[UploadState] = set()
         for pool in self._pools:
             found |= (await pool.transact(partial(uploads.totals, pool=pool.name))).by_state.keys()
-        return found & {*STAGED, UploadState.STAGING}
-
-
-def _outcome(found: Upload) -> ObjectInfo | None:
-    """What came of an upload; None: nothing yet."""
-    if found.state is UploadState.STORED:
-        return ObjectInfo(found.ref, found.size, version=found.version)
-    if found.state in (UploadState.CANCELLING, UploadState.CANCELLED):
-        raise UploadCancelled(f"the upload of {found.ref} was cancelled", upload=found.id)
-    if found.state is UploadState.FAILED and found.error is not None:
-        raise told(found.error, upload=found.id)
-    return None
-
-
-def _pending(found: Upload) -> UploadPending:
-    why = f"; the last of {found.attempts} attempts failed: {found.error['message']}" if found.error else ""
-    return UploadPending(
-        f"{found.ref} is not stored yet, but safe on this host, which goes on trying{why}. Send the same again to wait for it",
-        upload=found.id,
-        attempts=found.attempts,
-        last_error=found.error["kind"] if found.error else None,
-        age_s=round(found.age_s, 3),
-        bytes=found.size,
-    )
-
-
-def _over(found: Upload) -> UploadOver:
-    return UploadOver(f"the upload of {found.ref} has ended: it is {found.state}", upload=found.id, state=found.state)
+        return found & {*STAGED, *UNFINISHED}
