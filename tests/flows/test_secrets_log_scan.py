@@ -21,10 +21,26 @@ import pytest
 
 from agent.logs import formatter
 from tests.agent_process import AgentHost, agent_host
+from tests.doubles.fault_proxy import fault_proxy
 from tests.secret_scan import LogScanner, forget_secret, found_in, register_secret, spellings
 from tests.servers import S3Server, free_ports
 
-DEBUG = '[logs]\nlevel = "debug"\nformat = "json"\n[transfer]\nattempts = 1\nconnect_timeout_s = 2\n'
+DEBUG = """
+[logs]
+level = "debug"
+format = "json"
+[transfer]
+attempts = 1
+connect_timeout_s = 2
+[uploads]
+first_probe_s = 0.1
+last_probe_s = 0.1
+last_retry_s = 1
+[[cache.pools]]
+name = "local"
+directory = "{directory}"
+limit = "64MiB"
+"""
 PLANTED = {
     name: f"planted-{name}-9f1c+/Zq=2"
     for name in (
@@ -73,12 +89,19 @@ class Everything:
                     self.seen.append((f"/proc/.../{name}", Path(f"/proc/{pid}/{name}").read_text(errors="replace")))
 
     def files(self) -> None:
-        """The log, the journal and its side files, sockets' names, and what lies beside the volumes."""
-        for directory in ("state", "run", "pools"):
+        """The log, the journal and its side files, the cache and its ledger, sockets' names, and what lies beside the volumes:
+        all but the one place where keys of stores are kept."""
+        for directory in ("state", "run", "pools", "cache"):
             for path in (self.host.root / directory).rglob("*"):
+                if path.parent == self.credentials:
+                    continue
                 content = path.read_bytes() if path.is_file() else b""
                 self.seen.append((str(path.relative_to(self.host.root)), f"{path.name} {content.decode('latin-1')}"))
         self.seen.append(("agent.log", self.host.log.read_text()))
+
+    @property
+    def credentials(self) -> Path:
+        return self.host.root / "state" / "credentials"
 
     def leaks(self, secrets: dict[str, str]) -> list[str]:
         return sorted(
@@ -152,7 +175,9 @@ def everything(
     client.create_bucket(Bucket=bucket)
     client.upload_file(str(image), bucket, "t.qcow2")
     client.close()
-    with agent_host(DEBUG) as host:
+    with agent_host(started=False) as host:
+        host.config.write_text(host.config.read_text() + DEBUG.format(directory=host.root / "cache"))
+        host.start()
         all_ = Everything(host)
         asked = commands(host, seaweed, bucket)
         codes = {}
@@ -164,17 +189,46 @@ def everything(
             all_.cli("commands", "show", str(command["id"]))
             all_.http("GET", f"/v1/commands/{command['id']}/events")
             all_.processes()
-        for path in ("/v1/commands?limit=1000", "/v1/status", "/metrics", "/openapi.json"):
+        upload = staged(all_, seaweed, bucket)
+        about_uploads = ("/v1/uploads", f"/v1/uploads/{upload}", "/v1/events", "/v1/drain")
+        for path in ("/v1/commands?limit=1000", *about_uploads, "/v1/status", "/metrics", "/openapi.json"):
             assert all_.http("GET", path) == 200
         all_.cli("commands", "ls")
         all_.cli("show-config")
+        all_.cli("uploads", "ls")
+        all_.cli("uploads", "show", upload)
         host.stop(signal.SIGKILL)
         all_.files()
         host.start()
         all_.http("GET", "/v1/commands?limit=1000")
+        all_.http("GET", f"/v1/uploads/{upload}?wait=1")
         host.stop()
         all_.files()
         yield all_, codes, {**PLANTED, "the real S3 key": seaweed.secret_key}
+
+
+def staged(all_: Everything, server: S3Server, bucket: str) -> str:
+    """The id of an upload that goes on with its keys on disk: slowly, then with a wrong key, and then without its store."""
+    host = all_.host
+    snapshot = {"type": "snapshot", "path": "good/s", "dataStore": host.volume()["dataStore"]}
+    with fault_proxy(server.port) as line:
+        line.rate_up = 1000
+        endpoint = f"http://127.0.0.1:{line.port}"
+        store = {"storeType": "s3", "endPoint": endpoint, "bucketName": bucket, "accessKey": server.access_key}
+        good, wrong = {**store, "secretKey": server.secret_key}, {**store, "secretKey": PLANTED["s3-key"]}
+        backup = {"type": "snapshot", "path": "s", "dataStore": good}
+        for command in (
+            {"command": "CreateObject", "id": "snapshot", "data": snapshot},
+            {"command": "Copy", "id": "staged", "durability": "staged", "source": snapshot, "destination": backup},
+        ):
+            assert all_.cli("submit", host.write(command)) == 0
+        listing = {"command": "ListDataStoreObjects", "id": "named-wrong", "store": wrong}
+        assert all_.cli("submit", host.write(listing)) == 4
+        for subcommand in ("verify", "tree"):
+            all_.cli("backups", subcommand, host.write({**backup, "dataStore": wrong}))
+        all_.processes()
+    upload = next(each for each in host("uploads", "ls", "--json").json["uploads"] if each["ref"] == "s")
+    return str(upload["id"])
 
 
 def test_the_day_was_what_it_should_have_been(everything: tuple[Everything, dict[str, int], dict[str, str]]) -> None:
@@ -206,6 +260,15 @@ def test_files_with_commands_in_them_are_private(everything: tuple[Everything, d
     host = everything[0].host
     for path in [host.root / "state", *(host.root / "state").rglob("*")]:
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_keys_that_an_upload_needs_are_kept_in_one_place(
+    everything: tuple[Everything, dict[str, int], dict[str, str]],
+) -> None:
+    all_ = everything[0]
+    (kept,) = all_.credentials.iterdir()
+    assert PLANTED["s3-key"] in kept.read_text()  # the last ones that a command came with
+    assert "cache/ledger.sqlite" in {where for where, _ in all_.seen}
 
 
 def test_what_botocore_says_at_debug_level_is_redacted(seaweed: S3Server) -> None:
