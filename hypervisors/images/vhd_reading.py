@@ -100,7 +100,9 @@ class VhdReading:
             yield event
 
     def finish(self) -> None:
-        """The image has ended. `ImageRefused` unless it is whole: what was said so far is the disk only after this."""
+        """The image has ended: what was said so far is the disk only after this. `ImageRefused` unless the image is whole. One
+        that was cut off while it was sent is refused like one that always was: who sent it knows which.
+        """
         if len(self._end) < SECTOR:
             raise truncated(self._awaited)
         if self._position % SECTOR:
@@ -155,7 +157,7 @@ class VhdReading:
         while True:
             data = yield from self._some(_LARGEST_GAP)
             if self._position > due + _LARGEST_GAP + SECTOR:
-                raise _gap("the end", self._position - due - SECTOR)
+                raise _gap("end", self._position - due - SECTOR)
             self._end += data
             del self._end[:-SECTOR]
 
