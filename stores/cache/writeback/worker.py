@@ -58,7 +58,6 @@ class _Look:
 
     stores: set[str]
     due: tuple[Upload, ...]
-    leaving: tuple[Entry, ...]
     next_due_s: float | None
 
 
@@ -91,6 +90,7 @@ class Worker:
         self._tick_s = tick_s
         self._breakers: dict[str, Breaker] = {}
         self._woken = asyncio.Event()
+        self._dropping = asyncio.Lock()
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -116,9 +116,17 @@ class Worker:
                         await self._woken.wait()
 
     async def drop_copies(self, pool: Pool) -> None:
-        """Removes the bytes of what was cancelled and is not being sent."""
-        leaving = await pool.transact(partial(self._given_up, pool=pool))
-        await pool.remove(leaving, Gone.CANCELLED, remember=False)
+        """Removes the bytes of what was cancelled and is not being sent: they are gone when this returns. What is begun is
+        finished, even when cancelled."""
+        async with self._dropping:
+            await uninterrupted(self._drop_copies(pool))
+
+    async def _drop_copies(self, pool: Pool) -> None:
+        def work(tx: Transaction) -> tuple[Entry, ...]:
+            uploads.reclaim(tx, pool.name, owner=pool.lease.owner, at_work={*self.running, *self._staging})
+            return uploads.drop_copies(tx, pool.name, owner=pool.lease.owner)
+
+        await pool.remove(await pool.transact(work), Gone.CANCELLED, remember=False)
 
     # ----------------------------------------------------------------------------------------------------- one round
 
@@ -129,13 +137,10 @@ class Worker:
         looks: list[tuple[Pool, _Look]] = []
         for pool in self._pools:
             with suppress(PoolSick, LeaseLost):
-                looks.append((pool, await pool.transact(partial(self._look, pool=pool))))
-        for pool, look in looks:
-            await pool.remove(look.leaving, Gone.CANCELLED, remember=False)
+                await self.drop_copies(pool)
+                looks.append((pool, await pool.transact(partial(self._look, pool=pool.name))))
         if len(looks) == len(self._pools):
-            needed = set().union(*(look.stores for _, look in looks))
-            await self._credentials.sweep(needed, seen=seen)
-            self._breakers = {store: breaker for store, breaker in self._breakers.items() if store in needed}
+            await self._forget_stores(set().union(*(look.stores for _, look in looks)), seen)
         await self._begin([(pool, look.due) for pool, look in looks], tasks)
         return self._pause_s([look.next_due_s for _, look in looks])
 
@@ -150,17 +155,23 @@ class Worker:
                 with suppress(PoolSick):
                     await pool.transact(partial(uploads.retry, pool=pool.name, refused_by=store))
 
-    def _look(self, tx: Transaction, pool: Pool) -> _Look:
-        name = pool.name
-        leaving = self._given_up(tx, pool)
-        uploads.forget_ended(tx, name, age_s=KEEP_ENDED_S)
-        stores = uploads.stores_waiting(tx, name)
+    async def _forget_stores(self, needed: set[str], seen: int) -> None:
+        """All but those that uploads wait for."""
+        self._breakers = {store: breaker for store, breaker in self._breakers.items() if store in needed}
+        try:
+            await self._credentials.sweep(needed, seen=seen)
+        except StorageError as error:
+            _log.warning("upload credentials not removed", why=error.message)
+
+    def _look(self, tx: Transaction, pool: str) -> _Look:
+        uploads.forget_ended(tx, pool, age_s=KEEP_ENDED_S)
+        stores = uploads.stores_waiting(tx, pool)
         due: list[Upload] = []
         for store in stores:
             if self._most(store) and self._credentials.get(store) is not None:
                 due += uploads.due(
                     tx,
-                    name,
+                    pool,
                     store,
                     horizon_s=self._settings.last_retry_s,
                     large=self._settings.large,
@@ -168,12 +179,7 @@ class Worker:
                     without=set(self.running),
                 )
         due.sort(key=lambda upload: upload.number)
-        return _Look(stores, tuple(due), leaving, uploads.next_due_s(tx, name))
-
-    def _given_up(self, tx: Transaction, pool: Pool) -> tuple[Entry, ...]:
-        """By whom it was at work, and for good: the copies that go."""
-        uploads.reclaim(tx, pool.name, owner=pool.lease.owner, at_work={*self.running, *self._staging})
-        return uploads.drop_copies(tx, pool.name, owner=pool.lease.owner)
+        return _Look(stores, tuple(due), uploads.next_due_s(tx, pool))
 
     async def _begin(self, due: Sequence[tuple[Pool, Sequence[Upload]]], tasks: asyncio.TaskGroup) -> None:
         attempts = {upload.id: Attempt(pool, upload) for pool, queue in due for upload in queue}
@@ -210,7 +216,7 @@ class Worker:
     def _pause_s(self, dues_s: Sequence[float | None]) -> float:
         now = self._clock()
         probes = [each.until - now for each in self._breakers.values() if each.until is not None and each.until > now]
-        return min(self._tick_s, *probes, *(due_s for due_s in dues_s if due_s is not None), self._tick_s)
+        return min([self._tick_s, *probes, *(due_s for due_s in dues_s if due_s is not None)])
 
     # --------------------------------------------------------------------------------------------------- one attempt
 
@@ -243,8 +249,7 @@ class Worker:
     async def _attempt(self, attempt: Attempt) -> None:
         upload = attempt.upload
         to = self._credentials.get(upload.store)
-        if to is None:
-            raise LeaseLost(f"nothing is known of store {upload.store} any more", store=upload.store)
+        assert to is not None  # see `_look`: they are kept for as long as there is an upload
         attempt.to = to
         store = self._open_store(to)
         if upload.state is UploadState.CANCELLING:
