@@ -8,11 +8,12 @@ from __future__ import annotations
 from hypervisors.context import Context
 from hypervisors.contract import Accepts, ImageSpec
 from hypervisors.copying import Copied
-from hypervisors.outgoing import Outgoing
+from hypervisors.narrowing import as_reader
+from hypervisors.outgoing import DIGEST, Outgoing
 from hypervisors.sources import examine
 from hypervisors.verbs import Call, Copy, Delete, ref_of
-from stores.contract import Kind, ObjectInfo
-from stores.errors import NotFound, StoreUnsupported
+from stores.contract import Kind, ObjectInfo, RangeReader
+from stores.errors import AlreadyExists, NotFound, StoreUnsupported
 from stores.to import DataTO, ImageFormat
 from stores.transfer.digests import parse_checksum
 
@@ -30,22 +31,40 @@ def is_relay(request: Copy) -> bool:
 
 async def relay(ctx: Context, call: Call, request: Copy) -> Copied:
     """The object's bytes, unchanged and still compressed if they are, past the gate. `ChecksumMismatch` before anything is
-    published. `StoreUnsupported` where the source cannot be read at random."""
+    published. `StoreUnsupported` where the source cannot be read at random. The same bytes that are there already are success,
+    anything else under that name is `AlreadyExists`."""
     source, target = request.source, request.destination
     outgoing = Outgoing(ctx, call, target.store, ref_of(target), request.durability)
     checksum = parse_checksum(source.checksum) if source.type == "template" and source.checksum else None
     call.progress.phase("inspect")
     store = ctx.resolver.store(source.store)
     info = await store.stat(ref_of(source))
-    await outgoing.require_free()
     async with examine(store, info, source.format, ctx.limits) as examined:
         if examined.reader is None:
             raise StoreUnsupported(
                 f"{store.id} gives {info.ref} only in order, and a copy to another image store needs ranges",
                 ref=info.ref,
             )
-        sent, _ = await outgoing.send(examined.reader, WRITES, checksum=checksum)
+        sent = await _present(ctx, call, outgoing, examined.reader)
+        if sent is None:
+            sent, _ = await outgoing.send(examined.reader, WRITES, checksum=checksum)
     return Copied(_answer(target, sent, info, examined.spec), sent.upload)
+
+
+async def _present(ctx: Context, call: Call, outgoing: Outgoing, source: RangeReader) -> ObjectInfo | None:
+    """What an earlier try has sent, compared to the last byte; None where nothing has the name."""
+    store = outgoing.store
+    try:
+        info = await store.stat(outgoing.ref)
+    except NotFound:
+        return None
+    if info.size == source.info.size:
+        call.progress.phase("compare", info.size)
+        async with store.present(info, Kind.RANGE_READER) as presentation:
+            there = await ctx.engine.digest(as_reader(presentation), [DIGEST])
+        if there == await ctx.engine.digest(source, [DIGEST], call.progress):
+            return info
+    raise AlreadyExists(f"{outgoing.ref} exists already with other content; delete it first", ref=outgoing.ref)
 
 
 def _answer(target: DataTO, sent: ObjectInfo, info: ObjectInfo, spec: ImageSpec) -> DataTO:

@@ -63,8 +63,23 @@ async def test_a_template_goes_as_it_is(shelf: Shelf, disk_images: DiskImages, w
     assert made.physicalSize == image.path.stat().st_size
     assert content(shelf, "template/tmpl/2/9/u/debian.qcow2") == image.path.read_bytes()
     assert progress.seen == ["inspect", "send", "publish"]
+    again = Phases()
+    assert await relay(shelf, source, in_bucket(shelf, "template/tmpl/2/9/u/debian.qcow2"), again) == made
+    assert again.seen == ["inspect", "compare"]
+
+
+@pytest.mark.parametrize("other", [b"x", None], ids=["shorter", "as long"])
+async def test_other_content_under_that_name_stays(
+    shelf: Shelf, disk_images: DiskImages, tmp_path: Path, other: bytes | None
+) -> None:
+    image = disk_images["qcow2"].path
+    taken = tmp_path / "taken"
+    taken.write_bytes(other or bytes(image.stat().st_size))
+    shelf.put("s3", taken, "template/t")
+    store, path = shelf.put("http", image)
     with pytest.raises(AlreadyExists):
-        await relay(shelf, source, in_bucket(shelf, "template/tmpl/2/9/u/debian.qcow2"))
+        await relay(shelf, template(store, path, None), in_bucket(shelf, "template/t"))
+    assert content(shelf, "template/t") == taken.read_bytes()
 
 
 async def test_a_volume_goes_as_it_is(shelf: Shelf, disk_images: DiskImages) -> None:

@@ -25,17 +25,17 @@ _LEAST_DEPTH = 3
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 
 
-class Role(StrEnum):
+class Purpose(StrEnum):
     """What a store is for; of an image cache it does not matter here that it is one."""
 
     PRIMARY = "primary"
     IMAGE = "image"
 
 
-def role_of(store: DataStoreTO) -> Role:
+def purpose_of(store: DataStoreTO) -> Purpose:
     if store.storeType == "primary" or (store.storeType == "image" and store.role is DataStoreRole.PRIMARY):
-        return Role.PRIMARY
-    return Role.IMAGE
+        return Purpose.PRIMARY
+    return Purpose.IMAGE
 
 
 def pool_of(filer: StorageFilerTO) -> PrimaryDataStoreTO:
@@ -51,7 +51,7 @@ def placed(source: DataTO, destination: DataTO) -> DataTO:
     In a pool that is the name it came with. In an image store the server names a directory, and whoever copies gives the file
     a name: here always the same for the same copy, so that a second try finds what the first one left.
     """
-    if role_of(destination.store) is Role.PRIMARY:
+    if purpose_of(destination.store) is Purpose.PRIMARY:
         return destination
     folder = (destination.path or "").strip("/")
     if not folder:
@@ -61,7 +61,7 @@ def placed(source: DataTO, destination: DataTO) -> DataTO:
 
 def _file_name(source: DataTO, destination: DataTO) -> str:
     last = (source.path or source.name or "").rstrip("/").rpartition("/")[2]
-    as_it_is = source.type == destination.type and role_of(source.store) is Role.IMAGE
+    as_it_is = source.type == destination.type and purpose_of(source.store) is Purpose.IMAGE
     if last and (as_it_is or destination.type == "snapshot"):
         return last
     stem = destination.uuid or last or str(destination.id or "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent import commands
 from agent.commands import Answer, Command, Failure
-from agent.transports.cloudstack.commands_naming import Role, deep_enough, downloaded, placed, pool_of, role_of
+from agent.transports.cloudstack.commands_naming import Purpose, deep_enough, downloaded, placed, pool_of, purpose_of
 from agent.transports.cloudstack.commands_route import Route, text_of
 from agent.transports.cloudstack.models import WireAnswer, WireCommand
 from agent.transports.cloudstack.models_storage import (
@@ -84,12 +84,12 @@ def _copies(command: CopyCommand) -> bool:
     storage; T or V within primary storage; a volume, or a snapshot, to V, T or S; anything between image stores."""
     source, destination = command.srcTO, command.destTO
     kinds = (source.type, destination.type)
-    match role_of(source.store), role_of(destination.store):
-        case Role.IMAGE, Role.PRIMARY:
+    match purpose_of(source.store), purpose_of(destination.store):
+        case Purpose.IMAGE, Purpose.PRIMARY:
             return kinds[1] != "snapshot"
-        case Role.PRIMARY, Role.PRIMARY:
+        case Purpose.PRIMARY, Purpose.PRIMARY:
             return kinds[1] != "snapshot" and kinds != ("volume", "template")
-        case Role.PRIMARY, Role.IMAGE:
+        case Purpose.PRIMARY, Purpose.IMAGE:
             return kinds in {
                 ("volume", "volume"),
                 ("volume", "template"),
@@ -104,8 +104,8 @@ def _copy(command: CopyCommand) -> Command:
     if not _copies(command):
         source, destination = command.srcTO, command.destTO
         raise OperationUnsupported(
-            f"there is no copy of a {source.type} on {role_of(source.store)} storage to a {destination.type} on"
-            f" {role_of(destination.store)} storage"
+            f"there is no copy of a {source.type} on {purpose_of(source.store)} storage to a {destination.type} on"
+            f" {purpose_of(destination.store)} storage"
         )
     destination = placed(command.srcTO, command.destTO)
     if destination.type == "snapshot" and _option(command, _FULL) == "true":
@@ -123,7 +123,7 @@ def _copied(command: CopyCommand, answer: Answer) -> WireAnswer:
 
 def _not_copied(command: CopyCommand, error: Failure) -> WireAnswer:
     source, destination = command.srcTO, command.destTO
-    within = role_of(source.store) is role_of(destination.store) is Role.PRIMARY
+    within = purpose_of(source.store) is purpose_of(destination.store) is Purpose.PRIMARY
     if error.kind == "NotFound" and within and source.type == "template":
         return CopyCmdAnswer(details=TEMPLATE_GONE)
     return CopyCmdAnswer(details=text_of(error))
@@ -132,7 +132,7 @@ def _not_copied(command: CopyCommand, error: Failure) -> WireAnswer:
 def _backed_up(command: CopyCommand, answer: Answer) -> Command | None:
     """A backed-up snapshot goes from primary storage, unless the server wants to keep it there. Only after a success."""
     source, destination = command.srcTO, command.destTO
-    moved = (source.type, destination.type) == ("snapshot", "snapshot") and role_of(source.store) is Role.PRIMARY
+    moved = (source.type, destination.type) == ("snapshot", "snapshot") and purpose_of(source.store) is Purpose.PRIMARY
     return commands.Delete(data=source) if moved and _option(command, _KEEP_PRIMARY) != "false" else None
 
 
@@ -153,7 +153,7 @@ def _delete(command: DeleteCommand) -> Command:
     """Exactly what is named: nothing whose name only begins so. A backup that others build on is made one that they need not,
     since the server counts every backup of a KVM host as whole."""
     data = command.data
-    if role_of(data.store) is Role.PRIMARY:
+    if purpose_of(data.store) is Purpose.PRIMARY:
         return commands.Delete(data=data)
     return commands.Delete(data=deep_enough(data), merge=data.type == "snapshot")
 
