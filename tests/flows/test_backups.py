@@ -16,7 +16,7 @@ from hypervisors.backups.overview import Tree
 from hypervisors.contract import ImageInUse
 from hypervisors.copying import Copied
 from hypervisors.verbs import Copy, Resize, Revert
-from stores.contract import KiB, MiB
+from stores.contract import KiB
 from stores.errors import AlreadyExists, InvalidReference, NotFound, StorageError
 from stores.to import DataStoreTO, ImageFormat, SnapshotObjectTO, TemplateObjectTO, VolumeObjectTO
 from tests.buckets import keys, uploads
@@ -35,7 +35,7 @@ from tests.doubles.disk_images import content_of
 from tests.doubles.fault_proxy import FaultProxy
 from tests.doubles.mounts import mounted_xfs
 from tests.doubles.shelf import Shelf
-from tests.doubles.world import World, records_of, world
+from tests.doubles.world import Phases, World, records_of, world
 from tests.images import patch
 
 
@@ -409,27 +409,33 @@ async def test_a_cancelled_incremental_harms_nothing(lab_: Lab, delay: float) ->
         assert await lab_.restored(name) == lab_.contents[name]
 
 
-async def test_a_store_that_fails_in_the_middle(shelf: Shelf) -> None:
-    """At the object and at the manifest; then the same again, and nothing is left but the two backups."""
+@pytest.mark.parametrize("phase", ["inspect", "send", "publish"])
+async def test_a_store_that_goes_away(shelf: Shelf, phase: str) -> None:
+    """Before the object, with it, and after it; then it is back, and nothing is left but the two backups."""
     found = await lab(shelf.here, shelf.s3())
     await backed_up(found, "s1")
     found.write("write -P 2 1M 1M")
     await found.snapshot("s2")
-    direct = found.to
+    progress = Phases()
+    progress.wanted = phase
     async with FaultProxy(shelf.seaweed.port) as proxy:
-        for cut in (0, 200, 100 * KiB, 2 * MiB):
-            proxy.cut_after, proxy.cut_times = cut, 10_000
-            found.to = shelf.s3(port=proxy.port)
-            with suppress(StorageError):
-                await found.back_up("s2", "s1")
-            found.to = direct
-            assert await found.restored("s1") == found.contents["s1"]
-    await found.incremental("s2", "s1")
+        target = found.remote("s2", parentSnapshotPath=ref_of("s1")).model_copy(
+            update={"dataStore": shelf.s3(port=proxy.port)}
+        )
+        request = Copy(found.local("s2"), target)
+        sending = asyncio.create_task(found.here.operations.copy(found.here.call("c-gone", progress), request))
+        await progress.reached.wait()
+        proxy.cut_after = 0
+        with pytest.raises(StorageError):
+            await sending
+        assert await found.restored("s1") == found.contents["s1"]
+        proxy.cut_after = None
+        made = await found.here.operations.copy(found.call(), request)
+        assert made.note is None
     assert await found.restored("s2") == found.contents["s2"]
     client = shelf.seaweed.client()
     try:
         assert keys(client, shelf.bucket) == objects("s1", "s2")
-        assert uploads(client, shelf.bucket) == []
     finally:
         client.close()
 
