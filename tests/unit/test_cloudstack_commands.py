@@ -17,6 +17,7 @@ from agent.transports.cloudstack.commands_refused import REFUSED, refused, unsup
 from agent.transports.cloudstack.commands_route import Route
 from agent.transports.cloudstack.models import WireAnswer, WireCommand
 from agent.transports.cloudstack.models_images import DownloadAnswer, DownloadCommand
+from agent.transports.cloudstack.models_objects import SnapshotMade, TemplateMade, VolumeMade
 from agent.transports.cloudstack.models_pools import (
     GetStorageStatsAnswer,
     GetVolumeStatsAnswer,
@@ -31,9 +32,6 @@ from agent.transports.cloudstack.models_storage import (
     MigrateVolumeAnswer,
     ResizeVolumeAnswer,
     RevertSnapshotCommand,
-    SnapshotMade,
-    TemplateMade,
-    VolumeMade,
 )
 from hypervisors.contract import OperationUnsupported
 from stores.errors import InvalidReference, StorageError

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from agent.transports.cloudstack.errors import ContentRefused
 from agent.transports.cloudstack.json_codec import MAX_VALUES, Refused, Unknown, decode, encode
 from agent.transports.cloudstack.models import CLASSES, Envelope, WireAnswer
+from agent.transports.cloudstack.models_objects import VolumeMade
 from agent.transports.cloudstack.models_pools import GetVolumeStatsCommand, ModifyStoragePoolCommand
-from agent.transports.cloudstack.models_storage import CopyCmdAnswer, CopyCommand, RevertSnapshotCommand, VolumeMade
+from agent.transports.cloudstack.models_storage import CopyCmdAnswer, CopyCommand, RevertSnapshotCommand
 from stores.contract import MiB
 from stores.secret import MASK, Secret
 from stores.to import S3TO, SnapshotObjectTO, TemplateObjectTO, VolumeObjectTO

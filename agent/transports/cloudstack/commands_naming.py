@@ -6,7 +6,7 @@ import re
 from enum import StrEnum
 from urllib.parse import urlsplit
 
-from agent.transports.cloudstack.models_storage import StorageFilerTO
+from agent.transports.cloudstack.models_objects import StorageFilerTO
 from hypervisors.contract import OperationUnsupported
 from stores.errors import InvalidReference
 from stores.secret import Secret

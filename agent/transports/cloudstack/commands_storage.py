@@ -7,6 +7,7 @@ from agent.commands import Answer, Command, Failure
 from agent.transports.cloudstack.commands_naming import Purpose, deep_enough, downloaded, placed, pool_of, purpose_of
 from agent.transports.cloudstack.commands_route import Route, text_of
 from agent.transports.cloudstack.models import WireAnswer, WireCommand
+from agent.transports.cloudstack.models_objects import Made, SnapshotMade, TemplateMade, VolumeMade
 from agent.transports.cloudstack.models_storage import (
     CopyCmdAnswer,
     CopyCommand,
@@ -17,7 +18,6 @@ from agent.transports.cloudstack.models_storage import (
     DirectDownloadCommand,
     HttpDirectDownloadCommand,
     HttpsDirectDownloadCommand,
-    Made,
     MigrateVolumeAnswer,
     MigrateVolumeCommand,
     NfsDirectDownloadCommand,
@@ -26,9 +26,6 @@ from agent.transports.cloudstack.models_storage import (
     ResizeVolumeAnswer,
     ResizeVolumeCommand,
     RevertSnapshotCommand,
-    SnapshotMade,
-    TemplateMade,
-    VolumeMade,
 )
 from hypervisors.contract import OperationUnsupported
 from stores.errors import InvalidReference

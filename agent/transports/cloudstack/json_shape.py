@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from agent.transports.cloudstack.models_storage import SnapshotMade, TemplateMade, VolumeMade
+from agent.transports.cloudstack.models_objects import SnapshotMade, TemplateMade, VolumeMade
 from stores.secret import Secret
 from stores.to import (
     S3TO,

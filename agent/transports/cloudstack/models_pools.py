@@ -6,7 +6,7 @@ from pydantic import Field
 
 from agent.transports.cloudstack.models import API, WireAnswer, WireCommand, WireObject
 from agent.transports.cloudstack.models_images import TemplateProp
-from agent.transports.cloudstack.models_storage import StorageFilerTO
+from agent.transports.cloudstack.models_objects import StorageFilerTO
 from stores.secret import Secret
 from stores.to import DataStoreTO
 

@@ -6,8 +6,6 @@ type is not (`json_shape`).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
-
 from pydantic import Field
 
 from agent.transports.cloudstack.models import (
@@ -17,60 +15,10 @@ from agent.transports.cloudstack.models import (
     STORAGE,
     WireAnswer,
     WireCommand,
-    WireObject,
 )
+from agent.transports.cloudstack.models_objects import Made, StorageFilerTO
 from stores.secret import Secret
 from stores.to import DataTO, DiskTO, PrimaryDataStoreTO, SnapshotObjectTO, TemplateObjectTO
-
-
-class StorageFilerTO(WireObject):
-    """com.cloud.agent.api.to.StorageFilerTO: a pool, where CloudStack does not use a PrimaryDataStoreTO."""
-
-    id: int | None = None
-    uuid: str
-    host: str | None = None
-    path: str | None = None
-    userInfo: Secret | None = None
-    port: int | None = None
-    type: str
-
-
-# ------------------------------------------------------------------------------------------------- what was made
-
-
-class TemplateMade(WireObject):
-    """The part of a TemplateObjectTO that an answer has: what the server does not know yet. The same for the two below."""
-
-    type: Literal["template"] = "template"
-    path: str | None = None
-    name: str | None = None
-    uuid: str | None = None
-    size: int | None = None  # virtual
-    physicalSize: int | None = None
-    format: str | None = None
-
-
-class VolumeMade(WireObject):
-    type: Literal["volume"] = "volume"
-    path: str | None = None
-    name: str | None = None
-    uuid: str | None = None
-    size: int | None = None  # virtual
-    format: str | None = None
-    encryptFormat: str | None = None
-
-
-class SnapshotMade(WireObject):
-    type: Literal["snapshot"] = "snapshot"
-    path: str | None = None
-    name: str | None = None
-    physicalSize: int | None = None
-    parentSnapshotPath: str | None = None
-
-
-Made: TypeAlias = Annotated[TemplateMade | VolumeMade | SnapshotMade, Field(discriminator="type")]
-"""A DataTO without its store, whose secrets have no business in an answer."""
-
 
 # -------------------------------------------------------------------------------------------- storage subsystem
 
