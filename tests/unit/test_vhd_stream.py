@@ -31,6 +31,7 @@ from stores.errors import TooLarge
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
 from tests.disk_histories import SECTOR, expected_kinds, finished, sha
+from tests.doubles.xapi import vhd as xapi_vhd
 from tests.images import BytesReader, opened, qemu_io, set_vhd_footer, virtual_size
 from tests.vhd_histories import GRAIN, VhdHistory, id_of, parent_of, vhd_histories
 
@@ -75,11 +76,11 @@ def test_any_part_is_the_same_as_in_the_whole(history: VhdHistory, chance: rando
     made, disk = history.layouts()[-1], history.versions[-1].content
     whole = finished(made, disk)
     assert len(whole) == made.size
-    for _ in range(5):
-        start, stop = sorted(chance.randint(0, made.size) for _ in range(2))
+    disks_end = made.size - 512 - -len(disk) % BLOCK  # if its last block is there, which goes on beyond
+    near = [min(max(disks_end + chance.randint(-5 * KiB, 5 * KiB), 0), made.size) for _ in range(5)]
+    for place in (*near, *(chance.randint(0, made.size) for _ in range(5))):
+        start, stop = sorted((place, chance.randint(0, made.size)))
         assert sha(finished(made, disk, start, stop)) == sha(whole[start:stop])
-    at_the_end = made.size - chance.randint(1, 5 * KiB)  # where the disk ends, and the image does not
-    assert finished(made, disk, at_the_end) == whole[at_the_end:]
 
 
 def test_data_of_a_block_is_one_piece_and_blocks_without_any_are_left_out() -> None:
@@ -204,6 +205,29 @@ def test_libvhdi_reads_a_chain(history: VhdHistory) -> None:
         assert disk.identifier == str(id_of(len(history.versions) - 1))
         assert disk.parent_filename == (f"{len(history.versions) - 2}.vhd" if len(history.versions) > 1 else None)
         assert sha(disk.read_buffer_at_offset(len(expected), 0)) == sha(expected)
+
+
+@FEW
+@given(history=vhd_histories(most=3, resized=False))
+async def test_a_chain_is_restored_as_xapi_does_it(history: VhdHistory) -> None:
+    """Each image forward only, over the disk that those before it left."""
+    disk = bytearray(len(history.versions[0].content))
+
+    def write(offset: int, data: bytes) -> None:
+        assert offset + len(data) <= len(disk)
+        disk[offset : offset + len(data)] = data
+
+    for image in history.images():
+        body = io.BytesIO(image)
+
+        async def take(count: int, body: io.BytesIO = body) -> bytes:
+            data = body.read(count)
+            assert len(data) == count
+            return data
+
+        await xapi_vhd.receive(take, write, length=len(image))
+        assert not body.read()
+    assert sha(disk) == sha(history.versions[-1].content)
 
 
 def by_default(path: Path) -> str:
