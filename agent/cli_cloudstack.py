@@ -150,7 +150,10 @@ class _Verdict:
         if message.is_request and not refused:
             self.known.set()
 
-    def down(self, failure: Failure) -> None:
+    def up(self) -> None:
+        self.known.set()
+
+    def down(self, failure: Failure | None) -> None:
         if not self.known.is_set():
             self.failure = failure
             self.known.set()
@@ -168,8 +171,11 @@ class _Printer:
     def received(self, message: Message, items: Sequence[Decoded]) -> None:
         self._print("<-", message, items)
 
-    def down(self, failure: Failure) -> None:
-        say(f"link down: {failure.message}", error=True)
+    def up(self) -> None:
+        say("taken in", error=True)
+
+    def down(self, failure: Failure | None) -> None:
+        say(f"link down: {failure.message if failure is not None else 'as ordered'}", error=True)
 
     def _print(self, direction: str, message: Message, items: Sequence[Decoded]) -> None:
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

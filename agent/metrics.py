@@ -97,6 +97,12 @@ class Metrics:
             buckets=_REQUEST_BUCKETS,
             registry=self.registry,
         )
+        self.link_ready = Gauge(
+            "storage_agent_link_ready",
+            "Whether a management server has taken this agent in, by its role.",
+            ["role"],
+            registry=self.registry,
+        )
         self.http_streams = Gauge(
             "storage_agent_http_event_streams", "Event streams that are open now.", registry=self.registry
         )

@@ -83,7 +83,7 @@ class Parts:
             metrics=self.metrics,
             request_timeout_s=self.config.api.request_timeout_s,
         )
-        links = cloudstack_links(self.config, dispatcher) if self.config.cloudstack.servers else []
+        links = cloudstack_links(self.config, dispatcher, self.metrics) if self.config.cloudstack.servers else []
         return [HttpApi(api, self.config.api, passed=passed), *links]
 
     @asynccontextmanager
@@ -170,13 +170,17 @@ def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
     )
 
 
-def cloudstack_links(config: Config, dispatcher: Dispatcher) -> Sequence[Transport]:
+def cloudstack_links(config: Config, dispatcher: Dispatcher, metrics: Metrics) -> Sequence[Transport]:
     """Imported where there are management servers to talk to: it takes time."""
     from agent.transports.cloudstack.trace import LogWatcher
     from agent.transports.cloudstack.transport import CloudStackLinks
 
     roles = cloudstack_roles(config, dispatcher, healthy=lambda: dispatcher.status().accepting)
-    return [CloudStackLinks(config.cloudstack, config.agent.state_dir, roles, LogWatcher)]
+
+    def watcher(role: str) -> LogWatcher:
+        return LogWatcher(role, metrics.link_ready.labels(role).set)
+
+    return [CloudStackLinks(config.cloudstack, config.agent.state_dir, roles, watcher)]
 
 
 def cloudstack_roles(config: Config, commands: CommandDesk, *, healthy: Callable[[], bool]) -> Roles:

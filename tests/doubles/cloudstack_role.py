@@ -84,6 +84,7 @@ class Heard:
         self.sent_items: list[Envelope] = []
         self.received_items: list[Decoded] = []
         self.failures: list[Failure] = []
+        self.ups = 0
 
     def sent(self, message: Message, items: Sequence[Envelope]) -> None:
         self.sent_items += items
@@ -91,8 +92,12 @@ class Heard:
     def received(self, message: Message, items: Sequence[Decoded]) -> None:
         self.received_items += items
 
-    def down(self, failure: Failure) -> None:
-        self.failures.append(failure)
+    def up(self) -> None:
+        self.ups += 1
+
+    def down(self, failure: Failure | None) -> None:
+        if failure is not None:
+            self.failures.append(failure)
 
 
 @asynccontextmanager

@@ -95,6 +95,7 @@ class Link:
             while True:
                 ending = await self._once(transferred=transferred)
                 self._session = None
+                self._watcher.down(ending.failure)
                 transferred = ending.after is After.TRANSFERRED
                 if ending.after is After.PUT_AWAY:
                     _log.warning("link put away", role=self._role.name, host_id=self._host_id)
@@ -104,10 +105,8 @@ class Link:
                     delay = self._servers.delay_s(
                         self._chance, first_s=self._settings.retry_first_s, most_s=self._settings.retry_most_s
                     )
-                    if ending.failure is not None:
-                        self._watcher.down(ending.failure)
-                        reason = ending.failure.message
-                        _log.warning("link down", role=self._role.name, error=reason, again_in_s=round(delay, 1))
+                    reason = ending.failure.message if ending.failure is not None else ""
+                    _log.warning("link down", role=self._role.name, error=reason, again_in_s=round(delay, 1))
                     await asyncio.sleep(delay)
 
     async def _once(self, *, transferred: bool) -> Ending:
@@ -145,6 +144,8 @@ class Link:
         return await self._role.execute(command, within_s=within_s)
 
     async def _keep(self, session: Session) -> None:
+        if session.phase is Phase.READY:
+            self._watcher.up()
         if session.host_id == self._host_id:
             return
         self._host_id = session.host_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -37,10 +37,12 @@ def _fields(item: Decoded) -> Any:
 
 
 class LogWatcher:
-    """Every message in the log, for those who ask for `debug`."""
+    """Every message in the log, for those who ask for `debug`. Ups and downs are logged by the link, and told to `ready`."""
 
-    def __init__(self, role: str) -> None:
+    def __init__(self, role: str, ready: Callable[[bool], None]) -> None:
         self._role = role
+        self._ready = ready
+        ready(False)
 
     def sent(self, message: Message, items: Sequence[Envelope]) -> None:
         if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):
@@ -50,5 +52,8 @@ class LogWatcher:
         if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):
             _log.debug("link received", role=self._role, sequence=message.sequence, text=masked(items))
 
-    def down(self, failure: Failure) -> None:
-        """The link says it, at a level that everybody sees."""
+    def up(self) -> None:
+        self._ready(True)
+
+    def down(self, failure: Failure | None) -> None:
+        self._ready(False)
