@@ -52,6 +52,9 @@ class Busy:
             await asyncio.Event().wait()
         return Outcome()
 
+    async def settle(self, command: Command, token: str, *, give_up: bool) -> None:
+        """Nothing is left of any of them."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -151,7 +154,7 @@ async def serve(directory: Path) -> None:
     from agent.config import Config
     from agent.metrics import Metrics
     from agent.transports.contract import AgentStatus
-    from agent.transports.http_api.routes import Api
+    from agent.transports.http_api.route import Api
     from agent.transports.http_api.server import HttpApi
 
     config = Config.model_validate({"api": {"socket": directory / "api.sock"}})
