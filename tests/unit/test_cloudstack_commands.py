@@ -47,6 +47,7 @@ from stores.to import (
     TemplateObjectTO,
     VolumeObjectTO,
 )
+from tests.markdown import Page, code
 from tests.wire.golden_messages import NAMES, message
 
 POOL = PrimaryDataStoreTO(uuid="p-1", poolType="NetworkFilesystem")
@@ -525,6 +526,23 @@ def test_every_command_is_done_or_refused_with_the_class_that_the_server_waits_f
         assert answer.details
     assert type(answer) is type(command).answered_by
     assert not answer.result
+
+
+def test_the_page_names_every_command_that_is_done_or_refused() -> None:
+    named = {name for row in Page.of("docs/cloudstack.md").section("What is answered").rows() for name in code(row[0])}
+    answered = {kind.java.rpartition(".")[2] for kind in (*ROUTES, *REFUSED)}
+    assert answered - named == set()
+    assert named - answered <= {
+        "GetVolumeStatsCommand",
+        "CheckHealthCommand",
+        "CheckNetworkCommand",
+        "GetHostStatsCommand",
+        "DownloadCommand",
+        "DownloadProgressCommand",
+        "ListTemplateCommand",
+        "ListVolumeCommand",
+        "UploadStatusCommand",
+    }
 
 
 def test_nothing_is_both_done_and_refused() -> None:
