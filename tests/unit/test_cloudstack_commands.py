@@ -6,6 +6,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agent import commands
 from agent.commands import Answer, Command, Failure, Outcome, PoolInfo, ProgressReport, State, VolumeStats
@@ -222,6 +224,32 @@ def test_a_backed_up_snapshot_leaves_primary_storage_only_if_it_is_to(options: d
     following = ROUTES[CopyCommand].then(command, ended())
     assert following == (commands.Delete(data=source) if goes else None)
     assert ROUTES[CopyCommand].then(copy(source, volume(POOL, "v")), ended()) is None
+
+
+paths = (
+    st.none()
+    | st.sampled_from(["", "/", "a", "a/b/c", "/a//b/", "../../etc/passwd", "a/../../b", ".storage-agent/x"])
+    | st.text()
+)
+places = st.sampled_from([POOL, OTHER, S3, CACHE, NFS])
+data = st.one_of(
+    st.builds(template, places, paths, uuid=paths, format=st.none() | st.sampled_from(ImageFormat)),
+    st.builds(volume, places, paths, uuid=paths, name=paths),
+    st.builds(snapshot, places, paths, name=paths, parents=st.none() | st.lists(st.text(), max_size=3)),
+)
+
+
+@given(source=data, destination=data)
+@settings(max_examples=300, deadline=None)
+def test_any_copy_is_asked_for_or_refused(source: DataTO, destination: DataTO) -> None:
+    try:
+        command = asked(copy(source, destination))
+    except StorageError:
+        return
+    assert isinstance(command, commands.Copy)
+    assert command.source == source
+    assert command.destination.store == destination.store
+    assert command.destination.type == destination.type
 
 
 # ------------------------------------------------------------------------------------------- the other storage commands
