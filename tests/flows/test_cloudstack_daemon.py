@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
 from tests.agent_process import AgentHost, agent_host
-from tests.doubles.management_server.attached import API
+from tests.doubles.management_server.attached import API, AttachedAgent
 from tests.doubles.management_server.authority import Authority
 from tests.doubles.management_server.packets import Body
 from tests.doubles.management_server.server import ManagementServer
@@ -32,7 +31,7 @@ async def commanded(server: ManagementServer, roles: str) -> AsyncIterator[Agent
         with host.config.open("a") as config:
             config.write(
                 f'\n[cloudstack]\nservers = ["{server.address}"]\nroles = {roles}\nzone = "1"\npod = "1"\ncluster = "1"\n'
-                f'ca_file = "{host.root}/ca.pem"\n'
+                f'ca_file = "{host.root}/ca.pem"\nretry_first_s = 0.2\nretry_last_s = 0.5\n'
             )
         await asyncio.to_thread(host.start)
         yield host
@@ -58,43 +57,42 @@ def volume(host: AgentHost, name: str) -> Body:
 
 
 async def test_a_volumes_life_on_both_links(authority: Authority) -> None:
-    async with ManagementServer(authority) as server:
-        async with commanded(server, '["routing", "secondary-storage"]') as host:
-            agent = await server.agent(timeout=60)
-            storage = await server.agent(kind="SecondaryStorage", timeout=60)
-            guid, other = (one.startup[0][1]["guid"] for one in (agent, storage))
-            assert uuid.UUID(guid[:36]) != uuid.UUID(other[:36])
-            assert agent.host_id != storage.host_id
-
-            _, told = await agent.ask(f"{API}ModifyStoragePoolCommand", pool(host))
-            assert told["result"], told
-            assert told["poolInfo"]["capacityBytes"] > 0
-
-            name = str(uuid.uuid4())
-            create = {"data": volume(host, name), "wait": 60}
-            answer, made = await agent.ask(f"{STORAGE}.command.CreateObjectCommand", create)
-            assert (answer, made["result"]) == (f"{STORAGE}.command.CreateObjectAnswer", True), made
-            assert host.files() == [name]
-            path = made["data"][f"{STORAGE}.to.VolumeObjectTO"]["path"]
-            assert path == name
-
-            answer, gone = await agent.ask(f"{STORAGE}.command.DeleteCommand", create)
-            assert (answer, gone["result"]) == (f"{API}Answer", True), gone
-            assert host.files() == []
-
-            answer, told = await storage.ask(f"{API}ModifyStoragePoolCommand", pool(host))
-            assert (answer, told["result"]) == (f"{API}UnsupportedAnswer", False)
-        for one in (agent, storage):
-            await asyncio.wait_for(one.gone.wait(), 10)
-            assert one.reason == "shutdown: sig.kill"
-        assert server.violations == []
-
-
-async def test_server_that_is_away_does_not_hold_the_daemon_up(authority: Authority, tmp_path: Path) -> None:
     server = ManagementServer(authority)
     async with server:
-        pass
-    async with commanded(server, '["routing"]') as host:
-        status = await asyncio.to_thread(host, "status", "--json")
-        assert status.json["ready"]
+        pass  # it has its port now, and is away
+    async with AsyncExitStack() as stack:
+        host = await stack.enter_async_context(commanded(server, '["routing", "secondary-storage"]'))
         assert "link down" in host.log.read_text()
+        async with server:
+            agent = await server.agent(timeout=60)
+            storage = await server.agent(kind="SecondaryStorage", timeout=60)
+            await live(host, agent, storage)
+            await stack.aclose()
+            for one in (agent, storage):
+                await asyncio.wait_for(one.gone.wait(), 10)
+                assert one.reason == "shutdown: sig.kill"
+            assert server.violations == []
+
+
+async def live(host: AgentHost, agent: AttachedAgent, storage: AttachedAgent) -> None:
+    guid, other = (one.startup[0][1]["guid"] for one in (agent, storage))
+    assert uuid.UUID(guid[:36]) != uuid.UUID(other[:36])
+    assert agent.host_id != storage.host_id
+
+    _, told = await agent.ask(f"{API}ModifyStoragePoolCommand", pool(host))
+    assert told["result"], told
+    assert told["poolInfo"]["capacityBytes"] > 0
+
+    name = str(uuid.uuid4())
+    create = {"data": volume(host, name), "wait": 60}
+    answer, made = await agent.ask(f"{STORAGE}.command.CreateObjectCommand", create)
+    assert (answer, made["result"]) == (f"{STORAGE}.command.CreateObjectAnswer", True), made
+    assert host.files() == [name]
+    assert made["data"][f"{STORAGE}.to.VolumeObjectTO"]["path"] == name
+
+    answer, gone = await agent.ask(f"{STORAGE}.command.DeleteCommand", create)
+    assert (answer, gone["result"]) == (f"{API}Answer", True), gone
+    assert host.files() == []
+
+    answer, told = await storage.ask(f"{API}ModifyStoragePoolCommand", pool(host))
+    assert (answer, told["result"]) == (f"{API}UnsupportedAnswer", False)
