@@ -34,7 +34,7 @@ class Remote:
     process: subprocess.Popen[bytes]
     folder: Path
 
-    def control(self, name: str, **arguments: Any) -> Any:
+    def control(self, name: str, /, **arguments: Any) -> Any:
         """What `Controls.name(**arguments)` returns."""
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(self.folder / CONTROL))
