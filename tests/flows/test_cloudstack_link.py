@@ -397,12 +397,21 @@ async def test_stranger_hears_nothing(server: ManagementServer, tmp_path: Path) 
 
 
 async def test_put_away(server: ManagementServer, tmp_path: Path) -> None:
-    async with linked(server, state=tmp_path) as link:
+    role = ScriptedRole()
+    async with linked(server, state=tmp_path, role=role) as link:
         agent = await server.agent()
+        running = asyncio.create_task(agent.ask(STATS, does(gate=1)))
+        await soon(lambda: role.running == 1)
         _, fields = await agent.ask(f"{API}ShutdownCommand", {"reason": "deleteHost"})
         assert fields["result"]
         await asyncio.wait_for(agent.gone.wait(), 5)
         await soon(lambda: link.status.phase is None)
+        with pytest.raises(Disconnected):
+            await running
+        assert role.running == 1  # goes on
+        role.gate.set()
+        await soon(lambda: role.running == 0)
+    assert role.cancelled == 0
     assert server.connections == 1
 
 
@@ -533,3 +542,16 @@ async def test_configured_identity_is_shown(authority: Authority, tmp_path: Path
     ):
         agent: AttachedAgent = await server.agent()
         assert agent.up.is_set()
+
+
+async def test_server_that_wants_a_certificate(authority: Authority, tmp_path: Path) -> None:
+    heard = Heard()
+    context = authority.server_context(need_client=True)
+    async with (
+        ManagementServer(authority, context=context) as server,
+        linked(server, state=tmp_path, watcher=heard),
+    ):
+        await soon(lambda: heard.failures)
+    assert heard.failures[0].kind == "TlsFailed"
+    assert "may want a certificate" in heard.failures[0].message
+    assert server.agents == []

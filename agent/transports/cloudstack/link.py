@@ -87,8 +87,8 @@ class Link:
         return LinkStatus(self._role.name, server, phase, self._host_id, running)
 
     async def run(self) -> None:
-        """Connect, and connect again. Returns only when the server puts the host away. Cancelled: leaves in order, and cancels
-        what runs."""
+        """Connect, and connect again. Returns only when the server puts the host away, and then not before what runs has ended.
+        Cancelled: leaves in order, and cancels what runs."""
         self._host_id = await asyncio.to_thread(self._state.host_id)
         transferred = False
         async with self._control.requests:
@@ -99,6 +99,7 @@ class Link:
                 transferred = ending.after is After.TRANSFERRED
                 if ending.after is After.PUT_AWAY:
                     _log.warning("link put away", role=self._role.name, host_id=self._host_id)
+                    await self._control.requests.idle()
                     return
                 if ending.after is After.RETRY:
                     self._servers.failed()

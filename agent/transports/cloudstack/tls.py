@@ -184,7 +184,8 @@ class TlsEngine:
             return False
         except ssl.SSLError as error:
             raise TlsFailed(
-                f"no TLS session with the management server: {error.reason or error}; TLS 1.2 is needed on its port"
+                f"no TLS session with the management server: {error.reason or error}; it has to speak TLS 1.2, and may want a"
+                " certificate of this agent"
             ) from error
         return True
 

@@ -89,6 +89,9 @@ class Link:
                 if not data:
                     raise ConnectionError("closed during the handshake") from None
                 self._in.write(data)
+            except ssl.SSLError:
+                await self._flush()  # the alert says why
+                raise
             else:
                 break
         await self._flush()  # session tickets of TLS 1.3 as well: unframed
