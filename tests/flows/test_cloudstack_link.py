@@ -179,7 +179,8 @@ async def test_server_that_reads_nothing_is_given_up(authority: Authority, tmp_p
         with pytest.raises(Disconnected):
             await asked
         await server.agent(2)
-    assert "reads nothing" in heard.failures[0].message
+    # Which of the two depends on whether a ping still went out before the answer filled the connection.
+    assert "reads nothing" in heard.failures[0].message or "said nothing" in heard.failures[0].message
 
 
 async def test_requests_beyond_the_limit_wait_at_the_server(
