@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,7 @@ class S3Server:
     ca_file: Path | None
     access_key: str
     secret_key: str
+    pid: int | None = None  # of a real server
 
     @property
     def port(self) -> int:
@@ -139,19 +140,23 @@ def make_certificates(directory: Path) -> Certificates:
 
 
 @contextmanager
-def run_seaweed(directory: Path, certificates: Certificates | None = None) -> Iterator[S3Server]:
-    """SeaweedFS with one identity. All listeners are on 127.0.0.1, and it does not call home.
+def run_seaweed(
+    directory: Path, certificates: Certificates | None = None, *, ports: Sequence[int] | None = None
+) -> Iterator[S3Server]:
+    """SeaweedFS with one identity. All listeners are on 127.0.0.1, and it does not call home. On the same directory and `ports`
+    (of `seaweed_ports`) again it is the same server.
 
     Each bucket takes volumes of its own; the default number of them is used up by some sixty buckets.
     """
-    access, secret = "testkey", "sw-" + uuid.uuid4().hex
     config = directory / "s3.json"
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    keys = [{"accessKey": access, "secretKey": secret}]
-    config.write_text(json.dumps({"identities": [{"name": "t", "credentials": keys, "actions": actions}]}))
+    if not config.exists():
+        actions = ["Admin", "Read", "Write", "List", "Tagging"]
+        keys = [{"accessKey": "testkey", "secretKey": "sw-" + uuid.uuid4().hex}]
+        config.write_text(json.dumps({"identities": [{"name": "t", "credentials": keys, "actions": actions}]}))
+    (known,) = json.loads(config.read_text())["identities"][0]["credentials"]
     data = directory / "data"
     data.mkdir(exist_ok=True)
-    s3, master, volume, filer, admin, tls = seaweed_ports()
+    s3, master, volume, filer, admin, tls = ports or seaweed_ports()
     argv = [
         str(Path(sys.executable).parent / "weed"), "mini", f"-dir={data}", "-volume.max=2000",
         "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false",
@@ -168,8 +173,9 @@ def run_seaweed(directory: Path, certificates: Certificates | None = None) -> It
             f"http://127.0.0.1:{s3}",
             f"https://localhost:{tls}" if certificates else None,
             certificates.ca_file if certificates else None,
-            access,
-            secret,
+            known["accessKey"],
+            known["secretKey"],
+            process.pid,
         )
         wait_for(lambda: _accepts_objects(server), process, log)
         yield server
@@ -300,4 +306,4 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     log = directory / "moto.log"
     with running(argv, log) as process:
         wait_for(lambda: http_ok(f"http://127.0.0.1:{port}/moto-api/"), process, log)
-        yield S3Server(f"http://127.0.0.1:{port}", None, None, "any", "moto-" + uuid.uuid4().hex)
+        yield S3Server(f"http://127.0.0.1:{port}", None, None, "any", "moto-" + uuid.uuid4().hex, process.pid)

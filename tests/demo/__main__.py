@@ -2,7 +2,8 @@
 
 A bootable template goes into S3, becomes a volume by one command, is compared and booted; a hostile template is refused. An
 ISO is attached as a file through the cache, attached once more without a byte of it from S3, and another one is refused, with
-the numbers, while the cache is full.
+the numbers, while the cache is full. A volume is backed up into S3, in full and then what changed, with the S3 server killed in
+the middle of an upload and brought back; the restored volume is compared with the one that was backed up.
 Everything lives in a temporary directory below `build/`, which is removed at the end.
 """
 
@@ -10,22 +11,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.doubles.fault_proxy import FaultProxy, fault_proxy
 from tests.guest import GiB, MiB, boot, build_disk, fetch_kernel, run
-from tests.servers import S3Server, run_seaweed, running, wait_for
+from tests.servers import S3Server, run_seaweed, running, seaweed_ports, wait_for
 
 BUILD = Path(__file__).parents[2] / "build"
 AGENT = Path(sys.executable).parent / "storage-agent"
 BUCKET = "templates"
+BACKUPS = "backups"
 SIZE = 2 * GiB
 PAYLOAD = 768 * MiB
 HASHED_MIB = 32
@@ -40,6 +46,11 @@ roots = ["{work}/pools"]
 
 [cache]
 wait_s = 2
+
+[uploads]
+first_probe_s = 1
+last_probe_s = 1
+last_retry_s = 2
 
 [[cache.pools]]
 name = "demo"
@@ -185,8 +196,9 @@ def show(work: Path) -> None:
             agent(work, "status")
             volumes(work, server, template)
             isos(work, server, proxy)
+            backups(work)
     left = sorted(p.name for p in (work / "pools" / "demo").iterdir() if p.name != ".storage-agent")
-    if left != ["5f7b3c1e-demo"]:
+    if left != ["5f7b3c1e-demo", "data", "restored"]:
         raise SystemExit(f"left in the pool: {left}")
 
 
@@ -255,6 +267,109 @@ def isos(work: Path, server: S3Server, proxy: FaultProxy) -> None:
         agent(work, "submit", attach(first, vm, "Dettach"))
     agent(work, "submit", attach(second, "i-2-9-VM"))
     agent(work, "cache", "stats")
+
+
+def backups(work: Path) -> None:
+    """With an S3 server of its own, to be killed."""
+    (work / "s3-backups").mkdir()
+    ports = seaweed_ports()
+    with fault_proxy(ports[0]) as line:
+        with run_seaweed(work / "s3-backups", ports=ports) as server:
+            client = server.client()
+            client.create_bucket(Bucket=BACKUPS)
+            client.close()
+            staged = take_backups(work, server, line)
+            say("the S3 server is killed in the middle of the upload")
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGKILL)
+        line.rate_up = None
+        say("nobody was told that it is stored: it is safe here, and is tried again and again")
+        agent(work, "uploads", "wait", "--timeout", "2", expect=3)
+        agent(work, "uploads", "ls")
+        agent(work, "drain", "--wait", "--timeout", "1", expect=3)
+        agent(work, "drain", "--end")
+        with run_seaweed(work / "s3-backups", ports=ports) as again:
+            say("the S3 server is back: the upload goes on by itself, with what was not sent yet")
+            agent(work, "uploads", "wait", str(staged["upload"]))
+            agent(work, "uploads", "ls")
+            restore(work, again, line)
+
+
+def in_pool(kind: str, path: str, **more: object) -> dict[str, object]:
+    pool = {"storeType": "primary", "uuid": "demo-pool", "poolType": "Filesystem", "path": "POOL"}
+    return {"type": kind, "path": path, "dataStore": pool, **more}
+
+
+def backup(server: S3Server, line: FaultProxy, name: str, **more: object) -> dict[str, object]:
+    store = in_s3(server, f"http://127.0.0.1:{line.port}", "", "")["imageDataStore"]
+    assert isinstance(store, dict)
+    return {"type": "snapshot", "path": f"data/{name}", "dataStore": store | {"bucketName": BACKUPS}, **more}
+
+
+def take_backups(work: Path, server: S3Server, line: FaultProxy) -> dict[str, object]:
+    """A full one, and one of what changed, of which not all has left when this returns. The answer about that."""
+
+    def write(*actions: str) -> None:
+        told = [part for action in actions for part in ("-c", action)]
+        run("qemu-io", "-f", "qcow2", *told, work / "pools" / "demo" / "data")
+
+    def copy(name: str, parent: str | None = None, **more: object) -> str:
+        target = backup(server, line, name, parentSnapshotPath=f"data/{parent}" if parent else None)
+        command = {"command": "Copy", "source": in_pool("snapshot", f"data/{name}"), "destination": target}
+        return write_command(work, f"{name}.json", command | more)
+
+    def submit(name: str, command: dict[str, object]) -> None:
+        agent(work, "submit", write_command(work, f"{name}.json", command))
+
+    say("a volume with 96 MiB of data, a snapshot of it, and a full backup into S3 with no file in between")
+    submit("make", {"command": "CreateObject", "data": in_pool("volume", "data", size=GiB, format="QCOW2")})
+    write("write -P 1 0 64M", "write -P 2 900M 32M")
+    submit("snapshot-1", {"command": "CreateObject", "data": in_pool("snapshot", "data/monday")})
+    agent(work, "submit", copy("monday"))
+
+    say(
+        "the guest goes on writing; the next backup has what changed, and is answered as soon as that is safe on this host"
+    )
+    write("write -P 3 32M 40M", "discard 900M 8M")
+    submit("snapshot-2", {"command": "CreateObject", "data": in_pool("snapshot", "data/tuesday")})
+    line.rate_up = 2 * MiB
+    staged = asked(work, "submit", copy("tuesday", "monday", durability="staged"))
+    print(json.dumps({name: staged[name] for name in ("state", "durability", "upload")}))
+    wait_until(
+        lambda: any(each["sent"] and each["state"] == "sending" for each in asked(work, "uploads", "ls")["uploads"])
+    )
+    agent(work, "uploads", "ls")
+    return staged
+
+
+def restore(work: Path, server: S3Server, line: FaultProxy) -> None:
+    file = write_command(work, "tuesday-backup.json", backup(server, line, "tuesday"))
+    agent(work, "backups", "tree", file, "--path", "data")
+    agent(work, "backups", "verify", file)
+    say("restored into a new volume, full backup and changes together")
+    source = backup(server, line, "tuesday", parents=["data/monday"])
+    command: dict[str, object] = {"command": "Copy", "source": source}
+    command["destination"] = in_pool("volume", "restored", format="QCOW2")
+    agent(work, "submit", write_command(work, "restore.json", command))
+    pool = work / "pools" / "demo"
+    print(run("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", pool / "data", pool / "restored").decode().strip())
+    say("may this host be switched off? everything that it has is stored")
+    agent(work, "drain", "--wait")
+
+
+def asked(work: Path, *arguments: str) -> dict[str, Any]:
+    """What the command line answers to a program."""
+    done = subprocess.run([AGENT, *arguments, "--json"], env=environment(work), capture_output=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    late = time.monotonic() + 60
+    while not true():
+        if time.monotonic() > late:
+            raise SystemExit("that did not happen within a minute")
+        time.sleep(0.05)
 
 
 def file_digest(path: Path) -> str:
