@@ -5,12 +5,14 @@ Sizes and offsets are bytes. Everything is reproducible: content depends on the 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import random
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from awscrt.checksums import crc32c
@@ -127,6 +129,25 @@ def qemu_io(path: Path, image_format: ImageFormat, *commands: str) -> None:
     subprocess.run(
         ["qemu-io", "-d", "unmap", "-f", DRIVERS[image_format], *told, str(path)], check=True, capture_output=True
     )
+
+
+@asynccontextmanager
+async def open_for_writing(path: Path, image_format: ImageFormat) -> AsyncIterator[None]:
+    """As a guest has its disk open, of any format."""
+    process = await asyncio.create_subprocess_exec(
+        *("qemu-io", "-f", DRIVERS[image_format], str(path)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(b"length\n")
+        await process.stdout.readline()
+        yield
+    finally:
+        process.stdin.write(b"quit\n")
+        await process.communicate()
 
 
 def virtual_size(path: Path, image_format: ImageFormat) -> int:

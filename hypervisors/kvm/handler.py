@@ -19,6 +19,7 @@ from hypervisors.contract import (
     Written,
 )
 from hypervisors.images.gate import GateLimits, inspect
+from hypervisors.kvm.image_locks import require_no_writer
 from hypervisors.kvm.nodes import driver_of, known_format, own_node, source_node
 from hypervisors.kvm.qemu_img import QemuImg, direct_io_works
 from hypervisors.kvm.snapshots import KvmSnapshots
@@ -159,9 +160,7 @@ class KvmHandler(HypervisorHandler):
         path = as_pending_file(target).path
         if self.keeps_bytes(source.spec, spec) and not source.backing:
             if isinstance(source.presentation, LocalPath):
-                await self._qemu_img.sizes(
-                    source_node(source)
-                )  # refuses what a running guest writes; plain bytes would not
+                await self._engine.run(require_no_writer, source.presentation.path)  # plain bytes would not refuse that
             digests = await self._land(source, path, checksum, progress)
         elif isinstance(source.presentation, RangeReader | ByteStream):
             async with scratch() as temporary:

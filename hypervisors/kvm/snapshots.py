@@ -19,6 +19,7 @@ from hypervisors.contract import ImageSpec, Source, Written
 from hypervisors.images.qcow2_stream import layout
 from hypervisors.images.streaming import LayoutReader
 from hypervisors.kvm.exports import Exported, exported
+from hypervisors.kvm.image_locks import require_no_writer
 from hypervisors.kvm.nodes import known_format, own_node
 from hypervisors.kvm.qemu_img import Bitmap, History, QemuImg
 from hypervisors.landing import clone_file, copy_file
@@ -67,7 +68,7 @@ class KvmSnapshots(Snapshots):
         return Frozen(Kept.INSIDE, since, tracked=True)
 
     async def require_idle(self, volume: Source) -> None:
-        await self._qemu_img.sizes(own_node(volume))
+        await self._engine.run(require_no_writer, as_local(volume.presentation).path)
 
     async def tags(self, volume: Source) -> frozenset[str]:
         history = await self._history(volume)
