@@ -14,6 +14,11 @@ from agent.cli_show import show_table, size, when
 
 WAIT_S = 30.0
 """Of one question to the agent, out of a longer wait: less than the client's patience for an answer."""
+_BREAKERS = {
+    "closed": "failed when it was last tried",
+    "open": "is left alone for a while: it failed again and again",
+    "half-open": "is tried again",
+}
 _BLOCKED = ("failed", "refused")
 
 
@@ -25,7 +30,7 @@ def list_uploads(socket: Path | None, config: Path | None, as_json: bool) -> Non
             return
         _show_uploads(answer["uploads"])
         for store, state in answer["breakers"].items():
-            say(f"{store} failed when it was last tried: its breaker is {state}")
+            say(f"{store} {_BREAKERS.get(state, state)}")
 
 
 def show(upload: str, socket: Path | None, config: Path | None, as_json: bool) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from agent.upload_models import UploadShown, UploadsShown
 from stores.cache.health import PoolSick
 from stores.cache.writeback.errors import UploadUnknown
+from stores.contract import ObjectInfo
 from stores.errors import StoreError
 
 if TYPE_CHECKING:  # what the queue stands on is only imported where there is a cache
@@ -51,13 +53,16 @@ class UploadService:
         now = shown(await queue.show(upload))
         if now.state in (*GOING, *BLOCKED):
             return now
+        stored: ObjectInfo | None = None
+        with suppress(StoreError):  # what it says is in what is shown
+            stored = await queue.stored(upload, deadline_s=seconds)
         try:
-            info = await queue.stored(upload, deadline_s=seconds)
-        except StoreError:
-            return await self.show(upload)  # which tells what is wrong with it
-        return now.model_copy(
-            update={"state": "stored", "sent": now.size, "version": info.version, "error": None, "nextAttempt": None}
-        )
+            return await self.show(upload)
+        except UploadUnknown:
+            if stored is None:
+                raise
+            done = {"state": "stored", "sent": now.size, "version": stored.version, "error": None, "nextAttempt": None}
+            return now.model_copy(update=done)
 
     async def retry(self, upload: str | None) -> int:
         """Try that one now, or all that wait, were refused or failed. How many. `UploadUnknown`, `UploadOver`."""
