@@ -32,8 +32,9 @@ from benchmarks.harness import MIB, Verdict, at_least, at_most, conclude
 from tests.doubles.cloudstack_role import ScriptedRole, linked
 from tests.doubles.management_server.attached import API, AttachedAgent
 from tests.doubles.management_server.authority import Authority
+from tests.doubles.management_server.packets import Body
 from tests.doubles.management_server.server import ManagementServer
-from tests.wire.golden_messages import NAMES, message, text
+from tests.wire.golden_messages import NAMES, message, text, tree
 
 COPY = "CopyCommand-template-to-primary"
 LARGEST = "the largest"  # shown, and no goal: there is one of its kind
@@ -109,12 +110,13 @@ async def lateness(directory: Path) -> float:
         linked(server, state=directory, role=ScriptedRole()),
     ):
         agent = await server.agent()
-        copies = [asyncio.create_task(_ask(agent, "GetStorageStatsCommand", 600)) for _ in range(COPIES)]
+        ((name, fields),) = tree(COPY)[0].items()
+        copies = [asyncio.create_task(_ask(agent, name, fields, 600)) for _ in range(COPIES)]
         turns = asyncio.Semaphore(AT_ONCE - COPIES)
 
         async def one() -> None:
             async with turns:
-                await _ask(agent, "GetStorageStatsCommand", 0.2)
+                await _ask(agent, f"{API}GetStorageStatsCommand", {}, 0.2)
 
         await asyncio.gather(*(one() for _ in range(COMMANDS)))
         for copy in copies:
@@ -123,8 +125,8 @@ async def lateness(directory: Path) -> float:
         return max(gaps) / INTERVAL_S - 1
 
 
-async def _ask(agent: AttachedAgent, command: str, sleep_s: float) -> None:
-    await agent.ask(f"{API}{command}", {"contextMap": {"sleep": str(sleep_s)}, "wait": 3600})
+async def _ask(agent: AttachedAgent, command: str, fields: Body, sleep_s: float) -> None:
+    await agent.ask(command, fields | {"contextMap": {"sleep": str(sleep_s)}, "wait": 3600})
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from tests.doubles.management_server.attached import API, AttachedAgent, Disconn
 from tests.doubles.management_server.authority import Authority
 from tests.doubles.management_server.packets import IN_SEQUENCE, Body, Packet
 from tests.doubles.management_server.server import ManagementServer
+from tests.wire.golden_messages import tree
 
 STORAGE = "org.apache.cloudstack.storage.command"
 LB = "org.apache.cloudstack.agent.lb"
@@ -144,6 +145,8 @@ def longest(moments: list[float]) -> float:
 async def test_pings_are_never_late(authority: Authority, tmp_path: Path) -> None:
     """A thousand commands, fifty at once, eight of them long: pings are late by less than a tenth of their interval. What this
     process is late by, whatever it does, is known from a task that only sleeps."""
+    ((name, copy),) = tree("CopyCommand-clone")[0].items()
+    role = ScriptedRole()
     ticks: list[float] = []
 
     async def tick() -> None:
@@ -153,12 +156,12 @@ async def test_pings_are_never_late(authority: Authority, tmp_path: Path) -> Non
 
     async with (
         ManagementServer(authority, ping_interval=QUICK) as server,
-        linked(server, state=tmp_path),
+        linked(server, state=tmp_path, role=role),
         asyncio.TaskGroup() as group,
     ):
         ticking = group.create_task(tick())
         agent = await server.agent()
-        copies = [asyncio.create_task(agent.ask(f"{STORAGE}.CopyCommand", does(sleep=30))) for _ in range(8)]
+        copies = [asyncio.create_task(agent.ask(name, copy | does(sleep=30))) for _ in range(8)]
         turns = asyncio.Semaphore(42)
 
         async def one(number: int) -> str:
@@ -168,8 +171,10 @@ async def test_pings_are_never_late(authority: Authority, tmp_path: Path) -> Non
         answers = await asyncio.gather(*(one(number) for number in range(1000)))
         assert answers == [str(number) for number in range(1000)]
         await soon(lambda: len(agent.pings) >= 3)
-        for copy in copies:
-            copy.cancel()
+        assert role.most_running == 50
+        assert not any(copying.done() for copying in copies)
+        for copying in copies:
+            copying.cancel()
         ticking.cancel()
         late = longest(agent.pings) - max(longest(ticks), QUICK)
         assert late < 0.1 * QUICK
