@@ -25,7 +25,7 @@ async def seen(here: Staging, *, wait_s: float = 0) -> list[tuple[str, str, str]
 async def test_an_event_comes_again_until_it_is_acknowledged_over_restarts(tmp_path: Path) -> None:
     there = MemoryStore()
     async with staging(tmp_path, there) as here:
-        upload = await here.stage("a", token="c-7")
+        upload = await here.put("a", token="c-7")
         assert await seen(here, wait_s=20) == [("stored", "a", "c-7")]
         assert await seen(here) == [("stored", "a", "c-7")]
     async with staging(tmp_path, there) as here:
@@ -43,7 +43,7 @@ async def test_an_event_comes_again_until_it_is_acknowledged_over_restarts(tmp_p
 async def test_a_reader_waits_for_the_first_event(tmp_path: Path) -> None:
     async with staging(tmp_path) as here:
         here.close()
-        await here.stage("a")
+        await here.put("a")
         assert await seen(here, wait_s=0.1) == []
         reading = asyncio.create_task(seen(here, wait_s=60))
         await asyncio.sleep(0.05)
@@ -60,14 +60,14 @@ async def test_a_reader_may_go_away(tmp_path: Path) -> None:
         await asyncio.sleep(0.05)
         reading.cancel()
         await asyncio.wait([reading])
-        await here.stage("a")
+        await here.put("a")
         assert await seen(here, wait_s=20) == [("stored", "a", "c-1")]
 
 
 async def test_what_was_given_up_is_told_too(tmp_path: Path) -> None:
     async with staging(tmp_path) as here:
         here.close()
-        upload = await here.stage("a")
+        upload = await here.put("a")
         await here.service.cancel(upload)
         here.open()
         assert await seen(here, wait_s=20) == [("cancelled", "a", "c-1")]
@@ -75,15 +75,15 @@ async def test_what_was_given_up_is_told_too(tmp_path: Path) -> None:
 
 async def test_what_somebody_waits_for_has_no_event(tmp_path: Path) -> None:
     async with staging(tmp_path) as here:
-        waited_for = await here.stage("a", announce=False)
+        waited_for = await here.put("a", announce=False)
         await here.service.stored(waited_for)
-        await here.stage("b", token="c-2")
+        await here.put("b", token="c-2")
         assert await seen(here, wait_s=20) == [("stored", "b", "c-2")]
 
 
 async def test_a_page_at_a_time(tmp_path: Path) -> None:
     async with staging(tmp_path) as here:
-        uploads = [await here.stage(f"o{number}", token=f"c-{number}") for number in range(5)]
+        uploads = [await here.put(f"o{number}", token=f"c-{number}") for number in range(5)]
         for upload in uploads:
             await here.service.stored(upload)
         taken = []
@@ -97,9 +97,9 @@ async def test_a_page_at_a_time(tmp_path: Path) -> None:
 
 async def test_a_command_has_one_event_when_all_that_it_staged_has_ended(tmp_path: Path) -> None:
     async with staging(tmp_path) as here:
-        await here.service.stored(await here.stage("disk"))
+        await here.service.stored(await here.put("disk"))
         here.close()
-        manifest = await here.stage("manifest")
+        manifest = await here.put("manifest")
         assert await seen(here) == []
         await outbox(here).acknowledge("c-1")  # too early: nobody can have seen it
         here.open()
@@ -112,7 +112,7 @@ async def test_a_command_has_one_event_when_all_that_it_staged_has_ended(tmp_pat
 
 async def test_a_command_that_is_not_answered_yet_has_no_event(tmp_path: Path) -> None:
     async with staging(tmp_path) as here:
-        await here.service.stored(await here.stage("disk"))
+        await here.service.stored(await here.put("disk"))
         early = outbox(here, busy="c-1")
         assert (await early.events(limit=10, wait_s=0)).events == []
         await early.acknowledge("c-1")
@@ -121,9 +121,9 @@ async def test_a_command_that_is_not_answered_yet_has_no_event(tmp_path: Path) -
 
 async def test_half_of_it_is_not_stored(tmp_path: Path) -> None:
     async with staging(tmp_path) as here:
-        await here.service.stored(await here.stage("disk"))
+        await here.service.stored(await here.put("disk"))
         here.close()
-        await here.service.cancel(await here.stage("manifest"))
+        await here.service.cancel(await here.put("manifest"))
         here.open()
         assert await seen(here, wait_s=20) == [("cancelled", "disk,manifest", "c-1")]
 

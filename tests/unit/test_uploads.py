@@ -17,7 +17,7 @@ from agent.upload_watch import watch
 from stores.backends.memory import MemoryStore
 from stores.cache.health import PoolSick
 from stores.cache.writeback.errors import QueueDraining, UploadCancelled, UploadOver, UploadPending, UploadUnknown
-from stores.errors import AccessDenied, TooLarge
+from stores.errors import TooLarge
 from tests.doubles.staging import Staging, staging
 
 
@@ -52,7 +52,7 @@ async def test_waiting_for_an_upload(tmp_path: Path) -> None:
     there = MemoryStore()
     async with staging(tmp_path, there) as here:
         here.close()
-        upload = await here.stage("a", data=b"x" * 1000)
+        upload = await here.put("a", data=b"x" * 1000)
         waiting = await here.service.wait(upload, 0.05)
         assert (waiting.state in ("waiting", "sending"), waiting.size, waiting.command) == (True, 1000, "c-1")
         with pytest.raises(UploadPending) as pending:
@@ -72,7 +72,7 @@ async def test_what_a_command_has_staged_is_given_up_with_it(tmp_path: Path) -> 
     there = MemoryStore()
     async with staging(tmp_path, there) as here:
         here.close()
-        mine, other = await here.stage("a", token="c-1"), await here.stage("b", token="c-2")
+        mine, other = await here.put("a", token="c-1"), await here.put("b", token="c-2")
         await here.service.settle("c-1", give_up=True)
         here.open()
         await here.service.stored(other)
@@ -85,7 +85,7 @@ async def test_what_a_command_has_staged_is_given_up_with_it(tmp_path: Path) -> 
 async def test_an_upload_that_failed_says_why_and_goes_on_when_told(tmp_path: Path) -> None:
     async with staging(tmp_path) as here:
         here.close(TooLarge("the store takes no more than 1 byte", limit=1, seen=7))
-        upload = await here.stage("a")
+        upload = await here.put("a")
         failed = await here.service.wait(upload, 20)
         assert failed.state == "failed"
         assert failed.error is not None
@@ -127,25 +127,26 @@ async def test_a_drain_is_over_when_everything_is_stored(tmp_path: Path) -> None
         }  # fmt: skip
         drain.begin()
         here.close()
-        await here.stage("a", data=b"x" * 10)  # what runs already may still stage
+        await here.put("a", data=b"x" * 10)  # what runs already may still stage
         commands.running = 0
         busy = await drain.status(0.05)
         assert (busy.draining, busy.stored, busy.uploads, busy.bytes, busy.blocked) == (True, False, 1, 10, 0)
         with pytest.raises(QueueDraining):
-            await here.stage("b", token="c-2")
+            await here.put("b", token="c-2")
         here.open()
         await here.service.retry(None)
         done = await drain.status(20)
         assert (done.stored, done.uploads, done.commands) == (True, 0, 0)
         drain.end()
         assert not (await drain.status(0)).draining
-        await here.stage("b", token="c-2")
+        await here.put("b", token="c-2")
 
 
 async def test_a_drain_does_not_wait_for_what_only_an_operator_can_help(tmp_path: Path) -> None:
     async with staging(tmp_path) as here:
-        here.close(AccessDenied("the key is gone"))
-        refused = await here.stage("a")
+        here.close()
+        refused = await here.put("a")
+        here.secret = "another key since"
         await until_state(here, refused, "refused")
         drain = Drain(Commands(), here.service)
         drain.begin()
@@ -157,7 +158,7 @@ async def test_a_drain_does_not_wait_for_what_only_an_operator_can_help(tmp_path
 async def test_nobody_says_stored_of_what_cannot_be_looked_at(tmp_path: Path) -> None:
     async with staging(tmp_path) as here:
         here.close()
-        await here.stage("a")
+        await here.put("a")
         here.pool.access.health.fails("the disk is gone")
         with pytest.raises(PoolSick):
             await Drain(Commands(), here.service).status(0)
@@ -172,7 +173,7 @@ async def test_nobody_says_stored_of_what_cannot_be_looked_at(tmp_path: Path) ->
 async def test_late_uploads_are_told_of_once_and_once_more_when_that_is_over(tmp_path: Path) -> None:
     async with staging(tmp_path) as here:
         here.close()
-        upload = await here.stage("a", data=b"x" * 1000)
+        upload = await here.put("a", data=b"x" * 1000)
         metrics = Metrics()
         with structlog.testing.capture_logs() as logs:
             watching = asyncio.create_task(watch(here.queue, metrics.uploads, alarm_s=0.05, interval_s=0.01))
