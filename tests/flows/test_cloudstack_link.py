@@ -7,7 +7,7 @@ import itertools
 import os
 import stat
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from agent.transports.cloudstack import requests
 from agent.transports.cloudstack.link import LinkSettings
+from agent.transports.cloudstack.models_session import StartupCommand
 from agent.transports.cloudstack.session import Phase
 from agent.transports.cloudstack.tls import Identity
 from stores.contract import MiB
@@ -411,6 +412,20 @@ def unused_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
+
+
+async def test_role_that_fails_costs_one_connection(server: ManagementServer, tmp_path: Path) -> None:
+    class Clumsy(ScriptedRole):
+        def introduction(self, local_address: str) -> Sequence[StartupCommand]:
+            if server.connections < 2:
+                raise ZeroDivisionError("secret detail")
+            return super().introduction(local_address)
+
+    heard = Heard()
+    async with linked(server, state=tmp_path, role=Clumsy(), watcher=heard):
+        await server.agent()
+    assert [failure.kind for failure in heard.failures] == ["Internal"]
+    assert "secret detail" not in heard.failures[0].message
 
 
 async def test_stranger_hears_nothing(server: ManagementServer, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.transports.cloudstack.errors import LinkProtocolError
+from agent.transports.cloudstack.connection import read
+from agent.transports.cloudstack.errors import ContentRefused, LinkProtocolError
 from agent.transports.cloudstack.wire import (
     MAX_FRAME,
     MAX_MESSAGE,
@@ -277,3 +278,17 @@ def test_round_trip(sequence: int, host: int, version: int, content: bytes, bits
     message = Message(sequence, flags, content, -1, host, host, version)
     assert decode(encode(message)) == message
     assert decode(encode(message, compress=False)) == message
+
+
+@given(st.binary(max_size=300) | st.text(alphabet='[]{}",:\\u0a1 ', max_size=60).map(str.encode), st.booleans())
+def test_any_text_is_read_or_refused(content: bytes, cut: bool) -> None:
+    data = bytearray(encode(Message(1, Flag.REQUEST, content)))
+    if cut:
+        del data[-1:]
+    try:
+        received = read(data)
+    except (LinkProtocolError, ContentRefused):
+        return
+    assert received is not None
+    assert received.message.content == b""
+    assert data == b""
