@@ -65,7 +65,8 @@ export
 ===========  ======  =========================================================================================
 
 "drop" is a reset; the task of a transfer that is dropped fails with VDI_IO_ERROR, as it does when a client goes away.
-"hang" reads and says nothing more until the client goes. "lose-task": the task's reference is no longer valid.
+"hang" says nothing more until the client goes, and reads nothing for `seconds`. "lose-task": the task's reference is no
+longer valid.
 Controls for the rest: `stop_host`, `start_host`, `restart` (sessions lost or not, events counted anew),
 `make_coordinator`, `show_certificate`, `drop_sessions`, `advance` (time, then XAPI's garbage collector), `cancel_task`,
 `lose_task`, `set_room` (an SR fills up in the middle), `plug`, `set_vdi`, `set_json_numbers`. Every step that a client can

@@ -54,6 +54,7 @@ class Fault:
     at_byte: int = 0
     """For "body": the first byte of the body that is no longer taken or sent. For "short": how many are left out at the end."""
     seconds: float = 0.0
+    """For "delay"; for "hang": how long nothing is even read, so that uploads stand still."""
     status: int = 503
     to: str = ""
     """For "redirect": the address, as in `host.address`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import select
 import socket
 import struct
 from dataclasses import dataclass
@@ -121,16 +120,17 @@ def reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-async def stalled(writer: asyncio.StreamWriter) -> None:
-    """Read nothing and say nothing until the client has gone."""
-    raw = writer.get_extra_info("socket")
-    while not writer.transport.is_closing() and _is_established(raw):
+async def stalled(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
+    """Read nothing for `seconds`, say nothing at all, until the client has gone."""
+    loop, raw = asyncio.get_running_loop(), writer.get_extra_info("socket")
+    end = loop.time() + seconds
+    while loop.time() < end and _is_established(raw):
         await asyncio.sleep(0.02)
+    while await reader.read(LIMIT):
+        pass
 
 
 def _is_established(raw: socket.socket) -> bool:
     if raw.fileno() < 0:
         return False
-    if raw.family == socket.AF_UNIX:
-        return not select.select([raw], [], [], 0)[0]
-    return raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x01"
+    return raw.family == socket.AF_UNIX or raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x01"

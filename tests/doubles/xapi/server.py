@@ -181,5 +181,5 @@ class Servers:
             await connection.send(answer(200, b'{"jsonrpc": "2.0", "resu', "application/json", keep_alive=False))
             return True
         if fault.action == "hang":
-            await stalled(connection.writer)
+            await stalled(connection.reader, connection.writer, fault.seconds)
         raise Dropped

@@ -150,7 +150,7 @@ class DataHandlers:
 
     async def _cut(self, fault: Fault, connection: Connection) -> None:
         if fault.action == "hang":
-            await stalled(connection.writer)
+            await stalled(connection.reader, connection.writer, fault.seconds)
         raise Dropped
 
     # -------------------------------------------------------------------------------------------------- the body
