@@ -132,12 +132,13 @@ class UploadService:
         """Uploads of commands that were answered `staged`, by the command's id: of those of which all have ended, and nobody
         has acknowledged that."""
         found: dict[str, list[UploadShown]] = {}
-        if self._queue is not None:
-            for upload in await self._queue.events(limit=EVENTS):
+        if self._queue is None or not await self._queue.events(limit=1):
+            return found
+        # Asked for first: what ends between the two questions is left for the next time.
+        going = {upload.command for upload in (await self.uploads()).uploads if upload.state not in ENDED}
+        for upload in await self._queue.events(limit=EVENTS):
+            if upload.token not in going:
                 found.setdefault(upload.token, []).append(shown(upload))
-        if found:
-            going = {upload.command for upload in (await self.uploads()).uploads if upload.state not in ENDED}
-            found = {command: uploads for command, uploads in found.items() if command not in going}
         return found
 
     async def acknowledge(self, upload: str) -> None:
