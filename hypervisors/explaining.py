@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hypervisors import relaying
-from hypervisors.backups import flattening
+from hypervisors.backups import carrying, flattening
 from hypervisors.context import Context
 from hypervisors.contract import Accepts, HypervisorHandler, HypervisorType, ImageSpec, Operation
 from hypervisors.copying import operation_of, target_spec
@@ -70,8 +70,8 @@ def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso)
             operation, how = Operation.ATTACH_ISO, How.OPENED
             spec = ImageSpec(ImageFormat.ISO)
             source, unmet = _reading(ctx, request.iso, handler.accepts(operation, spec, spec))
-        elif relaying.is_relay(request):
-            name, how = relaying.NAME, How.IN_PLACE
+        elif relaying.is_relay(request) or carrying.is_carrying(request):
+            name, how = carrying.NAME if request.source.type == "snapshot" else relaying.NAME, How.IN_PLACE
             source, unmet = _reading(ctx, request.source, relaying.READS)
             target, unwritable = _writing(ctx, request, relaying.WRITES)
             unmet = unmet or unwritable

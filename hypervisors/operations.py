@@ -22,7 +22,7 @@ from hypervisors import (
     volumes,
 )
 from hypervisors.attaching import Attached
-from hypervisors.backups import flattening, overview, removing, restoring, sending
+from hypervisors.backups import carrying, flattening, overview, removing, restoring, sending
 from hypervisors.backups.overview import Checked, Node, Tree, Verified
 from hypervisors.context import Context
 from hypervisors.contract import HypervisorHandler, HypervisorType, Operation
@@ -105,11 +105,13 @@ class Operations:
         success. A backup to a pool is restored with all that it builds on, `BrokenChain` or `BackupDamaged` before a byte is
         written. As durable as the request asks when it returns.
 
-        A template or a volume from one image store to another goes as it is. A snapshot to a template or volume of an image
-        store becomes one image.
+        A template or a volume from one image store to another goes as it is, and so does a backup, under the same path. A
+        snapshot to a template or volume of an image store becomes one image.
         """
         if relaying.is_relay(request):
             return await relaying.relay(self._context, call, request)
+        if carrying.is_carrying(request):
+            return await carrying.carry(self._context, call, request)
         if flattening.is_flattening(request):
             return await flattening.flatten(self._context, call, request)
         match copying.operation_of(request):

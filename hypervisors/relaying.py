@@ -1,6 +1,6 @@
 """Objects of image stores as they lie there: from one store to another, and away. No hypervisor has a part in it.
 
-Templates and volumes only: what is a backup goes with its manifest and with what it builds on (`hypervisors.backups`).
+Templates and volumes only: what is a backup goes with its manifest (`hypervisors.backups.carrying`).
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ async def relay(ctx: Context, call: Call, request: Copy) -> Copied:
                 f"{store.id} gives {info.ref} only in order, and a copy to another image store needs ranges",
                 ref=info.ref,
             )
-        sent = await _present(ctx, call, outgoing, examined.reader)
+        sent = await present(ctx, call, outgoing, examined.reader)
         if sent is None:
             sent, _ = await outgoing.send(examined.reader, WRITES, checksum=checksum)
     return Copied(_answer(target, sent, info, examined.spec), sent.upload)
 
 
-async def _present(ctx: Context, call: Call, outgoing: Outgoing, source: RangeReader) -> ObjectInfo | None:
-    """What an earlier try has sent, compared to the last byte; None where nothing has the name."""
+async def present(ctx: Context, call: Call, outgoing: Outgoing, source: RangeReader) -> ObjectInfo | None:
+    """What an earlier try has sent, compared to the last byte; None where nothing has the name, `AlreadyExists` for anything
+    else that has it."""
     store = outgoing.store
     try:
         info = await store.stat(outgoing.ref)

@@ -87,6 +87,7 @@ async def test_of_a_damaged_chain_nothing_is_made(shelf: Shelf, chain: Lab, dama
         client.close()
 
 
-async def test_it_is_explained(shelf: Shelf, chain: Lab) -> None:
-    told = shelf.here.operations.explain(HypervisorType.KVM, Copy(chain.remote("monday"), image(shelf)))
+async def test_it_is_explained(shelf: Shelf) -> None:
+    source = SnapshotObjectTO(path=ref_of("monday"), dataStore=shelf.s3())
+    told = shelf.here.operations.explain(HypervisorType.KVM, Copy(source, image(shelf)))
     assert (told.operation, told.how, told.refusal) == ("make an image of a snapshot", How.LAID_OUT, None)

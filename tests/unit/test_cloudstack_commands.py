@@ -148,6 +148,7 @@ def test_what_goes_to_a_pool_keeps_the_name_it_came_with(source: DataTO, destina
         (snapshot(POOL, "v/s-31"), template(S3, "template/tmpl/2/9", uuid="t"), "template/tmpl/2/9/t.qcow2"),
         (snapshot(S3, "snapshots/2/12/s-31"), snapshot(CACHE, "snapshots/2/12"), "snapshots/2/12/s-31"),
         (snapshot(NFS, "snapshots/2/12/s-31"), template(S3, "template/tmpl/2/9"), "template/tmpl/2/9/s-31.qcow2"),
+        (snapshot(S3, "snapshots/2/12/s-31"), snapshot(NFS, "snapshots/2/12"), "snapshots/2/12/s-31"),
         (template(S3, "t/2/9/u/a.qcow2"), template(CACHE, "t/2/9"), "t/2/9/a.qcow2"),
         (template(CACHE, "t/2/9/a.qcow2"), template(S3, "t/2/9/u"), "t/2/9/u/a.qcow2"),
         (volume(NFS, "volumes/2/12/a.vhd"), volume(NFS, "volumes/2/13"), "volumes/2/13/a.vhd"),
