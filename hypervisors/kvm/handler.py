@@ -19,7 +19,6 @@ from hypervisors.contract import (
     Written,
 )
 from hypervisors.images.gate import GateLimits, inspect
-from hypervisors.kvm.image_locks import require_no_writer
 from hypervisors.kvm.nodes import driver_of, known_format, own_node, source_node
 from hypervisors.kvm.qemu_img import QemuImg, direct_io_works
 from hypervisors.kvm.snapshots import KvmSnapshots
@@ -158,9 +157,9 @@ class KvmHandler(HypervisorHandler):
         progress: Progress,
     ) -> Written:
         path = as_pending_file(target).path
-        if self.keeps_bytes(source.spec, spec) and not source.backing:
-            if isinstance(source.presentation, LocalPath):
-                await self._engine.run(require_no_writer, source.presentation.path)  # plain bytes would not refuse that
+        if isinstance(source.presentation, LocalPath):
+            await self._snapshots.require_idle(source)
+        if self.keeps_bytes(source.spec, spec) and await self._goes_whole(source):
             digests = await self._land(source, path, checksum, progress)
         elif isinstance(source.presentation, RangeReader | ByteStream):
             async with scratch() as temporary:
@@ -204,6 +203,14 @@ class KvmHandler(HypervisorHandler):
         return Written(known_format(source), sizes.virtual, sizes.physical)
 
     # --------------------------------------------------------------------------------------------------- steps
+
+    async def _goes_whole(self, source: Source) -> bool:
+        """Whether the image's bytes are what shall be written: a file may hold old snapshots as well."""
+        return not source.backing and (
+            not isinstance(source.presentation, LocalPath)
+            or source.spec.compression is not None
+            or await self._snapshots.plain(source)
+        )
 
     async def _land(self, source: Source, path: Path, checksum: Checksum | None, progress: Progress) -> dict[str, str]:
         limit = self._limits.virtual_size

@@ -218,3 +218,17 @@ async def test_a_cancelled_snapshot_leaves_nothing(here: World) -> None:
             await making
         assert here.files() == files
         assert history(here, disk) == before
+
+
+async def test_a_copy_has_no_snapshots(here: World) -> None:
+    """What was deleted before the copy, and is kept in a snapshot, does not travel with it."""
+    disk = await volume(here)
+    qemu_io(here.path(disk), ImageFormat.QCOW2, "write -P 83 3M 64k")
+    await snapshot(here, disk, "s")
+    qemu_io(here.path(disk), ImageFormat.QCOW2, "write -P 5 3M 64k")
+    target = VolumeObjectTO(uuid="copy", dataStore=here.pool("other"))
+    made = (await here.operations.copy(here.call("c-copy"), Copy(disk, target))).data
+    assert isinstance(made, VolumeObjectTO)
+    assert seen(here, made) == seen(here, disk)
+    assert history(here, made) == (0, {})
+    assert bytes([83]) * 4096 not in here.path(made).read_bytes()
