@@ -58,17 +58,29 @@ class Steps:
             if len(self.taken) == self._die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def watch(self) -> None:
+    def watch(self, *, reading: bool = True) -> None:
+        """`reading`: whether transactions that change nothing count as well."""
         sys.addaudithook(self._audit)
         for name in ("fsync", "fdatasync"):
             setattr(os, name, self.counted(getattr(os, name)))
         setattr(upkeep, "reconcile", _nothing)  # noqa: B010  hundreds of transactions that change nothing
-        setattr(SqliteDatabase, "_run", self.counted(SqliteDatabase._run))  # noqa: B010  mypy would not have it
+        run = self.counted(SqliteDatabase._run) if reading else self._changing(SqliteDatabase._run)
+        setattr(SqliteDatabase, "_run", run)  # noqa: B010  mypy would not have it
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         makes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_CREAT
         if makes or event in ("os.rename", "os.remove", "os.mkdir"):
             self.step(event)
+
+    def _changing(self, run: Any) -> Any:
+        @functools.wraps(run)
+        def counted(database: Any, batch: Any) -> None:
+            before = _changes(database)
+            run(database, batch)
+            if _changes(database) != before:
+                self.step(run.__name__)
+
+        return counted
 
     def counted(self, function: Any) -> Any:
         @functools.wraps(function)
@@ -78,6 +90,12 @@ class Steps:
             return result
 
         return counted
+
+
+def _changes(database: Any) -> int:
+    """Rows that were changed through its connection so far."""
+    connection = database._connection
+    return 0 if connection is None else int(connection.connection.dbapi_connection.total_changes)
 
 
 async def _nothing(pool: PoolClaims) -> Report:

@@ -110,7 +110,7 @@ async def _use(life: UploadLife, steps: Steps, told: int) -> None:
 def _live(life: UploadLife, steps_told: Path) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     steps = Steps(life.die_at)
-    steps.watch()
+    steps.watch(reading=False)
     draft.rename_noreplace = steps.counted(draft.rename_noreplace)
     told = os.open(life.root / "told", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     asyncio.run(_use(life, steps, told))
