@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from agent.cli import app
 from tests.doubles.management_server.attached import API
-from tests.doubles.management_server.authority import Authority
+from tests.doubles.management_server.authority import Authority, shared_authority
 from tests.doubles.management_server.server import ManagementServer
 
 PROGRAM = str(Path(sys.executable).with_name("storage-agent"))
@@ -23,7 +23,7 @@ PROGRAM = str(Path(sys.executable).with_name("storage-agent"))
 
 @pytest.fixture(scope="module")
 def authority() -> Authority:
-    return Authority()
+    return shared_authority()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from tests.agent_process import AgentHost, agent_host
 from tests.doubles.management_server.attached import API, AttachedAgent
-from tests.doubles.management_server.authority import Authority
+from tests.doubles.management_server.authority import Authority, shared_authority
 from tests.doubles.management_server.packets import Body
 from tests.doubles.management_server.server import ManagementServer
 
@@ -20,7 +20,7 @@ STORAGE = "org.apache.cloudstack.storage"
 
 @pytest.fixture(scope="module")
 def authority() -> Authority:
-    return Authority()
+    return shared_authority()
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from agent.transports.cloudstack.link import LinkSettings
 from agent.transports.cloudstack.tls import Trust, client_context, connect
 from agent.transports.cloudstack.wire import Flag, Message, decode, encode
 from tests.doubles.cloudstack_role import linked
-from tests.doubles.management_server.authority import Authority
+from tests.doubles.management_server.authority import Authority, shared_authority
 
 SOURCE = Path(__file__).parents[1] / "doubles" / "java" / "FrameServer.java"
 API = "com.cloud.agent.api."
@@ -49,7 +49,7 @@ def java_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def authority() -> Authority:
-    return Authority()
+    return shared_authority()
 
 
 @asynccontextmanager

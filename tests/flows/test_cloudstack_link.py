@@ -22,7 +22,7 @@ from agent.transports.cloudstack.tls import Identity
 from stores.contract import MiB
 from tests.doubles.cloudstack_role import Heard, ScriptedRole, linked
 from tests.doubles.management_server.attached import API, AttachedAgent, Disconnected
-from tests.doubles.management_server.authority import Authority
+from tests.doubles.management_server.authority import Authority, shared_authority
 from tests.doubles.management_server.packets import IN_SEQUENCE, Body, Packet
 from tests.doubles.management_server.server import ManagementServer
 from tests.wire.golden_messages import tree
@@ -41,7 +41,7 @@ QUICK = 1  # s, the shortest interval that a server can tell
 
 @pytest.fixture(scope="module")
 def authority() -> Authority:
-    return Authority()
+    return shared_authority()
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from agent.transports.cloudstack.state import StateDirectory
 from agent.transports.cloudstack.tls import client_context
 from stores.errors import StoreError
 from stores.secret import Secret
-from tests.doubles.management_server.authority import Authority
+from tests.doubles.management_server.authority import Authority, shared_authority
 
-AUTHORITY = Authority()
+AUTHORITY = shared_authority()
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from agent.transports.cloudstack.models_session import PingCommand, ReadyAnswer,
 from agent.transports.cloudstack.tls import TlsChannel, TlsEngine, Trust, client_context, connect
 from agent.transports.cloudstack.wire import Flag, Message
 from tests.doubles.management_server.attached import API, AttachedAgent
-from tests.doubles.management_server.authority import Authority
+from tests.doubles.management_server.authority import shared_authority
 from tests.doubles.management_server.packets import Packet
 from tests.doubles.management_server.server import ManagementServer
 
 STARTUP = json_codec.encode([StartupRoutingCommand(guid="g-LibvirtComputingResource")])
-AUTHORITY = Authority()
+AUTHORITY = shared_authority()
 
 
 @pytest.fixture

@@ -32,10 +32,10 @@ from agent.transports.cloudstack.tls import (
 from agent.transports.cloudstack.wire import Frame, FrameReader, frame
 from stores.contract import MiB
 from stores.errors import TlsFailed
-from tests.doubles.management_server.authority import Authority
+from tests.doubles.management_server.authority import Authority, shared_authority
 
 NOW = datetime.datetime.now(datetime.UTC)
-AUTHORITY = Authority()
+AUTHORITY = shared_authority()
 PINNED = Trust((AUTHORITY.certificate,))
 CHANGE_CIPHER_SPEC = b"\x14"  # type of the record that begins the server's last flight
 

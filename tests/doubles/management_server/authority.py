@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ssl
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from cryptography import x509
@@ -86,6 +87,12 @@ class Authority:
             .not_valid_before(now - datetime.timedelta(days=abs(days)))
             .not_valid_after(now + datetime.timedelta(days=days))
         )
+
+
+@cache
+def shared_authority() -> Authority:
+    """One for all tests that need no stranger: keys take time to make."""
+    return Authority()
 
 
 def _key_pem(key: rsa.RSAPrivateKey) -> bytes:
