@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +11,17 @@ import pytest
 from agent.commands import COMMAND, Command, Outcome
 from agent.execution import Execution
 from agent.locks import Claim
+from hypervisors import verbs
 from hypervisors.contract import HypervisorType
+from hypervisors.operations import Copied, Operations, Recovered
+from hypervisors.verbs import Call
+from stores.cache.writeback.errors import UploadPending
 from stores.contract import MiB, Silent
 from stores.errors import StorageError
+from stores.to import SnapshotObjectTO
+from tests.doubles.staging import Staging, staging
 from tests.doubles.world import World, world
+from tests.uploads import bucket
 
 
 def execution(place: World) -> Execution:
@@ -123,3 +132,118 @@ async def test_another_hypervisor_is_refused_by_name() -> None:
     async with world() as place:
         with pytest.raises(StorageError, match="Hyperv"):
             await do(place, "CreateObject", data=volume(place, size=MiB), hypervisorType="Hyperv")
+
+
+# ------------------------------------------------------------------------------- what a copy has staged, and who waits
+
+
+BACKUP = SnapshotObjectTO(path="b", dataStore=bucket())
+UNDONE = Recovered("undone")
+
+
+class Copies(Operations):
+    """Answers a copy, and what became of one, as it is told."""
+
+    def __init__(self, upload: str | None, recovered: Recovered) -> None:
+        self._copied = Copied(BACKUP, upload)
+        self._recovered = recovered
+
+    async def copy(self, call: Call, request: verbs.Copy) -> Copied:
+        return self._copied
+
+    async def recover(self, hypervisor: HypervisorType, request: verbs.Request, token: str) -> Recovered:
+        return self._recovered
+
+
+def backing_up(durability: str) -> Command:
+    snapshot = {
+        "type": "snapshot",
+        "path": "v/s",
+        "dataStore": {"storeType": "primary", "uuid": "p", "poolType": "Filesystem"},
+    }
+    target = {"type": "snapshot", "path": "b", "dataStore": {"storeType": "s3", "bucketName": "bucket"}}
+    return COMMAND.validate_python(
+        {"command": "Copy", "id": "c-1", "source": snapshot, "destination": target, "durability": durability}
+    )
+
+
+def copies(here: Staging, upload: str | None, recovered: Recovered = UNDONE) -> Execution:
+    return Execution(Copies(upload, recovered), HypervisorType.KVM, uploads=here.service)
+
+
+async def test_staged_is_answered_as_it_is(tmp_path: Path) -> None:
+    async with staging(tmp_path) as here:
+        here.close()
+        upload = await here.put("b")
+        outcome = await copies(here, upload).execute(backing_up("staged"), "c-1", Silent())
+        assert (outcome.durability, outcome.upload) == ("staged", upload)
+
+
+async def test_stored_waits_for_all_that_was_staged(tmp_path: Path) -> None:
+    async with staging(tmp_path) as here:
+        here.close()
+        earlier, manifest = await here.put("b", token="earlier"), await here.put("b.manifest", token="earlier")
+        execution = copies(here, earlier)
+        waiting = asyncio.create_task(execution.execute(backing_up("stored"), "c-1", Silent()))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        here.open()
+        await here.service.retry(None)
+        outcome = await waiting
+        assert (outcome.durability, outcome.upload) == ("stored", None)
+        assert (await here.service.show(manifest)).state == "stored"
+
+
+@pytest.mark.parametrize("give_up", [False, True])
+async def test_who_stops_waiting_stops_nothing_else(tmp_path: Path, give_up: bool) -> None:
+    async with staging(tmp_path) as here:
+        here.close()
+        earlier = await here.put("b", token="earlier")
+        execution = copies(here, earlier)
+        waiting = asyncio.create_task(execution.execute(backing_up("stored"), "c-1", Silent()))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        if give_up:
+            await execution.settle(backing_up("stored"), "c-1", give_up=True)
+        else:
+            with pytest.raises(UploadPending) as pending:
+                await execution.settle(backing_up("stored"), "c-1", give_up=False)
+            assert pending.value.details["upload"] == earlier
+        here.open()
+        await here.service.retry(None)
+        await here.service.stored(earlier)
+        await execution.settle(backing_up("stored"), "c-1", give_up=False)  # nothing is remembered of it
+
+
+async def test_what_was_staged_and_never_answered_is_undone(tmp_path: Path) -> None:
+    async with staging(tmp_path) as here:
+        here.close()
+        upload = await here.put("b", token="c-1")
+        assert await copies(here, None).undo(backing_up("staged"), "c-1") is None
+        assert (await here.service.show(upload)).state in ("cancelling", "cancelled")
+
+
+async def test_what_was_to_be_stored_is_not_undone_while_it_is_safe(tmp_path: Path) -> None:
+    async with staging(tmp_path) as here:
+        here.close()
+        await here.put("b", token="c-1")
+        for recovered in (UNDONE, Recovered("finished", Copied(BACKUP))):
+            with pytest.raises(UploadPending):
+                await copies(here, None, recovered).undo(backing_up("stored"), "c-1")
+
+
+async def test_a_staged_copy_that_was_finished_is_told_as_staged_until_it_is_stored(tmp_path: Path) -> None:
+    finished = Recovered("finished", Copied(BACKUP))
+    async with staging(tmp_path) as here:
+        here.close()
+        upload = await here.put("b", token="c-1")
+        outcome = await copies(here, None, finished).undo(backing_up("staged"), "c-1")
+        assert outcome is not None
+        assert (outcome.durability, outcome.upload) == ("staged", upload)
+        here.open()
+        await here.service.retry(None)
+        await here.service.stored(upload)
+        outcome = await copies(here, None, finished).undo(backing_up("staged"), "c-1")
+        assert outcome is not None
+        assert (outcome.durability, outcome.upload) == ("stored", None)
