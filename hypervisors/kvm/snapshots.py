@@ -175,8 +175,11 @@ class KvmSnapshots(Snapshots):
 
 
 def usable(points: Sequence[str], bitmaps: Mapping[str, Bitmap]) -> tuple[str, ...]:
-    """Those of `points`, oldest first, from which on nothing is missing: a gap makes all that came before it useless."""
+    """Those of `points`, oldest first, from which on nothing is missing: a gap makes all that came before it useless, and so
+    does a last one that does not record."""
     kept: list[str] = []
+    if points and points[-1] in bitmaps and not bitmaps[points[-1]].recording:
+        return ()
     for point in reversed(points):
         if point not in bitmaps or bitmaps[point].broken:
             break

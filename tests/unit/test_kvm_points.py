@@ -11,16 +11,19 @@ from hypervisors.kvm.qemu_img import Bitmap
 from hypervisors.kvm.snapshots import joined, usable
 
 WELL = Bitmap(recording=False, broken=False)
+RECORDING = Bitmap(recording=True, broken=False)
 BROKEN = Bitmap(recording=True, broken=True)
 
 
 def test_a_gap_makes_all_before_it_useless() -> None:
     points = ("a", "b", "c")
-    assert usable(points, {"a": WELL, "b": WELL, "c": WELL, "foreign": WELL}) == points
-    assert usable(points, {"a": WELL, "c": WELL}) == ("c",)
-    assert usable(points, {"a": WELL, "b": BROKEN, "c": WELL}) == ("c",)
+    assert usable(points, {"a": WELL, "b": WELL, "c": RECORDING, "foreign": WELL}) == points
+    assert usable(points, {"a": RECORDING, "b": RECORDING, "c": RECORDING}) == points
+    assert usable(points, {"a": WELL, "c": RECORDING}) == ("c",)
+    assert usable(points, {"a": WELL, "b": BROKEN, "c": RECORDING}) == ("c",)
     assert usable(points, {"a": WELL, "b": WELL}) == ()
     assert usable(points, {"a": WELL, "b": WELL, "c": BROKEN}) == ()
+    assert usable(points, {"a": WELL, "b": WELL, "c": WELL}) == ()
     assert usable((), {"a": WELL}) == ()
 
 
