@@ -259,6 +259,8 @@ async def _history(actions: list[tuple[str, int, int]]) -> None:
                     sent.append(name)
         for name in sent:
             assert await found.restored(name) == found.contents[name]
+        chain = [here.root / "images" / ref_of(name) for name in reversed(sent)]
+        assert read_by_hand(chain, here.root / "by-hand") == found.contents[sent[-1]]
         for name in local:
             await found.delete(found.local(name))
         assert (await here.operations.verify_backup(found.call(), found.to, ref_of(sent[-1]))).sound
@@ -438,6 +440,36 @@ async def test_a_store_that_goes_away(shelf: Shelf, phase: str) -> None:
         assert keys(client, shelf.bucket) == objects("s1", "s2")
     finally:
         client.close()
+
+
+async def test_a_cancelled_restore_leaves_nothing(lab_: Lab) -> None:
+    await backed_up(lab_, "s1")
+    lab_.write("write -P 2 1M 64k")
+    await backed_up(lab_, "s2", "s1")
+    target = VolumeObjectTO(uuid="restored", dataStore=lab_.here.pool("other"))
+    for delay in (0.0, 0.01, 0.03, 0.06):
+        request = Copy(lab_.remote("s2"), target)
+        restoring = asyncio.create_task(lab_.here.operations.copy(lab_.call(), request))
+        await asyncio.sleep(delay)
+        restoring.cancel()
+        with suppress(asyncio.CancelledError):
+            await restoring
+        if not restoring.cancelled():
+            break
+        assert lab_.here.files("other") == set()
+
+
+async def test_several_at_once(lab_: Lab) -> None:
+    """Of one volume: each reads its own moment, whatever the others do."""
+    names = ("s1", "s2", "s3")
+    for name in names:
+        lab_.write(f"write -P {name[1]} {name[1]}00k 300k")
+        await lab_.snapshot(name)
+    async with asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(lab_.back_up(name))
+    for name in names:
+        assert await lab_.restored(name) == lab_.contents[name]
 
 
 async def test_names_that_are_taken(lab_: Lab) -> None:
