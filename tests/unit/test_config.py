@@ -179,6 +179,11 @@ def test_the_configuration_does_not_change_once_loaded(tmp_path: Path) -> None:
         ('[urls]\nallow_networks = ["10.0.0.0/33"]\n', "urls.allow_networks.0: "),
         ("[urls]\nports = [0]\n", "urls.ports.0: "),
         ('[transfer]\nmemory = "1MiB"\n', "transfer.memory: "),
+        ("[uploads]\nunstored_share = 1.1\n", "uploads.unstored_share: "),
+        (
+            "[uploads]\nfirst_retry_s = 9\nlast_retry_s = 3\n",
+            "uploads: first_retry_s is 9 and needs to be at most last",
+        ),
         ('[api]\nmode = "660"\n', "api.mode: "),
         ('[api]\ntls_roles = { "management" = "command" }\n', "api.tls_roles: 'management' needs to begin with DNS:"),
         ('[api]\ntls_roles = { "CN=m" = "admin" }\n', "api.tls_roles.CN=m: Input should be 'view', 'operate' or 'comm"),

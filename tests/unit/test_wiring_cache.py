@@ -66,6 +66,8 @@ async def test_started_and_stopped(tmp_path: Path) -> None:
         (pool,) = await parts.caching.pools()
         assert (pool.ailment, pool.limit, pool.entries) == (None, 48 * MiB, 1)
         assert (tmp_path / "cache/ledger.sqlite").exists()
+        assert (await parts.uploading.uploads()).uploads == []
+        assert (tmp_path / "state/credentials").stat().st_mode & 0o777 == 0o700
     await parts.aclose()
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
 
@@ -76,6 +78,7 @@ async def test_without_pools_there_is_no_cache(tmp_path: Path) -> None:
         assert parts.cache is None
         assert await parts.caching.pools() == []
         assert (await parts.caching.explain("x")).copies == []
+        assert (await parts.uploading.uploads()).uploads == []
     await parts.aclose()
 
 
