@@ -28,9 +28,9 @@ from tests.uploads import Host, bucket, data_of
 SIZES = [0, 100 * KiB, 900 * KiB, 2500 * KiB]
 ROOM = 12 * MiB
 SETTINGS = WritebackSettings(
-    unstored_share=0.5, large=MiB, first_retry_s=0.005, last_retry_s=0.02, first_probe_s=0.005, last_probe_s=0.02
+    unstored_share=0.3, large=MiB, first_retry_s=0.005, last_retry_s=0.02, first_probe_s=0.005, last_probe_s=0.02
 )
-CAP = ROOM // 2
+CAP = int(ROOM * 0.3)
 LEASE_S = 2.0  # short: a process that slept learns of it when it next renews its lease
 
 T = TypeVar("T")
