@@ -316,9 +316,7 @@ class Resolver:
             )
         return self._directory(mounts[name], f"nfs:{name}", allowed=(mounts[name],), mounted=True)
 
-    def _directory(
-        self, root: Path, identity: str, *, allowed: Sequence[Path], mounted: bool = False
-    ) -> DataStore:
+    def _directory(self, root: Path, identity: str, *, allowed: Sequence[Path], mounted: bool = False) -> DataStore:
         from stores.backends.filesystem import FilesystemStore
 
         return FilesystemStore(
