@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.commands import BackupChecked, BackupNode, BackupTree, BackupVerified
+from agent.backup_models import BackupChecked, BackupNode, BackupTree, BackupVerified
 from hypervisors.operations import Node, Tree, Verified
 
 

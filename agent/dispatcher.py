@@ -15,19 +15,18 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import structlog
 
 from agent.commands import Answer, Command, Event, Outcome, State, canonical
-from agent.failures import Draining, IdReused, JournalUnusable, Overloaded, Stopping, UnknownCommand
+from agent.executor import Executor, Observer, Unobserved
+from agent.failures import Draining, JournalUnusable, Overloaded, Stopping, UnknownCommand
 from agent.job import Job, Stop
 from agent.journal import Journal
 from agent.journal_file import Entry
-from agent.locks import Claim, Locks
+from agent.locks import Locks
 from agent.progress import Tracker
-from stores.cache.writeback.errors import UploadPending
-from stores.contract import Progress
+from agent.replay import goes_on, replay, reused
 
 _log = structlog.get_logger(__name__)
 
@@ -35,44 +34,6 @@ EVENT_INTERVAL_S = 0.2
 """Pace of progress events. Subscribers look this often; nobody is woken by the work itself."""
 RECORD_RETRY_S = 1.0
 """Pause between attempts to record an outcome in a journal that fails."""
-
-
-class Executor(Protocol):
-    """Who does what commands ask for (`agent.execution`)."""
-
-    def claims(self, command: Command) -> Sequence[Claim]:
-        """The objects that the command touches."""
-        ...
-
-    async def execute(self, command: Command, token: str, progress: Progress) -> Outcome:
-        """Do it, durably. Raises if it could not be done; cancelled or failed, it leaves nothing behind, but for what it has
-        staged for a store."""
-        ...
-
-    async def settle(self, command: Command, token: str, *, give_up: bool) -> None:
-        """After `execute` was stopped: returns when nothing of that run is left. `UploadPending` where what it has staged goes
-        on to its store; with `give_up` that is given up as well."""
-        ...
-
-
-class Observer(Protocol):
-    """Who counts what happens (metrics). Never blocks, never raises."""
-
-    def accepted(self, command: str) -> None: ...
-
-    def finished(self, answer: Answer) -> None: ...
-
-    def advanced(self, count: int) -> None: ...
-
-
-class Unobserved:
-    """For callers who do not count."""
-
-    def accepted(self, command: str) -> None: ...
-
-    def finished(self, answer: Answer) -> None: ...
-
-    def advanced(self, count: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +121,13 @@ class Dispatcher:
                 entry = await self._journal.find(command_id) if command.id else None
                 if entry is None:
                     raise refusal
-                return _replay(entry, fingerprint)
+                return replay(entry, fingerprint)
             job = self._start(command, command_id, fingerprint)
         known = await asyncio.shield(job.accepted)
         if known is not None:
-            return _replay(known, fingerprint)
+            return replay(known, fingerprint)
         if job.fingerprint != fingerprint:
-            raise _reused(command_id)
+            raise reused(command_id)
         return job.ended.result() if job.ended.done() else job.answer()
 
     async def get(self, command_id: str) -> Answer:
@@ -329,7 +290,7 @@ class Dispatcher:
         )
         try:
             known = await self._journal.accept(entry)
-            if known is not None and _goes_on(known, job.fingerprint):
+            if known is not None and goes_on(known, job.fingerprint):
                 await self._journal.reopen(job.id, job.accepted_at)
                 known = None
         except JournalUnusable as error:
@@ -423,23 +384,3 @@ async def _ended(future: asyncio.Future[None]) -> asyncio.CancelledError | None:
         except asyncio.CancelledError as error:
             cancelled = error
     return cancelled
-
-
-def _goes_on(entry: Entry, fingerprint: str) -> bool:
-    """Whether that command, sent again, has an upload to wait for."""
-    if entry.fingerprint != fingerprint or not entry.state.final:
-        return False
-    error = entry.told().error
-    return error is not None and error.kind == UploadPending.__name__
-
-
-def _replay(entry: Entry, fingerprint: str) -> Answer:
-    if entry.fingerprint != fingerprint:
-        raise _reused(entry.id)
-    return entry.told()
-
-
-def _reused(command_id: str) -> IdReused:
-    return IdReused(
-        f"command id {command_id} was used before for a command with other content; use a new id", id=command_id
-    )
