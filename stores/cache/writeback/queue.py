@@ -196,6 +196,13 @@ class UploadQueue:
                 return outcome(found) or ObjectInfo(ref, found.size, upload=found.id)
         return None
 
+    async def uploading(self, store: DataStore, ref: str) -> Upload | None:
+        """What is staged for that object and not stored yet, whoever has staged it."""
+        for found in await self.list():
+            if (found.store, found.ref) == (store.id, ref) and found.state in STAGED:
+                return found
+        return None
+
     # ----------------------------------------------------------------------------------------------------- waiting
 
     async def stored(self, upload: str, *, deadline_s: float | None) -> ObjectInfo:
