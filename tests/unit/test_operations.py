@@ -188,11 +188,7 @@ async def test_explain_link_and_refusals(here: World) -> None:
     told = here.operations.explain(HypervisorType.KVM, Copy(template, VolumeObjectTO(uuid="v", dataStore=pool)))
     assert told.how is How.LINKED
     for source, destination, kind in (
-        (
-            SnapshotObjectTO(path="v/s", dataStore=pool),
-            TemplateObjectTO(uuid="v", imageDataStore=S3),
-            "OperationUnsupported",
-        ),
+        (SnapshotObjectTO(path="v/s", dataStore=pool), TemplateObjectTO(uuid="v", imageDataStore=S3), None),
         (SnapshotObjectTO(path="v/s", dataStore=pool), VolumeObjectTO(uuid="v", dataStore=pool), None),
         (template, TemplateObjectTO(uuid="v", imageDataStore=S3), "OperationUnsupported"),
         (template, VolumeObjectTO(uuid="v", dataStore=POOL), None),
@@ -202,6 +198,29 @@ async def test_explain_link_and_refusals(here: World) -> None:
     told = here.operations.explain(HypervisorType.XEN, Copy(template, VolumeObjectTO(uuid="v", dataStore=pool)))
     assert told.refusal_kind == "OperationUnsupported"
     assert here.files() == set()
+
+
+async def test_explain_snapshots_and_backups(here: World) -> None:
+    """What is read, what is written, and what happens to the bytes between."""
+    pool, snapshot = here.pool(), SnapshotObjectTO(path="v/s", dataStore=here.pool())
+    qcow2, raw = (VolumeObjectTO(path="v", dataStore=pool, format=f) for f in (ImageFormat.QCOW2, ImageFormat.RAW))
+    away = TemplateObjectTO(path="t", imageDataStore=S3, format=ImageFormat.QCOW2)
+    backup, back = SnapshotObjectTO(path="b/s", dataStore=S3), VolumeObjectTO(uuid="w", dataStore=pool)
+    for source, destination, how, reads, writes in (
+        (snapshot, backup, How.LAID_OUT, Kind.LOCAL_PATH, Kind.BYTE_STREAM),
+        (backup, back, How.LAID_OUT, Kind.RANGE_READER, Kind.LOCAL_PATH),
+        (qcow2, away, How.IN_PLACE, Kind.LOCAL_PATH, Kind.UPLOAD),
+        (raw, away, How.LAID_OUT, Kind.LOCAL_PATH, Kind.BYTE_STREAM),
+    ):
+        told = here.operations.explain(HypervisorType.KVM, Copy(source, destination))
+        assert (told.how, told.refusal) == (how, None)
+        assert told.source is not None
+        assert told.target is not None
+        assert (told.source.chosen, told.target.chosen) == (reads, writes)
+    refused = here.operations.explain(
+        HypervisorType.KVM, Copy(snapshot, backup.model_copy(update={"format": ImageFormat.VHD}))
+    )
+    assert (refused.how, refused.refusal_kind) == (How.REFUSED, "OperationUnsupported")
 
 
 # ---------------------------------------------------------------------------------------------------------- publication
