@@ -114,7 +114,7 @@ async def _account(entry: Entry, undoer: Undoer, clock: Callable[[], float], lim
         return "not_undone", _failed(entry, error, clock)
     if outcome is None:
         error = Interrupted(
-            f"the agent died while command {entry.id} ran; what it had written was removed: send it again"
+            f"the agent died while command {entry.id} ran; what it had written on this host was removed: send it again"
         )
         return "undone", _failed(entry, error, clock)
     answer = Answer.final(
