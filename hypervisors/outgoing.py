@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -12,23 +11,11 @@ from hypervisors.contract import Accepts
 from hypervisors.landing import verify
 from hypervisors.narrowing import as_pending_file, as_pending_stream
 from hypervisors.verbs import Call
-from stores.contract import (
-    DataStore,
-    Kind,
-    ObjectInfo,
-    PendingStream,
-    PendingUpload,
-    PendingWrite,
-    Progress,
-    RangeReader,
-)
+from stores.contract import DataStore, Kind, ObjectInfo, PendingUpload, PendingWrite, RangeReader
 from stores.errors import AlreadyExists, NotFound
 from stores.resolver import Durability
-from stores.streams import presented
 from stores.to import DataStoreTO
-from stores.transfer.digests import Checksum, Digester
-from stores.transfer.engine import TransferEngine
-from stores.transfer.groups import first_failure
+from stores.transfer.digests import Checksum
 from stores.uninterrupted import uninterrupted
 
 DIGEST = "sha256"
@@ -63,15 +50,16 @@ class Outgoing:
         ):
             if pending.kind is Kind.LOCAL_PATH:
                 path = as_pending_file(pending).path
-                digests = (await engine.fetch(image, path, digests=wanted, progress=progress)).digests
+                sent = await engine.fetch(image, path, digests=wanted, progress=progress)
             else:
-                digests = await _in_order(engine, image, as_pending_stream(pending), progress, wanted)
-            verify(checksum, digests, image.info.ref)
+                sent = await engine.send(image, as_pending_stream(pending), digests=wanted, progress=progress)
+            verify(checksum, sent.digests, image.info.ref)
             progress.phase("publish")
-            return await commit.of(pending), digests[DIGEST]
+            return await commit.of(pending), sent.digests[DIGEST]
 
     async def require_free(self) -> None:
-        """`AlreadyExists` where something has that name."""
+        """`AlreadyExists` where something has that name, `AlreadyStaged` where something is on its way there."""
+        await self.ctx.resolver.require_not_uploading(self.store, self.ref)
         try:
             await self.store.stat(self.ref)
         except NotFound:
@@ -126,17 +114,3 @@ async def both_or_neither(store: DataStore, ref: str) -> AsyncIterator[Commit]:
         if commit.info is not None and commit.info.upload is None:
             await uninterrupted(store.delete(ref))
         raise
-
-
-async def _in_order(
-    engine: TransferEngine, image: RangeReader, pending: PendingStream, progress: Progress, wanted: Sequence[str]
-) -> dict[str, str]:
-    digester = Digester(wanted)
-    async with presented(engine.stream(image)) as stream:
-        async for piece in stream:
-            with first_failure():
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(engine.run(digester.update, piece), name="digest")
-                    group.create_task(pending.write(piece), name="write")
-            progress.advance(len(piece))
-    return digester.hexdigests()

@@ -210,16 +210,30 @@ class PendingFile(Protocol):
 
 
 class PendingStream(Protocol):
-    """An object being sent in order."""
+    """An object being sent in order: by `write` from memory that the caller has, or read straight into the store's."""
 
     kind: ClassVar[Kind] = Kind.BYTE_STREAM
 
     async def write(self, data: memoryview) -> None:
-        """Takes `data` in order; the buffer may be reused when this returns."""
+        """Takes `data` in order, behind all rooms, which are filled; the buffer may be reused when this returns."""
+        ...
+
+    async def room(self, most: int) -> memoryview:
+        """Memory for the next bytes, behind those of earlier rooms: at least one byte, and at most `most`, which the object
+        has for certain. It is the caller's until it is `filled`, or the context ends: nobody writes into it afterwards.
+
+        Many may be out at once. Waits where the store can give no more before earlier ones are filled, so that this and
+        `filled` are for different tasks, or for one room at a time.
+        """
+        ...
+
+    async def filled(self, room: memoryview) -> None:
+        """All of `room`, the earliest that is out, holds the object's bytes."""
         ...
 
     async def commit(self) -> ObjectInfo:
-        """Finish; returns only after the store confirmed size and checksum. Never before: stored means stored."""
+        """Finish; returns only after the store confirmed size and checksum. Never before: stored means stored. A room that
+        was not filled is no part of the object."""
         ...
 
 

@@ -10,8 +10,9 @@ trusted users can write into the directory. The other presentations hold the fil
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -35,7 +36,9 @@ from stores.contract import (
 from stores.errors import NotFound
 from stores.paths import check_prefix, check_ref, in_listing
 from stores.streams import presented
+from stores.transfer.buffers import PIECE
 from stores.transfer.engine import TransferEngine
+from stores.transfer.outgoing import Share
 from stores.uninterrupted import uninterrupted
 
 
@@ -100,7 +103,11 @@ class FilesystemStore(DataStore):
         streaming = kind is Kind.BYTE_STREAM
         try:
             await self._engine.run(draft.create, room=streaming)
-            yield _PendingStream(draft, self._engine) if streaming else _PendingFile(draft, self._engine)
+            if streaming:
+                with closing(Share(self._engine.outgoing)) as memory:
+                    yield _PendingStream(draft, self._engine, memory)
+            else:
+                yield _PendingFile(draft, self._engine)
         finally:
             await uninterrupted(self._engine.run(draft.close))
 
@@ -189,12 +196,22 @@ class _PendingFile:
 class _PendingStream:
     kind: ClassVar[Kind] = Kind.BYTE_STREAM
 
-    def __init__(self, draft: Draft, engine: TransferEngine) -> None:
+    def __init__(self, draft: Draft, engine: TransferEngine, memory: Share) -> None:
         self._draft = draft
         self._engine = engine
+        self._memory = memory
+        self._rooms: deque[memoryview] = deque()  # whole buffers, of which rooms may be the beginning
 
     async def write(self, data: memoryview) -> None:
         await self._engine.run(self._draft.write, data)
+
+    async def room(self, most: int) -> memoryview:
+        self._rooms.append(await self._memory.take(PIECE))
+        return self._rooms[-1][:most]
+
+    async def filled(self, room: memoryview) -> None:
+        await self._engine.run(self._draft.write, room)
+        self._memory.give(self._rooms.popleft())
 
     async def commit(self) -> ObjectInfo:
         return await self._engine.run(self._draft.publish)

@@ -101,6 +101,12 @@ class _PendingStream:
         self.content.append(data)
         await asyncio.sleep(0)
 
+    async def room(self, most: int) -> memoryview:
+        return memoryview(bytearray(min(PIECE, most)))
+
+    async def filled(self, room: memoryview) -> None:
+        await self.write(room)
+
     async def commit(self) -> ObjectInfo:
         if self._size is not None and self.content.size != self._size:
             raise IntegrityError(

@@ -6,9 +6,10 @@ Parts are kept until the server has confirmed them, in memory that all streams o
 from __future__ import annotations
 
 import asyncio
-import mmap
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -21,9 +22,10 @@ from stores.backends.s3_send import Part, Sender
 from stores.backends.s3_sums import crc64nvme, joined_crc, md5_of, multipart_etag, part_length
 from stores.contract import Kind, ObjectInfo
 from stores.errors import IntegrityError, StoreError
+from stores.transfer.buffers import PIECE
 from stores.transfer.engine import TransferEngine
 from stores.transfer.groups import first_failure
-from stores.transfer.outgoing import OUTGOING
+from stores.transfer.outgoing import Share
 from stores.transfer.put import Views
 from stores.uninterrupted import uninterrupted
 
@@ -57,8 +59,28 @@ async def streaming(
         stream.release()
 
 
+@dataclass(slots=True)
+class _Filling:
+    """A part of which rooms are given, or may be."""
+
+    number: int
+    buffer: memoryview
+    given: int = 0
+    filled: int = 0
+    followed: bool = False  # the object goes on behind it
+
+    @property
+    def content(self) -> memoryview:
+        return self.buffer[: self.filled]
+
+    @property
+    def ready(self) -> bool:
+        return self.followed and self.filled == len(self.buffer)
+
+
 class S3Stream:
-    """A `PendingStream`. Has memory for one part; for others, which are being sent, as far as `Outgoing` has some left."""
+    """A `PendingStream` whose rooms are pieces of its parts. It has memory for one part; for others, which are being filled or
+    sent, as far as `Outgoing` has some left."""
 
     kind: ClassVar[Kind] = Kind.BYTE_STREAM
 
@@ -81,42 +103,53 @@ class S3Stream:
         self._notes = Notes(client, ref, token)
         self._size = size
         self._replace = replace
-        self._length = _first_length(size, client.config.single_put)
-        self._free: list[memoryview] = []
-        self._memory = 0  # bytes of the shared memory that this stream has
-        engine.outgoing.take(self._length)
-        self._buffer = self._allocated()  # of the part being filled
-        self._filled = 0
-        self._crc = 0
-        self._sent = 0
-        self._number = 0
+        self._memory = Share(engine.outgoing)
+        self._filling: deque[_Filling] = deque()
+        self._given = 0  # bytes of all rooms
+        self._sent = 0  # bytes of those that were filled
+        self._beginning = asyncio.Lock()
         self._upload_id: str | None = None
+        self._last = 0  # number of the last part that was or is being sent
         self._sending: set[asyncio.Task[None]] = set()
         self._parts: dict[int, Part] = {}
         self._sums: dict[int, tuple[int, int]] = {}  # CRC and length of each part
 
     async def write(self, data: memoryview) -> None:
         data = data.cast("B")
-        if self._size is not None and self._sent + len(data) > self._size:
-            raise self._wrong_size(self._sent + len(data))
         while data:
-            if self._filled == len(self._buffer):
-                await self._send_part()
-                self._buffer = await self._next_buffer()
-            piece = data[: len(self._buffer) - self._filled]
-            self._buffer[self._filled : self._filled + len(piece)] = piece
-            self._crc = crc64nvme(piece, self._crc)
-            self._filled += len(piece)
-            self._sent += len(piece)
-            data = data[len(piece) :]
+            room = await self.room(len(data))
+            room[:] = data[: len(room)]
+            await self.filled(room)
+            data = data[len(room) :]
+
+    async def room(self, most: int) -> memoryview:
+        if self._size is not None and self._given + most > self._size:
+            raise self._wrong_size(self._given + most)
+        last = self._filling[-1] if self._filling else None
+        if last is None or last.given == len(last.buffer):
+            if last is not None:
+                last.followed = True
+                self._send_ready()
+            last = await self._next_part()
+        room = last.buffer[last.given :][: min(most, PIECE)]
+        last.given += len(room)
+        self._given += len(room)
+        return room
+
+    async def filled(self, room: memoryview) -> None:
+        self._filling[0].filled += len(room)
+        self._sent += len(room)
+        self._send_ready()
 
     async def commit(self) -> ObjectInfo:
         """A cancellation that comes once the object is being published is raised after that was decided either way."""
         if self._size is not None and self._sent != self._size:
             raise self._wrong_size(self._sent)
-        if self._upload_id is None and self._sent <= self._client.config.single_put:
+        if not self._last and self._sent <= self._client.config.single_put:
             return await uninterrupted(self._put())
-        await self._send_part()
+        for part in self._filling:
+            if part.filled:
+                self._send(part)
         while self._sending:
             await asyncio.wait(self._sending)
         return await uninterrupted(self._complete())
@@ -138,70 +171,54 @@ class S3Stream:
 
     def release(self) -> None:
         """Gives back all memory. Nothing is being sent any more."""
-        self._buffer = memoryview(b"")
-        self._free.clear()
-        self._engine.outgoing.release(self._memory)
-        self._memory = 0
+        self._filling.clear()
+        self._memory.close()
 
-    async def _send_part(self) -> None:
-        """Begins to send what is in the buffer."""
-        if self._upload_id is None:
-            await uninterrupted(self._begin())
-        self._number += 1
-        self._sums[self._number] = self._crc, self._filled
-        task = self.group.create_task(
-            self._upload_part(self._number, self._buffer, self._filled, self._crc), name=f"s3 part {self._number}"
-        )
+    async def _next_part(self) -> _Filling:
+        number = self._filling[-1].number + 1 if self._filling else self._last + 1
+        small = min(self._client.config.single_put, self._engine.outgoing.left)
+        buffer = await self._memory.take(_memory_of(number, self._size, small))
+        self._filling.append(_Filling(number, buffer))
+        return self._filling[-1]
+
+    def _send_ready(self) -> None:
+        while self._filling and self._filling[0].ready:
+            self._send(self._filling.popleft())
+
+    def _send(self, part: _Filling) -> None:
+        """Begins to send it."""
+        self._last = part.number
+        task = self.group.create_task(self._upload_part(part), name=f"s3 part {part.number}")
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
-        self._buffer = memoryview(b"")
-        self._filled = self._crc = 0
+
+    async def _upload_part(self, part: _Filling) -> None:
+        view = part.content
+        crc = await self._engine.run(crc64nvme, view)
+        self._sums[part.number] = crc, len(view)
+        async with self._beginning:
+            if self._upload_id is None:
+                await uninterrupted(self._begin())
+        assert self._upload_id is not None
+        md5 = partial(self._engine.run, md5_of, [view])
+        self._parts[part.number] = await self._sender.part(self._upload_id, part.number, Views([view]), crc, md5)
+        self._memory.give(part.buffer)
 
     async def _begin(self) -> None:
         self._upload_id = await self._notes.begin()
 
-    async def _next_buffer(self) -> memoryview:
-        """Memory for the next part: that of one that was confirmed, or more than before where there is some to spare."""
-        length = part_length(self._number + 1, self._size)
-        if length > self._length:
-            self._length = length
-            while self._sending:
-                await asyncio.wait(self._sending)
-            self.release()
-            self._engine.outgoing.take(length)
-            return self._allocated()
-        while not self._free:
-            if self._engine.outgoing.try_take(length):
-                return self._allocated()
-            await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
-        return self._free.pop()
-
-    def _allocated(self) -> memoryview:
-        self._memory += self._length
-        return memoryview(mmap.mmap(-1, self._length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-
-    async def _upload_part(self, number: int, buffer: memoryview, length: int, crc: int) -> None:
-        assert self._upload_id is not None
-        view = buffer[:length]
-        md5 = partial(self._engine.run, md5_of, [view])
-        self._parts[number] = await self._sender.part(self._upload_id, number, Views([view]), crc, md5)
-        if self._engine.outgoing.pressed and self._memory > self._length:
-            self._memory -= self._length
-            self._engine.outgoing.release(self._length)
-        else:
-            self._free.append(buffer)
-
     async def _put(self) -> ObjectInfo:
-        view = self._buffer[: self._filled]
+        view = self._filling[0].content if self._filling else memoryview(b"")
+        crc = await self._engine.run(crc64nvme, view)
 
         async def md5() -> str:
             return await self._engine.run(md5_of, [view])
 
-        published = self._publication(self._crc, md5)
-        return await published.put(partial(self._sender.whole, Views([view]), self._crc, replace=self._replace))
+        published = self._publication(crc, md5)
+        return await published.put(partial(self._sender.whole, Views([view]), crc, replace=self._replace))
 
     async def _complete(self) -> ObjectInfo:
-        parts = [self._parts[number] for number in range(1, self._number + 1)]
+        parts = [self._parts[number] for number in range(1, self._last + 1)]
 
         async def etag() -> str | None:
             return multipart_etag([part.etag for part in parts])
@@ -228,8 +245,8 @@ class S3Stream:
         )
 
 
-def _first_length(size: int | None, single_put: int) -> int:
-    """Memory for the first part; where the object is to be sent by a single request, and fits, for all of it."""
-    if size is not None and size <= min(single_put, OUTGOING):
-        return max(1, size)
-    return part_length(1, size)
+def _memory_of(number: int, size: int | None, small: int) -> int:
+    """Memory for part `number` of an object of `size` bytes; for all of it, where it has at most `small`."""
+    if size is None:
+        return part_length(number, size)
+    return max(1, size if size <= small else min(size, part_length(number, size)))

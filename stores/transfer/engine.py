@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from stores.contract import ByteStream, MiB, Progress, RangeReader, Silent
+from stores.contract import ByteStream, MiB, PendingStream, Progress, RangeReader, Silent
 from stores.errors import TooLarge
 from stores.transfer.buffers import BufferPool
 from stores.transfer.connections import Connections
@@ -26,6 +26,7 @@ from stores.transfer.pieces import known_size
 from stores.transfer.placed import PlacedFile
 from stores.transfer.pump import WIDTH_LIMIT, Pump
 from stores.transfer.readahead import ReadAhead
+from stores.transfer.relay import Relay
 from stores.transfer.threads import SharedThreads, Threads
 from stores.uninterrupted import uninterrupted
 
@@ -144,6 +145,21 @@ class TransferEngine:
         pump = Pump(source, file=None, digester=digester, buffers=self.buffers, progress=progress or Silent())
         await pump.run()
         return digester.hexdigests()
+
+    async def send(
+        self,
+        source: RangeReader,
+        pending: PendingStream,
+        *,
+        digests: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Fetched:
+        """All of `source` into `pending`, whose `commit` is left to the caller: read in parallel into memory of the stream's,
+        digested there, sent in order. Raises what the two do, and `IntegrityError` when the size is unknown."""
+        digester = Digester(digests)
+        relay = Relay(source, pending, digester, self._calls, width=min(source.parallel, WIDTH_LIMIT))
+        await relay.run(progress or Silent())
+        return Fetched(known_size(source), digester.hexdigests())
 
     def stream(self, reader: RangeReader) -> ByteStream:
         """The object in order, read ahead in parallel."""

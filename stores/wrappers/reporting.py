@@ -210,6 +210,13 @@ class _PendingStream:
         await self._inner.write(data)
         self._report.moved(Direction.WRITTEN, len(data))
 
+    async def room(self, most: int) -> memoryview:
+        return await self._inner.room(most)
+
+    async def filled(self, room: memoryview) -> None:
+        await self._inner.filled(room)
+        self._report.moved(Direction.WRITTEN, len(room))
+
     async def commit(self) -> ObjectInfo:
         with self._report.measured("commit"):
             return await self._inner.commit()

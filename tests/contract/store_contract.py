@@ -508,6 +508,56 @@ class StoreWrites(Hooks):
         assert (seen.size, seen.version) == (size, info.version)
         assert await self.everything_left() == {"dir/object"}
 
+    @pytest.mark.parametrize("announced", [True, False])
+    @pytest.mark.parametrize("size", [1, 64 * KiB, 9 * MiB + 13])
+    async def test_rooms_become_the_content_in_the_order_in_which_they_were_given(
+        self, store: DataStore, size: int, announced: bool
+    ) -> None:
+        data = content(size)
+        given = 0
+        async with sending(store, "dir/object", size=size if announced else None) as pending:
+            while given < size:
+                rooms: list[tuple[int, memoryview]] = []
+                while given < size and len(rooms) < 3:  # few enough for any store
+                    room = await pending.room(min(size - given, 1_234_567))
+                    assert 0 < len(room) <= min(size - given, 1_234_567)
+                    rooms.append((given, room))
+                    given += len(room)
+                for offset, room in reversed(rooms):
+                    room[:] = data[offset : offset + len(room)]
+                for _, room in rooms:
+                    await pending.filled(room)
+            info = await pending.commit()
+        assert (info.ref, info.size) == ("dir/object", size)
+        stored = await self.read_directly("dir/object")
+        assert stored is not None
+        assert sha(stored) == sha(data)
+        assert await self.everything_left() == {"dir/object"}
+
+    async def test_rooms_follow_what_was_written_and_the_other_way_round(self, store: DataStore) -> None:
+        async with sending(store, "object") as pending:
+            await pending.write(memoryview(b"head "))
+            room = await pending.room(5)
+            room[:] = b"body "[: len(room)]
+            assert len(room) == 5
+            await pending.filled(room)
+            await pending.write(memoryview(b"tail"))
+            await pending.commit()
+        assert await self.read_directly("object") == b"head body tail"
+
+    async def test_room_that_is_not_filled_is_no_part_of_the_object(self, store: DataStore) -> None:
+        async with sending(store, "object") as pending:
+            await pending.write(memoryview(b"content"))
+            (await pending.room(9))[:] = b"no object"
+            assert (await pending.commit()).size == 7
+        assert await self.read_directly("object") == b"content"
+
+    async def test_leaving_with_rooms_out_leaves_nothing(self, store: DataStore) -> None:
+        async with sending(store, "new/dir/object") as pending:
+            for _ in range(3):
+                await pending.room(1 * MiB)
+        assert await self.everything_left() == set()
+
     @pytest.mark.parametrize("ref", STRANGE_REFS)
     async def test_unusual_names_are_written_literally(self, store: DataStore, ref: str) -> None:
         await self._write(store, ref, b"content")
@@ -584,10 +634,16 @@ class StoreWrites(Hooks):
                 await pending.write(memoryview(bytes(100)))
                 await pending.commit()
 
-        for announced in (99, 101):
-            with pytest.raises(IntegrityError):
-                await send(announced)
-            assert await self.everything_left() == set()
+        async def fill(announced: int) -> None:
+            async with sending(store, "object", size=announced) as pending:
+                await pending.filled(await pending.room(100))
+                await pending.commit()
+
+        for way in (send, fill):
+            for announced in (99, 101):
+                with pytest.raises(IntegrityError):
+                    await way(announced)
+                assert await self.everything_left() == set()
 
     async def test_taken_name_is_not_overwritten(self, store: DataStore) -> None:
         await self.put_directly("object", b"first")

@@ -186,6 +186,13 @@ class _PendingStream:
         await self._faulty.step("send")
         await self._inner.write(data)
 
+    async def room(self, most: int) -> memoryview:
+        return await self._inner.room(most)
+
+    async def filled(self, room: memoryview) -> None:
+        await self._faulty.step("send")
+        await self._inner.filled(room)
+
     async def commit(self) -> ObjectInfo:
         await self._faulty.step("commit")
         return await self._inner.commit()
