@@ -205,5 +205,11 @@ class HandlerContract:
             assert self.seen("v", handler.native_format) == content[: 2 * MiB]
 
     async def test_closing_twice(self, handler: HypervisorHandler) -> None:
-        await handler.aclose()
-        await handler.aclose()
+        tasks = asyncio.all_tasks()
+        async with self.source("v", disk()) as source:
+            await handler.measure(source)
+            before = self.left()
+            await handler.aclose()
+            await handler.aclose()
+            assert self.left() == before
+        assert asyncio.all_tasks() == tasks

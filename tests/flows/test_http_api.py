@@ -288,6 +288,7 @@ async def test_silence_is_filled_with_heartbeats(tmp_path: Path) -> None:
                 beats += (name, event) == ("", {"comment": "alive"})
                 if beats == 3:
                     break
+            assert beats == 3
 
 
 async def test_events_of_no_command_are_a_plain_404(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -173,16 +174,18 @@ _json = st.recursive(
 
 @given(st.dictionaries(st.text(min_size=1), _json))
 def test_whatever_a_later_agent_answers_can_be_shown(more: dict[str, Any]) -> None:
-    show_answer(
-        {
-            **more,
-            "id": "c",
-            "command": "New",
-            "state": "odd",
-            "error": None,
-            "accepted_at": 1.0,
-            "progress": None,
-            "started_at": None,
-            "finished_at": None,
-        }
-    )
+    with redirect_stdout(io.StringIO()) as shown:
+        show_answer(
+            {
+                **more,
+                "id": "c",
+                "command": "New",
+                "state": "odd",
+                "error": None,
+                "accepted_at": 1.0,
+                "progress": None,
+                "started_at": None,
+                "finished_at": None,
+            }
+        )
+    assert shown.getvalue().startswith("command c New: odd\n")

@@ -149,6 +149,7 @@ async def test_a_command_that_waits_for_an_object_takes_no_turn(tmp_path: Path) 
             run.end.set_result(Outcome())
         await dispatcher.wait("b", 20)
         await dispatcher.wait("c", 20)
+        assert held.started == ["a", "c", "b"]
 
 
 async def test_a_full_queue_refuses_and_still_answers_for_known_ids(tmp_path: Path) -> None:
