@@ -7,6 +7,7 @@ was tracked between them) stays: then the disk is read, and laid out anew.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from hypervisors.context import Context
 from hypervisors.contract import Accepts, ImageSpec, Operation
@@ -16,7 +17,8 @@ from hypervisors.images.streaming import LayoutReader
 from hypervisors.local_file import open_file
 from hypervisors.narrowing import as_local
 from hypervisors.outgoing import Commit, Outgoing, both_or_neither
-from hypervisors.snapshots import Volume, opened_volume
+from hypervisors.relaying import present
+from hypervisors.snapshots import opened_volume
 from hypervisors.verbs import Call, Copy, ref_of
 from stores.contract import Kind, ObjectInfo, PendingUpload, RangeReader
 from stores.resolver import Durability
@@ -28,7 +30,8 @@ from stores.uninterrupted import uninterrupted
 
 
 async def export(ctx: Context, call: Call, request: Copy) -> Copied:
-    """See `Operations.copy`."""
+    """See `Operations.copy`. The very image that is there already, from an earlier try perhaps, is success; anything else under
+    that name is `AlreadyExists`."""
     source, target = request.source, request.destination
     outgoing = Outgoing(ctx, call, target.store, ref_of(target), request.durability)
     async with opened_volume(ctx, call, source.store, ref_of(source), source.format) as volume:
@@ -36,14 +39,15 @@ async def export(ctx: Context, call: Call, request: Copy) -> Copied:
         measured = await volume.handler.measure(volume.source)
         spec = ImageSpec(target.format or measured.format, measured.virtual_size)
         fills = volume.handler.fills(Operation.EXPORT_VOLUME, spec)
-        await outgoing.require_free()
         as_it_is = volume.handler.keeps_bytes(volume.source.spec, spec)
         if as_it_is and await volume.handler.snapshots.plain(volume.source):
-            info = await _send_file(volume, outgoing, fills)
+            path = as_local(volume.source.presentation).path
+            async with open_file(path, ctx.engine) as image:
+                info = await present(ctx, call, outgoing, image) or await _send_file(path, image, outgoing, fills)
         else:
             async with volume.handler.snapshots.disk(volume.source) as disk:
-                image = await image_of(ctx.engine, disk, spec)
-                info, _ = await outgoing.send(image, fills)
+                laid_out = await image_of(ctx.engine, disk, spec)
+                info = await present(ctx, call, outgoing, laid_out) or (await outgoing.send(laid_out, fills))[0]
     return Copied(exported(target, spec, info), info.upload)
 
 
@@ -56,13 +60,12 @@ async def image_of(engine: TransferEngine, disk: RangeReader, spec: ImageSpec) -
     return LayoutReader(laid_out, disk, engine.network.of(disk))
 
 
-async def _send_file(volume: Volume, outgoing: Outgoing, fills: Accepts) -> ObjectInfo:
+async def _send_file(path: Path, image: RangeReader, outgoing: Outgoing, fills: Accepts) -> ObjectInfo:
     """In parts where the store takes them, each straight from the file; else in order."""
-    path, store, ref, call = as_local(volume.source.presentation).path, outgoing.store, outgoing.ref, outgoing.call
+    store, ref, call = outgoing.store, outgoing.ref, outgoing.call
     if Kind.UPLOAD not in store.writes or outgoing.durability is not Durability.STORED:
-        async with open_file(path, outgoing.ctx.engine) as reader:
-            return (await outgoing.send(reader, fills))[0]
-    call.progress.phase("send", volume.info.size)
+        return (await outgoing.send(image, fills))[0]
+    call.progress.phase("send", image.info.size)
     try:
         async with both_or_neither(store, ref) as commit, store.upload(ref, path, token=call.token) as upload:
             return await send_all(_Committed(upload, commit), progress=call.progress)

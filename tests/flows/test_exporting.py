@@ -41,6 +41,8 @@ async def test_a_file_that_is_nothing_else_goes_as_it_is(shelf: Shelf, image_for
     back = VolumeObjectTO(uuid="back", dataStore=shelf.here.pool("other"), format=image_format)
     again = (await shelf.here.operations.copy(found.call(), Copy(made, back))).data
     assert file_hash(shelf.here.path(again)) == file_hash(found.path)
+    assert await sent(found, to) == made
+    found.write("write -P 9 2M 64k")
     with pytest.raises(AlreadyExists):
         await sent(found, to)
 
