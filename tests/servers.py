@@ -39,9 +39,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def seaweed_ports() -> list[int]:
-    """Six free ports whose gRPC twins (port + 10000, opened by SeaweedFS for each) are free as well."""
+    """Six free ports whose gRPC twins (port + 10000, opened by SeaweedFS for each) are free as well.
+
+    They lie below those that the kernel gives to connections, and test processes that start at the same time look in different
+    places: between the look and the server's start anybody could take a port.
+    """
     found: list[int] = []
-    candidate = 20000 + os.getpid() % 20000
+    candidate = 10_000 + os.getpid() * 64 % 9_600
     while len(found) < 6:
         candidate += 1
         if all(_is_free(port) for port in (candidate, candidate + 10000)):
