@@ -99,7 +99,7 @@ def check_config(config: Path | None, as_json: bool) -> None:
 def _check(loaded: Loaded) -> None:
     """What can be wrong beyond the values themselves: users, groups and certificates that are named."""
     from agent.security import UnixPolicy, server_tls
-    from agent.wiring import store_settings
+    from agent.wiring import staging_zone, store_settings
 
     api = loaded.config.api
     UnixPolicy.resolve(api.users, api.group)
@@ -111,6 +111,7 @@ def _check(loaded: Loaded) -> None:
         from agent.transports.cloudstack.transport import link_settings
 
         client_context(link_settings(loaded.config.cloudstack).identity)
+        staging_zone(loaded.config)
 
 
 async def _inspect(loaded: Loaded, image: Path, declared: ImageFormat | None) -> Verdict:

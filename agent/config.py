@@ -14,6 +14,7 @@ import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -35,6 +36,8 @@ from agent.transports.cloudstack.servers import parse_server
 from hypervisors.contract import HypervisorType
 from stores.cache.settings import HOUSEKEEPING
 from stores.contract import GiB, MiB
+from stores.errors import StorageError
+from stores.locations import export_name
 
 CREDENTIAL = "credential:"
 
@@ -436,6 +439,18 @@ class CloudStackSection(Section):
         examples=["/etc/storage-agent/agent.pem"],
     )
     tls_key: SecretFile | None = Field(None, description="Its private key (PEM).", examples=["credential:agent-key"])
+    staging: tuple[str, ...] = Field(
+        (),
+        description="URLs of `ImageCache` stores that are only names to the agents: what is staged there is read from S3. The"
+        " same on all agents of the zone; needs staging_file.",
+        examples=[["nfs://staging.invalid/s3"]],
+    )
+    staging_file: SecretFile | None = Field(
+        None,
+        description="The same file on all agents of the zone (TOML): `key`, by which they believe one another's paths, and"
+        " `stores`, the S3 stores with their keys.",
+        examples=["credential:cloudstack-staging"],
+    )
     connect_s: PositiveFloat = Field(30, description="Time to connect, TLS included.")
     retry_first_s: PositiveFloat = Field(
         5, description="Longest pause before connecting again; it doubles when all servers were tried in vain..."
@@ -449,8 +464,18 @@ class CloudStackSection(Section):
             parse_server(server)
         return value
 
+    @field_validator("staging")
+    @classmethod
+    def _exports(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            if not url.startswith("nfs://") or _export(url) is None:
+                raise ValueError(f"{url!r} needs to have the form nfs://host/export")
+        return value
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        if bool(self.staging) != (self.staging_file is not None):
+            raise ValueError("staging and staging_file need one another, and one is not set")
         if not self.servers:
             return self
         needed = {"zone": self.zone, "pod": self.pod}
@@ -500,6 +525,24 @@ class Config(Section):
     api: ApiSection = ApiSection()
     cloudstack: CloudStackSection = CloudStackSection()
     logs: LogsSection = LogsSection()
+
+    @model_validator(mode="after")
+    def _staged_or_mounted(self) -> Self:
+        names = {_export(url) for url in self.cloudstack.staging}
+        both = [url for url in self.pools.nfs_mounts if _export(url) in names]
+        if both:
+            raise ValueError(
+                f"{both[0]} is in cloudstack.staging, so only a name, and in pools.nfs_mounts, so a directory"
+            )
+        return self
+
+
+def _export(url: str) -> str | None:
+    """In one spelling; None for what is no URL of an export."""
+    try:
+        return export_name(urlsplit(url))
+    except (StorageError, ValueError):
+        return None
 
 
 def split_listen(text: str) -> tuple[str, int]:

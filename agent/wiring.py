@@ -39,6 +39,7 @@ from stores.transfer.engine import TransferEngine
 if TYPE_CHECKING:  # what they stand on takes time to import, and is only needed where there is a cache, or a link
     from agent.transports.cloudstack.commands_desk import Commands as CommandDesk
     from agent.transports.cloudstack.contract import Role
+    from agent.transports.cloudstack.staging_file import Zone
     from agent.transports.cloudstack.transport import Roles
     from stores.cache.cache import Cache
     from stores.cache.database import Database
@@ -190,19 +191,36 @@ def cloudstack_roles(config: Config, commands: CommandDesk, *, healthy: Callable
     from agent.transports.cloudstack.roles.identity import Identity
     from agent.transports.cloudstack.roles.routing import RoutingRole
     from agent.transports.cloudstack.roles.secondary import SecondaryRole
+    from agent.transports.cloudstack.staging import StagingDesk
+
+    zone = staging_zone(config)
+
+    def desk() -> Desk:
+        return Desk(commands) if zone is None else StagingDesk(commands, zone)
 
     def made(host: Identity, storage: Identity) -> Sequence[Role]:
         roles: list[Role] = []
         for name in dict.fromkeys(config.cloudstack.roles):
             if name == "routing":
                 load, hypervisor = Load(time.monotonic), config.agent.hypervisor.value
-                desk = Desk(commands)
-                roles.append(RoutingRole(host, desk, read_machine(), load, hypervisor=hypervisor, healthy=healthy))
+                roles.append(RoutingRole(host, desk(), read_machine(), load, hypervisor=hypervisor, healthy=healthy))
             else:
-                roles.append(SecondaryRole(storage, Desk(commands)))
+                roles.append(SecondaryRole(storage, desk()))
         return roles
 
     return made
+
+
+def staging_zone(config: Config) -> Zone | None:
+    """What `cloudstack.staging` is about, None where it names no store. Reads its file; `SecuritySetup` says what is wrong with
+    that."""
+    from agent.transports.cloudstack.staging_file import read_zone
+    from stores.backends.s3_config import s3_config
+
+    section, settings = config.cloudstack, store_settings(config)
+    if section.staging_file is None:
+        return None
+    return read_zone(section.staging_file, section.staging, lambda to: s3_config(to, settings).id)
 
 
 def store_settings(config: Config) -> StoreSettings:
