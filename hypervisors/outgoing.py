@@ -58,7 +58,7 @@ class Outgoing:
             return await commit.of(pending), sent.digests[DIGEST]
 
     async def require_free(self) -> None:
-        """`AlreadyExists` where something has that name, `AlreadyStaged` where something is on its way there."""
+        """`AlreadyExists` where something has that name, `UploadPending` while something is on its way there."""
         await self.ctx.resolver.require_not_uploading(self.store, self.ref)
         try:
             await self.store.stat(self.ref)

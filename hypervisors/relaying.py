@@ -53,8 +53,9 @@ async def relay(ctx: Context, call: Call, request: Copy) -> Copied:
 
 async def present(ctx: Context, call: Call, outgoing: Outgoing, source: RangeReader) -> ObjectInfo | None:
     """What an earlier try has sent, compared to the last byte; None where nothing has the name, `AlreadyExists` for anything
-    else that has it."""
+    else that has it, `UploadPending` while something is on its way there."""
     store = outgoing.store
+    await ctx.resolver.require_not_uploading(store, outgoing.ref)
     try:
         info = await store.stat(outgoing.ref)
     except NotFound:

@@ -218,14 +218,13 @@ class Resolver:
         return await self._uploads.stored(found.upload, deadline_s=stored_s)
 
     async def require_not_uploading(self, store: DataStore, ref: str) -> None:
-        """`AlreadyStaged` where that object is staged and not stored yet, whoever has staged it."""
-        found = await self._uploads.uploading(store, ref) if self._uploads is not None else None
+        """`UploadPending` while that object is staged and not stored yet, whoever has staged it; the error of that upload if it
+        failed."""
+        if self._uploads is None:
+            return
+        found = await self._uploads.uploading(store, ref)
         if found is not None:
-            from stores.cache.writeback.errors import AlreadyStaged
-
-            raise AlreadyStaged(
-                f"{ref} is on its way to store {store.id}: wait for that upload, or cancel it", upload=found.id, ref=ref
-            )
+            await self._uploads.stored(found.id, deadline_s=0)
 
     async def aclose(self) -> None:
         """Close every store that was handed out, also when one of them fails to. Idempotent."""

@@ -62,7 +62,7 @@ class BackupSite:
             "secretKey": self.server.secret_key,
         }
 
-    def make_volume(self, path: str = "v", mib: int = 32) -> None:
+    def make_volume(self, path: str = "v", mib: int = 12) -> None:
         """With data in all of it but the last MiB."""
         self.do({"command": "CreateObject", "data": self.host.volume(path, size=mib << 20)})
         self.write(f"write -P 7 0 {mib - 1}M", path=path)

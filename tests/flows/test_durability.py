@@ -147,6 +147,24 @@ def test_cancelling_who_waits_and_giving_an_upload_up(site: BackupSite) -> None:
     assert site.unfinished() == []
 
 
+def test_a_name_is_taken_while_something_is_on_its_way_there(site: BackupSite) -> None:
+    site.make_volume()
+    site.line.rate_up = 0.1 * MB
+    target = {"type": "template", "path": "templates/t", "format": "QCOW2", "imageDataStore": site.store}
+    copy = {"command": "Copy", "source": site.host.volume(), "destination": target}
+    staged = site.do({**copy, "durability": "staged"})
+    code, refused = site.submit(copy)
+    assert (code, refused["error"]["kind"]) == (3, "UploadPending")
+    assert refused["error"]["details"]["upload"] == staged["upload"]
+    site.line.rate_up = None
+    site.host("uploads", "retry")
+    assert site.host("uploads", "wait", staged["upload"]).code == 0
+    assert site.objects() == {"templates/t"}
+    assert site.do(copy)["durability"] == "stored"  # the very same is there already
+    site.write("write -P 8 0 1M")
+    assert site.submit(copy)[1]["error"]["kind"] == "AlreadyExists"
+
+
 def test_a_drain_says_whether_everything_is_stored(site: BackupSite) -> None:
     site.make_volume()
     first, second = site.snapshot("s1"), site.snapshot("s2")
