@@ -19,6 +19,8 @@ from agent.transports.cloudstack.roles.host import Load, Machine
 from agent.transports.cloudstack.roles.identity import Identity
 from agent.transports.cloudstack.roles.routing import RoutingRole
 from agent.transports.cloudstack.roles.secondary import SecondaryRole
+from agent.transports.cloudstack.staging import StagingDesk
+from agent.transports.cloudstack.staging_file import Zone
 from hypervisors.contract import HypervisorType
 from stores.to import S3TO
 from tests.doubles.world import World
@@ -68,11 +70,11 @@ class Place:
 
 
 @asynccontextmanager
-async def standing(its_world: World, directory: Path) -> AsyncIterator[Place]:
-    """`directory` is the journal's."""
+async def standing(its_world: World, directory: Path, zone: Zone | None = None) -> AsyncIterator[Place]:
+    """`directory` is the journal's. With a `zone`, some of its stores are only names."""
     execution = Execution(its_world.operations, HypervisorType.KVM)
     async with Journal(directory) as journal, Dispatcher(journal, execution, Limits()) as dispatcher:
-        desk, healthy = Desk(dispatcher), [True]
+        desk, healthy = Desk(dispatcher) if zone is None else StagingDesk(dispatcher, zone), [True]
         routing = RoutingRole(
             IDENTITY,
             desk,

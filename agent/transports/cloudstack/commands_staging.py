@@ -127,7 +127,8 @@ def in_s3(data: DataTO, zone: Zone) -> tuple[DataTO, Staged]:
     }
     if data.type == "snapshot":
         parents = [staged_of(parent.strip("/"), zone.key) for parent in data.parents or ()]
-        changed["parents"] = [parent.key for parent in parents if parent] if all(parents) else None
+        known = [parent.key for parent in parents if parent is not None]
+        changed["parents"] = known if known and len(known) == len(parents) else None  # without them the manifest says it
         changed["parentSnapshotPath"] = None
     return data.model_copy(update=changed), staged
 
