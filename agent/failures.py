@@ -15,6 +15,7 @@ from agent.commands import Failure
 from hypervisors.backups.manifest import BackupDamaged, BrokenChain
 from hypervisors.contract import ImageInUse, ImageLocked, ImageRefused, OperationUnsupported, SizeRefused
 from hypervisors.process import ToolTimeout
+from hypervisors.xen.errors import XapiBusy, XapiFailure
 from stores import errors
 from stores.cache.health import PoolSick
 from stores.cache.writeback.errors import QueueDraining, UploadCancelled, UploadOver, UploadPending
@@ -145,6 +146,8 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     ImageLocked: 409,
     SizeRefused: 422,
     ToolTimeout: 504,
+    XapiFailure: 502,
+    XapiBusy: 503,
     errors.CacheFailure: 503,
     PoolSick: 503,
     UploadPending: 503,

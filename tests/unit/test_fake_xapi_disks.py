@@ -23,7 +23,7 @@ _STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(steps=_STEPS)
 def test_disks_are_what_was_written_to_them(steps: list[tuple[str, int, int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,163 @@
+"""One session with a pool: whose coordinator may change, and which may end at any time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from hypervisors.xen.errors import HOST_IS_SLAVE, SESSION_INVALID, XapiFailure, XapiRefused
+from hypervisors.xen.hosts import Host, known
+from hypervisors.xen.xapi import NotConnected, Xapi
+from stores.errors import StorageError, Unavailable
+from stores.secret import Secret
+
+_log = structlog.get_logger(__name__)
+
+_ATTEMPTS = 3
+_API_VERSION = "1.0"
+_LOGOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """`ref` is as good as the password while it lasts."""
+
+    host: Host
+    ref: Secret
+
+
+class PoolClient:
+    """XAPI's calls to whichever host is coordinator. `async with` logs out at the end.
+
+    Any number of calls may be under way. They share one session: the first one that finds it invalid logs in again, and the
+    others wait for that. `originator` has to be this agent's alone, because XAPI drops the oldest of too many sessions of
+    one.
+    """
+
+    def __init__(
+        self,
+        xapi: Xapi,
+        hosts: Sequence[Host],
+        user: str,
+        password: Secret,
+        *,
+        originator: str,
+        timeout_s: float = 300.0,
+        pause_s: float = 1.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`hosts`: all of the pool's that may be talked to. `timeout_s` is long because XAPI lets calls wait rather than
+        refusing them. `pause_s`: before the second attempt, twice as long before the third."""
+        self.hosts = tuple(hosts)
+        self._xapi = xapi
+        self._user = user
+        self._password = password
+        self._originator = originator
+        self._timeout_s = timeout_s
+        self._pause_s = pause_s
+        self._sleep = sleep
+        self._login = asyncio.Lock()
+        self._session: Session | None = None
+        self._coordinator = self.hosts[0]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await self._logout(session.host, session)
+
+    async def _logout(self, host: Host, session: Session) -> None:
+        try:
+            await self._xapi.call(host, "session.logout", [session.ref.reveal()], timeout_s=_LOGOUT_S)
+        except (NotConnected, StorageError) as problem:
+            # It is invalid already, or XAPI forgets it after a day without use.
+            _log.debug("xapi logout failed", host=str(host), error=str(problem))
+
+    async def call(self, method: str, *params: Any, timeout_s: float | None = None) -> Any:
+        """The result of `method`; the session is put before `params`.
+
+        What was surely not carried out is tried again, three times in all: no connection, no session, no coordinator. So are
+        getters, whatever happened. `Unavailable` of other calls leaves open whether they were carried out.
+        """
+        session: Session | None = None
+        stale: Session | None = None
+        for attempt in range(1, _ATTEMPTS + 1):
+            last = attempt == _ATTEMPTS
+            try:
+                session = await self.session(instead_of=stale)
+                return await self._xapi.call(
+                    session.host, method, [session.ref.reveal(), *params], timeout_s=timeout_s or self._timeout_s
+                )
+            except NotConnected as problem:
+                if last:
+                    raise problem.error from problem
+                stale = session
+            except XapiFailure as problem:
+                if last or problem.code not in (SESSION_INVALID, HOST_IS_SLAVE):
+                    raise
+                stale = session
+                continue
+            except Unavailable:
+                if last or not _only_reads(method):
+                    raise
+            await self._sleep(self._pause_s * attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def session(self, *, instead_of: Session | None = None) -> Session:
+        """The session that there is, or a new one where there is none but `instead_of`."""
+        async with self._login:
+            if self._session is None or self._session is instead_of:
+                old, self._session = self._session, await self._logged_in()
+                if old is not None:  # which another coordinator may know as well
+                    await self._logout(self._session.host, old)
+            return self._session
+
+    async def _logged_in(self) -> Session:
+        """Asks the hosts in turn, and follows the first that knows the coordinator."""
+        problem: NotConnected | None = None
+        for first in dict.fromkeys((self._coordinator, *self.hosts)):
+            try:
+                session = await self._logged_in_by(first)
+            except NotConnected as error:
+                problem = error
+                continue
+            self._coordinator = session.host
+            return session
+        assert problem is not None, "a pool has hosts"
+        raise problem
+
+    async def _logged_in_by(self, host: Host) -> Session:
+        for _ in range(len(self.hosts) + 1):
+            try:
+                params = [self._user, self._password.reveal(), _API_VERSION, self._originator]
+                ref = await self._xapi.call(host, "session.login_with_password", params, timeout_s=self._timeout_s)
+                return Session(host, Secret(str(ref)))
+            except XapiFailure as problem:
+                if problem.code != HOST_IS_SLAVE:
+                    raise
+                host = self._known(problem.params[0] if problem.params else "", problem)
+        raise Unavailable("every host names another one as coordinator: the pool is electing one, or is split")
+
+    def _known(self, address: str, problem: XapiFailure) -> Host:
+        """Nobody else gets the password, whatever a host says."""
+        host = known(address, self.hosts)
+        if host is None:
+            raise XapiRefused(
+                f"the pool's coordinator is {address or 'unknown'}, which is not among the configured hosts; add it",
+                code=problem.code,
+                params=problem.params,
+            ) from problem
+        return host
+
+
+def _only_reads(method: str) -> bool:
+    return method.partition(".")[2].startswith("get_")

@@ -1,0 +1,253 @@
+"""Whole disks into and out of a pool: PUT /import_raw_vdi and GET /export_raw_vdi.
+
+Source of their ways: import_raw_vdi.ml, export_raw_vdi.ml and importexport.ml of xen-api. What counts is the task, which is
+ours: neither a status of 200, which comes before the first byte, nor the end of the connection says that it went well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlencode, urlsplit
+
+import structlog
+
+from hypervisors.xen.errors import HANDLE_INVALID, XapiFailure, XapiRefused, failure
+from hypervisors.xen.events import TaskWaiter
+from hypervisors.xen.hosts import Host, Trust, known
+from hypervisors.xen.session import PoolClient
+from hypervisors.xen.wire import Exchange, Head, HostEnded, Patience, connect
+from stores.errors import IntegrityError, StorageError, Unavailable
+from stores.uninterrupted import uninterrupted
+
+_log = structlog.get_logger(__name__)
+
+Format = Literal["raw", "vhd"]
+_IMPORT, _EXPORT = "/import_raw_vdi", "/export_raw_vdi"
+_MOST_REDIRECTS = 3
+
+
+@dataclass
+class _Transfer:
+    task: str
+    running: bool = False
+    """Whether a host may be at work on it: from its 200 on."""
+
+
+class DiskStreams:
+    """Both ways for one pool. Disks are named by reference or uuid. Nothing is kept in memory but the piece at hand."""
+
+    def __init__(
+        self,
+        client: PoolClient,
+        tasks: TaskWaiter,
+        trust: Trust,
+        *,
+        label: str,
+        patience: Patience | None = None,
+        grace_s: float = 60.0,
+    ) -> None:
+        """`label`: the tasks' name, by which those that a crash left are found. `grace_s`: how long a task may go on when its
+        connection has ended."""
+        self._client = client
+        self._tasks = tasks
+        self._trust = trust
+        self._label = label
+        self._patience = patience or Patience()
+        self._grace_s = grace_s
+
+    async def upload(
+        self,
+        vdi: str,
+        body: AsyncIterator[bytes | bytearray | memoryview],
+        *,
+        image_format: Format,
+        chunked: bool = False,
+        length: int | None = None,
+        host: Host | None = None,
+    ) -> None:
+        """Write `body` into `vdi`, which is large enough; when this returns, the host has written all of it.
+
+        `length` in bytes is needed for vhd, and may be left out for `chunked`, whose body tells its own end. `host` sees the
+        disk's SR; others send us there. Pieces of `body` may be overwritten when the next is asked for; none is asked for
+        before the host has agreed to take it. After an error, or when cancelled, the content of `vdi` is undefined.
+
+        `XapiFailure` and its kin for what the task failed with. `Unavailable` where a host was silent or broke the
+        connection, `IntegrityError` where it claims success and has not taken everything.
+        """
+        query = {"vdi": vdi, "format": image_format} | ({"chunked": "true"} if chunked else {})
+        headers = {} if length is None else {"Content-Length": str(length)}
+        async with self._transfer() as transfer:
+            exchange = await self._agreed("PUT", _IMPORT, query, headers, transfer, host)
+            try:
+                complete = await self._sent(exchange, body)
+            finally:
+                await exchange.close()
+            await self._outcome(transfer, exchange.host)
+            if not complete:
+                raise IntegrityError(
+                    f"host {exchange.host} says that {vdi} is written, and has not taken all of it", vdi=vdi
+                )
+
+    async def _sent(self, exchange: Exchange, body: AsyncIterator[bytes | bytearray | memoryview]) -> bool:
+        try:
+            async for piece in body:
+                await exchange.send(piece)
+        except HostEnded:
+            return False
+        try:
+            await exchange.end()
+        except HostEnded:
+            _log.info("xapi connection broken after the last byte", host=str(exchange.host))  # the task knows more
+        return True
+
+    @asynccontextmanager
+    async def download(
+        self,
+        vdi: str,
+        *,
+        image_format: Format,
+        base: str | None = None,
+        host: Host | None = None,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The pieces of `vdi` in order, each at most 1 MiB. `base`: an earlier snapshot of the same disk; what comes is a
+        differencing VHD of what changed since.
+
+        The iterator ends only when the host says that all of it was sent: a connection that ends early, as well as whatever
+        the task failed with, is raised by it. Leaving the context before the end gives the transfer up.
+        """
+        query = {"vdi": vdi, "format": image_format} | ({"base": base} if base is not None else {})
+        async with self._transfer() as transfer:
+            exchange = await self._agreed("GET", _EXPORT, query, {}, transfer, host)
+            try:
+                yield self._received(exchange, transfer)
+            finally:
+                await exchange.close()
+
+    async def _received(self, exchange: Exchange, transfer: _Transfer) -> AsyncGenerator[bytes, None]:
+        broken: HostEnded | None = None
+        try:
+            while data := await exchange.receive():
+                yield data
+        except HostEnded as error:
+            broken = error
+        await self._outcome(transfer, exchange.host)
+        if broken is not None:
+            raise Unavailable(
+                f"host {exchange.host} broke the connection and says that all is well", host=str(exchange.host)
+            ) from broken
+
+    async def _outcome(self, transfer: _Transfer, host: Host) -> None:
+        """The connection has ended: what the task says of it."""
+        try:
+            async with asyncio.timeout(self._grace_s):
+                await self._tasks.result(transfer.task)
+        except TimeoutError as error:
+            transfer.running = False  # it has been waited for
+            raise Unavailable(
+                f"host {host} ended the transfer {self._grace_s:g} s ago, and its task goes on: XAPI is stuck",
+                host=str(host),
+                task=transfer.task,
+            ) from error
+
+    # ------------------------------------------------------------------------------------------------ before the body
+
+    async def _agreed(
+        self,
+        verb: str,
+        path: str,
+        query: dict[str, str],
+        headers: dict[str, str],
+        transfer: _Transfer,
+        host: Host | None,
+    ) -> Exchange:
+        """A connection to a host that has said 200."""
+        session = await self._client.session()
+        target = host or session.host
+        may_log_in = True
+        for _ in range(_MOST_REDIRECTS + 2):
+            # In a cookie, because queries are logged.
+            cookie = f"session_id={session.ref.reveal()}; task_id={transfer.task}"
+            told = {"Host": str(target), "Connection": "close", "Cookie": cookie, **headers}
+            exchange, head = await self._asked(target, f"{verb} {path}?{urlencode(query)} HTTP/1.0", told)
+            if head.status == 200:
+                transfer.running = True
+                return exchange
+            await exchange.close()
+            if head.status == 302:
+                target = self._elsewhere(target, head)
+            elif head.status == 401 and may_log_in:
+                may_log_in = False
+                session = await self._client.session(instead_of=session)
+            else:
+                raise await self._refusal(target, head, transfer)
+        raise Unavailable(f"hosts of the pool send each other's clients in a circle, last {target}", host=str(target))
+
+    async def _asked(self, host: Host, line: str, headers: dict[str, str]) -> tuple[Exchange, Head]:
+        exchange = await connect(host, self._trust, self._patience)
+        try:
+            return exchange, await exchange.ask(line, headers)
+        except BaseException:
+            await exchange.close()
+            raise
+
+    def _elsewhere(self, host: Host, head: Head) -> Host:
+        """The session goes to nobody but the configured hosts."""
+        location = head.headers.get("location", "")
+        address = urlsplit(location).netloc
+        found = known(address, self._client.hosts) if location.startswith("https://") else None
+        if found is None:
+            raise XapiRefused(
+                f"host {host} sends us to {address or 'nowhere'}, which is not among the configured hosts; add it",
+                code="REDIRECT",
+                params=[address],
+            )
+        return found
+
+    async def _refusal(self, host: Host, head: Head, transfer: _Transfer) -> StorageError:
+        """What the task says, if it says anything."""
+        record = await self._client.call("task.get_record", transfer.task)
+        if record["status"] == "failure":
+            code, *params = record["error_info"]
+            return failure(code, params, doing=f"host {host} refuses the transfer")
+        message = f"host {host} refuses the transfer with HTTP {head.status}"
+        if head.status >= 500:
+            return Unavailable(message, host=str(host), status=head.status)
+        sort = XapiRefused if head.status in (401, 403) else XapiFailure
+        return sort(message, code=f"HTTP_{head.status}", params=[])
+
+    # ----------------------------------------------------------------------------------------------------- the task
+
+    @asynccontextmanager
+    async def _transfer(self) -> AsyncIterator[_Transfer]:
+        """With a task of ours, which is gone afterwards whatever happened, and so is what the host did for it."""
+        transfer = _Transfer(str(await self._client.call("task.create", self._label, "")))
+        try:
+            yield transfer
+        finally:
+            # Also when cancelled, and then to its end: else the host would keep the disk attached behind our back.
+            await uninterrupted(self._discard(transfer))
+
+    async def _discard(self, transfer: _Transfer) -> None:
+        task = transfer.task
+        try:
+            if await self._client.call("task.get_status", task) == "pending":
+                await self._give_up(transfer)
+            await self._client.call("task.destroy", task)
+        except XapiFailure as problem:
+            if problem.code != HANDLE_INVALID:
+                _log.warning("xapi task left behind", task=task, error=problem.message)
+        except StorageError as problem:
+            _log.warning("xapi task left behind", task=task, error=problem.message)  # XAPI removes it after a day
+
+    async def _give_up(self, transfer: _Transfer) -> None:
+        """Our connection is closed, and a host that was at work notices; what never began nobody else ends."""
+        if transfer.running:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._grace_s):
+                    await self._tasks.ended(transfer.task)
+                    return
+        await self._client.call("task.set_status", transfer.task, "cancelled")
