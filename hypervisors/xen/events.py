@@ -10,9 +10,9 @@ from typing import Any
 
 import structlog
 
-from hypervisors.xen.errors import HANDLE_INVALID, TASK_CANCELLED, XapiFailure, failure
+from hypervisors.xen.errors import HANDLE_INVALID, TASK_CANCELLED, failure
 from hypervisors.xen.session import PoolClient
-from stores.errors import StorageError, Unavailable
+from stores.errors import Retry, StorageError, Unavailable
 
 _log = structlog.get_logger(__name__)
 
@@ -52,7 +52,8 @@ class TaskWaiter:
         raise failure(told[0], told[1:], doing=str(record["name_label"]) or "task")
 
     async def ended(self, task: str, *, progress: Progress = lambda done: None) -> dict[str, Any]:
-        """The record of `task` once it has ended, in whichever way."""
+        """The record of `task` once it has ended, in whichever way. A pool that cannot be reached for the time being is waited
+        for: deadlines are the caller's."""
         waiting = _Waiting(asyncio.get_running_loop().create_future(), progress)
         self._waiting.setdefault(task, set()).add(waiting)
         self._wanted.set()
@@ -107,10 +108,10 @@ class TaskWaiter:
     async def _look(self, task: str) -> None:
         try:
             self._tell(task, await self.client.call("task.get_record", task))
-        except XapiFailure as problem:
-            self._settle(task, _lost(task) if problem.code == HANDLE_INVALID else problem)
         except StorageError as problem:
-            if problem.retry != "yes":
+            if problem.details.get("code") == HANDLE_INVALID:
+                self._settle(task, _lost(task))
+            elif problem.retry is not Retry.YES:
                 self._settle(task, problem)
 
     def _tell(self, task: str, record: dict[str, Any]) -> None:

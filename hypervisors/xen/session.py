@@ -18,7 +18,6 @@ from stores.secret import Secret
 
 _log = structlog.get_logger(__name__)
 
-_ATTEMPTS = 3
 _API_VERSION = "1.0"
 _LOGOUT_S = 10.0
 
@@ -29,6 +28,15 @@ class Session:
 
     host: Host
     ref: Secret
+
+
+class _Again(Exception):
+    """A call failed with `problem`, and may be made once more: with another session, if one is `stale`."""
+
+    def __init__(self, problem: StorageError, stale: Session | None) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+        self.stale = stale
 
 
 class PoolClient:
@@ -88,29 +96,37 @@ class PoolClient:
         What was surely not carried out is tried again, three times in all: no connection, no session, no coordinator. So are
         getters, whatever happened. `Unavailable` of other calls leaves open whether they were carried out.
         """
-        session: Session | None = None
         stale: Session | None = None
-        for attempt in range(1, _ATTEMPTS + 1):
-            last = attempt == _ATTEMPTS
+        for pause in (self._pause_s, 2 * self._pause_s):
             try:
-                session = await self.session(instead_of=stale)
-                return await self._xapi.call(
-                    session.host, method, [session.ref.reveal(), *params], timeout_s=timeout_s or self._timeout_s
-                )
-            except NotConnected as problem:
-                if last:
-                    raise problem.error from problem
-                stale = session
-            except XapiFailure as problem:
-                if last or problem.code not in (SESSION_INVALID, HOST_IS_SLAVE):
-                    raise
-                stale = session
-                continue
-            except Unavailable:
-                if last or not _only_reads(method):
-                    raise
-            await self._sleep(self._pause_s * attempt)
-        raise AssertionError("the last attempt returns or raises")
+                return await self._attempt(method, params, stale, timeout_s or self._timeout_s)
+            except _Again as again:
+                stale = again.stale
+                await self._sleep(pause)
+        try:
+            return await self._attempt(method, params, stale, timeout_s or self._timeout_s)
+        except _Again as again:
+            raise again.problem from again
+
+    async def _attempt(self, method: str, params: Sequence[Any], stale: Session | None, timeout_s: float) -> Any:
+        try:
+            session = await self.session(instead_of=stale)
+        except NotConnected as problem:
+            raise _Again(problem.error, stale) from problem
+        except Unavailable as problem:
+            raise _Again(problem, stale) from problem
+        try:
+            return await self._xapi.call(session.host, method, [session.ref.reveal(), *params], timeout_s=timeout_s)
+        except NotConnected as problem:
+            raise _Again(problem.error, session) from problem
+        except XapiFailure as problem:
+            if problem.code not in (SESSION_INVALID, HOST_IS_SLAVE):
+                raise
+            raise _Again(problem, session) from problem
+        except Unavailable as problem:
+            if not _only_reads(method):
+                raise
+            raise _Again(problem, stale) from problem
 
     async def session(self, *, instead_of: Session | None = None) -> Session:
         """The session that there is, or a new one where there is none but `instead_of`."""

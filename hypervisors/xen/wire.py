@@ -47,7 +47,7 @@ class Exchange:
         self._reader = reader
         self._writer = writer
         self._patience = patience
-        self._watch: asyncio.Task[bytes] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     async def ask(self, line: str, headers: Mapping[str, str]) -> Head:
         """Send the head of a request and wait for that of the answer. `Unavailable` where none comes."""
@@ -76,7 +76,7 @@ class Exchange:
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Returns when it may be overwritten. `HostEnded` when the host has: what it says is never more than that."""
         if self._watch is None:
-            self._watch = asyncio.create_task(self._reader.read(), name="xapi answer")
+            self._watch = asyncio.create_task(self._until_eof(), name="xapi answer")
         if self._watch.done():
             raise HostEnded
         try:
@@ -101,11 +101,15 @@ class Exchange:
         """All has been sent: wait until the host ends the connection. That says nothing about success."""
         try:
             async with asyncio.timeout(self._patience.stall_s):
-                await (self._watch if self._watch is not None else self._reader.read())
+                await (self._watch if self._watch is not None else self._until_eof())
         except TimeoutError as error:
             raise self._stalled() from error
         except OSError as error:
             raise HostEnded from error
+
+    async def _until_eof(self) -> None:
+        while await self._reader.read(MiB):
+            pass
 
     async def receive(self) -> bytes:
         """Some bytes; none at the end, which may be too early. `HostEnded` for a broken connection."""

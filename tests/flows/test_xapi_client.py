@@ -118,6 +118,16 @@ async def test_a_lost_session_is_replaced_and_the_call_made(ours: Agent) -> None
     assert len((await ours.pool.controls.left())["vdis"]) == 1
 
 
+@pytest.mark.parametrize("action", ["drop", "http", "garbage"])
+@pytest.mark.parametrize("step", ["start", "answer"])
+async def test_calls_outlast_logins_that_fail(ours: Agent, action: str, step: str) -> None:
+    """Which is before they were made."""
+    await ours.pool.controls.arm(where="rpc", step=step, action=action, match="session.login_with_password")
+    await ours.disk()
+    assert len((await ours.pool.controls.left())["vdis"]) == 1
+    await ours.pool.controls.drop_sessions()  # a login without an answer has made one that nobody knows
+
+
 async def test_sessions_that_never_last_are_an_error(ours: Agent) -> None:
     await ours.pool.controls.arm(where="rpc", step="start", action="lose-session", match="VDI.*", times=None)
     with pytest.raises(XapiBusy) as caught:
