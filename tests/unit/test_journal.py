@@ -253,7 +253,7 @@ async def test_closing_writes_what_was_queued_and_leaves_no_thread(tmp_path: Pat
 
 
 async def test_a_finished_command_is_accepted_once_more_and_forgets_how_it_ended(tmp_path: Path) -> None:
-    async with Journal(tmp_path) as journal:
+    async with Journal(tmp_path, clock=lambda: 10.0) as journal:
         await journal.accept(entry("a"))
         await journal.reopen("a", 7.0)  # it has not ended: nothing to take back
         await journal.begin("a", 2.0)
@@ -265,7 +265,7 @@ async def test_a_finished_command_is_accepted_once_more_and_forgets_how_it_ended
         assert [each.id for each in await journal.unfinished()] == ["a"]
         await journal.begin("a", 10.0)
         await journal.finish(ended("a"))
-    async with Journal(tmp_path) as journal:
+    async with Journal(tmp_path, clock=lambda: 10.0) as journal:
         found = await journal.find("a")
         assert found is not None
         assert found.told().state is State.SUCCEEDED
