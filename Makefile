@@ -13,13 +13,16 @@ PACKAGES := python3-venv postgresql-15 qemu-utils qemu-block-extra qemu-system-x
             busybox-static cpio kmod mtools syslinux genisoimage zstd xz-utils bzip2 systemd util-linux curl xfsprogs \
             openjdk-17-jdk-headless libgoogle-gson-java
 
-.PHONY: help demo test lint bench packages clean
+.PHONY: help demo demo-cloudstack test lint bench packages clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 demo: packages $(READY)  ## the main job, end to end, on this machine
 	$(BIN)/python -m tests.demo
+
+demo-cloudstack: packages $(READY)  ## a management server's commands, in CloudStack's protocol, with S3 alone
+	$(BIN)/python -m tests.demo.cloudstack
 
 test: packages $(READY)  ## all tests
 	$(BIN)/pytest

@@ -66,7 +66,7 @@ class StagingDesk(Desk):
                 return answer
             case Remember(copy, store, key):
                 staged = await self._look(store, key, within_s)
-                _log.info("staged by name", key=key, size=staged.size)
+                _log.info("staged by name", ref=key, size=staged.size)
                 return remembered(copy, staged, self._zone)
             case Instead(other, unless):
                 if unless is not None:
