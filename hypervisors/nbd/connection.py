@@ -20,8 +20,9 @@ from stores.contract import KiB, MiB
 from stores.errors import StoreError, Unavailable
 from stores.transfer.wire import limit_silence
 
-REQUEST = 256 * KiB
-"""Bytes of one read: the server reads the next while it sends the last, and every server takes as much."""
+REQUEST = 512 * KiB
+"""Bytes of one read: the server reads the next while it sends the last, and every server takes as much. With 1 MiB, qemu-nbd
+gives its buffers back to the kernel after each read, and takes half as much time again."""
 
 IN_FLIGHT = 16
 """Reads under way on one connection: what qemu works on at once (MAX_NBD_REQUESTS)."""

@@ -22,7 +22,6 @@ from stores.backends.s3_send import Part, Sender
 from stores.backends.s3_sums import crc64nvme, joined_crc, md5_of, multipart_etag, part_length
 from stores.contract import Kind, ObjectInfo
 from stores.errors import IntegrityError, StoreError
-from stores.transfer.buffers import PIECE
 from stores.transfer.engine import TransferEngine
 from stores.transfer.groups import first_failure
 from stores.transfer.outgoing import Share
@@ -131,7 +130,7 @@ class S3Stream:
                 last.followed = True
                 self._send_ready()
             last = await self._next_part()
-        room = last.buffer[last.given :][: min(most, PIECE)]
+        room = last.buffer[last.given :][:most]
         last.given += len(room)
         self._given += len(room)
         return room

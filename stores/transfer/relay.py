@@ -10,12 +10,16 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
+from itertools import groupby
 
-from stores.contract import BlockingCalls, PendingStream, Progress, RangeReader
-from stores.transfer.buffers import PIECE
+from stores.contract import BlockingCalls, MiB, PendingStream, Progress, RangeReader
 from stores.transfer.digests import Digester
 from stores.transfer.groups import first_failure
 from stores.transfer.pieces import ZEROES, windows
+
+STEP = 4 * MiB
+"""Most that is read and digested at once: each takes the event loop's time and two changes of threads, which in smaller ones
+is a tenth of all work. Two are a part of an upload, so that one is read while the other is digested."""
 
 
 class Relay:
@@ -50,7 +54,7 @@ class Relay:
             async for offset, end, zero in cuts:
                 while offset < end:
                     await self._turns.acquire()
-                    room = await self._pending.room(min(PIECE, end - offset))
+                    room = await self._pending.room(min(len(ZEROES) if zero else STEP, end - offset))
                     read = group.create_task(self._fill(offset, room, zero=zero), name="read")
                     self._reads.put_nowait((room, read))
                     offset += len(room)
@@ -64,7 +68,9 @@ class Relay:
 
 
 async def _cut(source: RangeReader) -> AsyncGenerator[tuple[int, int, bool], None]:
-    """Start and end of each piece, in order, and whether it is known to be zeroes."""
+    """Start and end of each run of data or of zeroes, in order, and which of the two it is."""
     async for window in windows(source):
-        for piece in window:
-            yield piece.offset, piece.offset + piece.length, piece.zero
+        for zero, pieces in groupby(window, key=lambda piece: piece.zero):
+            first, *others = pieces
+            last = others[-1] if others else first
+            yield first.offset, last.offset + last.length, zero
