@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlencode, urlsplit
@@ -69,21 +69,21 @@ class DiskStreams:
         length: int | None = None,
         host: Host | None = None,
     ) -> None:
-        """Write `body` into `vdi`, which is large enough; when this returns, the host has written all of it.
+        """Write `body` into `vdi`, which is large enough; when this returns, the host says that all of it is written.
 
         `length` in bytes is needed for vhd, and may be left out for `chunked`, whose body tells its own end. `host` sees the
         disk's SR; others send us there. Pieces of `body` may be overwritten when the next is asked for; none is asked for
         before the host has agreed to take it. After an error, or when cancelled, the content of `vdi` is undefined.
 
         `XapiFailure` and its kin for what the task failed with. `Unavailable` where a host was silent or broke the
-        connection, `IntegrityError` where it claims success and has not taken everything.
+        connection, `IntegrityError` where it claims success and has not taken everything, or `body` is not `length` long.
         """
         query = {"vdi": vdi, "format": image_format} | ({"chunked": "true"} if chunked else {})
         headers = {} if length is None else {"Content-Length": str(length)}
         async with self._transfer() as transfer:
             exchange = await self._agreed("PUT", _IMPORT, query, headers, transfer, host)
             try:
-                complete = await self._sent(exchange, body)
+                complete = await self._sent(exchange, body, length)
             finally:
                 await exchange.close()
             await self._outcome(transfer, exchange.host)
@@ -92,12 +92,19 @@ class DiskStreams:
                     f"host {exchange.host} says that {vdi} is written, and has not taken all of it", vdi=vdi
                 )
 
-    async def _sent(self, exchange: Exchange, body: AsyncIterator[bytes | bytearray | memoryview]) -> bool:
+    async def _sent(
+        self, exchange: Exchange, body: AsyncIterator[bytes | bytearray | memoryview], length: int | None
+    ) -> bool:
+        """Whether all of `body` could be sent."""
+        sent = 0
         try:
             async for piece in body:
                 await exchange.send(piece)
+                sent += len(piece)
         except HostEnded:
             return False
+        if length is not None and sent != length:  # the host would wait for the rest, or has left something unread
+            raise IntegrityError(f"the source has {sent} bytes, and {length} were announced", needed=length, seen=sent)
         try:
             await exchange.end()
         except HostEnded:
@@ -117,13 +124,15 @@ class DiskStreams:
         differencing VHD of what changed since.
 
         The iterator ends only when the host says that all of it was sent: a connection that ends early, as well as whatever
-        the task failed with, is raised by it. Leaving the context before the end gives the transfer up.
+        the task failed with, is raised by it. Leaving the context before the end gives the transfer up. XAPI does not announce
+        a length: whoever reads raw compares it with the disk's size, whoever reads VHD looks for the footer at its end.
         """
         query = {"vdi": vdi, "format": image_format} | ({"base": base} if base is not None else {})
         async with self._transfer() as transfer:
             exchange = await self._agreed("GET", _EXPORT, query, {}, transfer, host)
             try:
-                yield self._received(exchange, transfer)
+                async with aclosing(self._received(exchange, transfer)) as pieces:
+                    yield pieces
             finally:
                 await exchange.close()
 

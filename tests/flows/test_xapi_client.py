@@ -379,15 +379,15 @@ async def test_every_disturbance_ends_in_its_error(
     pool: Pool, where: str, fault: dict[str, object], error: type[StorageError], match: str
 ) -> None:
     """And `agent` sees that no task, session or attached disk is left."""
-    slow = fault["action"] in ("hang", "silent-end")
-    patience = Patience(head_s=0.5, stall_s=0.5) if slow else PATIENCE
-    async with agent(pool, patience=patience, grace_s=0.5 if slow else 10.0) as ours:
+    waits = {"hang": replace(PATIENCE, **{"head_s" if fault["step"] == "head" else "stall_s": 0.5})}
+    patience = waits.get(str(fault["action"]), PATIENCE)
+    async with agent(pool, patience=patience, grace_s=1.0 if fault["action"] == "silent-end" else 10.0) as ours:
         disk = await ours.disk()
         await pool.controls.arm(where=where, **fault)
         with pytest.raises(error, match=match):
             await transferred(ours, where, disk)
-        if slow:
-            await until_detached(pool)
+        await until_detached(pool)
+    async with agent(pool) as ours:
         await transferred(ours, where, disk)
 
 
@@ -405,6 +405,29 @@ async def until_detached(pool: Pool) -> None:
     async with asyncio.timeout(60):
         while (await pool.controls.left())["dom0_vbds"]:
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("length", [SIZE + 1, SIZE - MiB])
+async def test_sources_are_as_long_as_announced(ours: Agent, length: int) -> None:
+    disk = await ours.disk()
+    with pytest.raises((IntegrityError, XapiBusy)):
+        await ours.streams.upload(disk, in_pieces(bytes(SIZE)), image_format="raw", length=length)
+
+
+async def test_an_export_that_claims_to_be_whole_is_shorter(ours: Agent) -> None:
+    """Which only its length tells."""
+    disk = await ours.disk()
+    await ours.pool.controls.arm(where="export", step="body", action="false-success", at_byte=3 * MiB)
+    async with ours.streams.download(disk, image_format="raw") as pieces:
+        assert sum([len(piece) async for piece in pieces]) == 3 * MiB
+
+
+async def test_a_download_may_be_left_early(ours: Agent) -> None:
+    disk = await ours.disk()
+    async with ours.streams.download(disk, image_format="raw") as pieces:
+        async for _ in pieces:
+            break
+    await ours.client.call("VDI.destroy", disk)
 
 
 async def test_a_host_that_claims_success_too_early(ours: Agent) -> None:
