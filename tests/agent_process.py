@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -109,13 +111,25 @@ class AgentHost:
             raise done.exception
         return Done(done.exit_code, done.stdout, done.stderr)
 
+    def call(self, method: str, path: str) -> tuple[int, Any]:
+        """One request over the socket: status, and JSON where it is some. Much quicker than the command line."""
+        with closing(http.client.HTTPConnection("agent", timeout=WAIT_S)) as connection:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(str(self.socket))
+            connection.request(method, path)
+            response = connection.getresponse()
+            text = response.read().decode()
+            return response.status, json.loads(text) if text.startswith("{") else text
+
     def begin(self, *arguments: str | Path, terminal: int | None = None) -> subprocess.Popen[bytes]:
-        """Start a process of the command line, with standard error on a terminal if one is given. Whoever calls ends it."""
+        """Start a process of the command line, with standard error on a terminal if one is given. Whoever calls ends it.
+
+        It hears Ctrl-C even where the tests run in the background, which is started with SIGINT ignored.
+        """
         env = {**self.env(), **({} if terminal is None else {"TERM": "xterm-256color"})}
         error = subprocess.PIPE if terminal is None else terminal
-        return subprocess.Popen(
-            [AGENT, *arguments], env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=error
-        )
+        argv = ["env", "--default-signal=INT", AGENT, *arguments]
+        return subprocess.Popen(argv, env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=error)
 
     def write(self, command: dict[str, Any], name: str = "command.json") -> Path:
         """The command as a file that only its owner may read."""
