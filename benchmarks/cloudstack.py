@@ -2,7 +2,7 @@
 
 The codec is measured from bytes inside TLS to models, and back: header, gzip where it is used, JSON, models. Messages are a
 CopyCommand as a server sends it to deploy a template, its answer, and every command and answer there is, in turns. The
-link is a real one, over TLS and loopback, to the server that the tests use, in this same process.
+link is a real one, over TLS and loopback, to the server that the tests use, in this same process; and that of a whole daemon.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from agent.transports.cloudstack import json_codec, wire
 from agent.transports.cloudstack.connection import read
 from agent.transports.cloudstack.models import Envelope, WireAnswer
 from agent.transports.cloudstack.wire import Flag, FrameReader, Message, MessageReader, frame, slices
+from benchmarks.cloudstack_daemon import busy_daemon
 from benchmarks.harness import MIB, Verdict, at_least, at_most, conclude
 from tests.doubles.cloudstack_role import ScriptedRole, linked
 from tests.doubles.management_server.attached import API, AttachedAgent
@@ -139,6 +140,9 @@ def main() -> int:
     written, taken = memory()
     with tempfile.TemporaryDirectory(prefix="cloudstack-") as directory:
         late = asyncio.run(lateness(Path(directory)))
+        (Path(directory) / "daemon").mkdir()
+        load = {"commands": COMMANDS, "at_once": AT_ONCE, "copies": COPIES, "interval_s": INTERVAL_S}
+        busy, copied = asyncio.run(busy_daemon(Path(directory) / "daemon", **load))
     table = Table()
     for column in ("message", "written/s", "read/s"):
         table.add_column(column, justify="left" if column == "message" else "right")
@@ -157,6 +161,9 @@ def main() -> int:
         at_most("peak memory to write 10 MiB, by their size", written, 3),
         at_most("peak memory to read 10 MiB, by their size", taken, 3),
         at_most(f"latest ping with {AT_ONCE} of {COMMANDS} commands running, by the interval", late, 0.1),
+        at_most(
+            f"latest ping of a daemon, {COPIES} copies out of S3 beside ({copied} ended), by the interval", busy, 0.1
+        ),
     ]
     conclude(verdicts, {}, None)
     if options.json:
