@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,21 +104,11 @@ class BackupSite:
         return str(self.submit(command, "--no-wait")[1]["id"])
 
     def uploads(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.host("uploads", "ls", "--json").json["uploads"]
+        found: list[dict[str, Any]] = self.host.call("GET", "/v1/uploads")[1]["uploads"]
         return found
 
-    def call(self, method: str, path: str) -> tuple[int, Any]:
-        """One request over the socket."""
-        with closing(http.client.HTTPConnection("agent", timeout=WAIT_S)) as connection:
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.connect(str(self.host.socket))
-            connection.request(method, path)
-            response = connection.getresponse()
-            text = response.read().decode()
-            return response.status, json.loads(text) if text.startswith("{") else text
-
     def events(self, wait_s: float = 0) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.call("GET", f"/v1/events?wait={wait_s}")[1]["events"]
+        found: list[dict[str, Any]] = self.host.call("GET", f"/v1/events?wait={wait_s}")[1]["events"]
         return found
 
     # ------------------------------------------------------------------------------------------------ the store

@@ -27,11 +27,13 @@ def uploading(site: BackupSite, ref: str) -> dict[str, Any]:
 
 
 def ended(site: BackupSite, command_id: str) -> dict[str, Any]:
-    def shown() -> dict[str, Any]:
-        return site.host("commands", "show", command_id, "--json").json
+    until(lambda: "finished_at" in shown(site, command_id))
+    return shown(site, command_id)
 
-    until(lambda: "finished_at" in shown())
-    return shown()
+
+def shown(site: BackupSite, command_id: str) -> dict[str, Any]:
+    answer: dict[str, Any] = site.host.call("GET", f"/v1/commands/{command_id}")[1]
+    return answer
 
 
 def backed_up(*names: str) -> set[str]:
@@ -68,7 +70,7 @@ def test_staged_is_stored_in_the_end_over_kills_and_outages(site: BackupSite) ->
     assert "Unavailable" in told.out
     assert staged["upload"] in site.host("uploads", "ls").out
     assert site.host("uploads", "wait", staged["upload"], "--timeout", "0.2").code == 3
-    assert site.host("commands", "show", "c-1", "--json").json == staged  # it stays what was said
+    assert shown(site, "c-1") == staged  # it stays what was said
 
     site.line.refuse, site.line.rate_up = False, None
     assert site.host("uploads", "retry").code == 0
@@ -83,7 +85,7 @@ def test_staged_is_stored_in_the_end_over_kills_and_outages(site: BackupSite) ->
     site.host.stop(SIGKILL)
     site.host.start()
     assert [(event["id"], event["event"]) for event in site.events()] == [("c-1", "stored")]  # until it is acknowledged
-    assert site.call("POST", "/v1/events/c-1/ack")[0] == 200
+    assert site.host.call("POST", "/v1/events/c-1/ack")[0] == 200
     site.host.stop(SIGKILL)
     site.host.start()
     assert site.events() == []
@@ -105,10 +107,10 @@ def test_a_deadline_over_a_pending_upload_and_the_same_command_again(site: Backu
     assert site.do(site.back_up(snapshot, "s1", "staged", id="c-3"))["upload"] == staged["upload"]
 
     site.begin(site.back_up(snapshot, "s1", id="c-4"))
-    until(lambda: site.host("commands", "show", "c-4", "--json").json["state"] == "running")
+    until(lambda: shown(site, "c-4")["state"] == "running")
     assert site.host.stop() == 0  # the agent goes for an update
     site.host.start()
-    answer = site.host("commands", "show", "c-4", "--json").json
+    answer = shown(site, "c-4")
     assert answer["error"]["kind"] == "UploadPending"
 
     for again in ("c-2", "c-4", "c-5"):  # under the same id, and under a new one
@@ -177,7 +179,7 @@ def test_a_drain_says_whether_everything_is_stored(site: BackupSite) -> None:
     assert (draining.code, draining.json["stored"], draining.json["uploads"] > 0) == (3, False, True)
     code, refused = site.submit(site.back_up(second, "s2"))
     assert (code, refused["error"]["kind"], refused["error"]["retryable"]) == (3, "Draining", "yes")
-    status, refused = site.call("GET", "/readyz")
+    status, refused = site.host.call("GET", "/readyz")
     assert (status, refused["error"]["kind"]) == (503, "Draining")
     assert "not ready: draining" in site.host("status").out
     late = site.host("drain", "--wait", "--timeout", "0.2")

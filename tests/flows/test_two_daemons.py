@@ -97,7 +97,8 @@ def run(host: AgentHost, command: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(host: AgentHost, command_id: str) -> dict[str, Any]:
-    return host("commands", "show", command_id, "--json").json
+    answer: dict[str, Any] = host.call("GET", f"/v1/commands/{command_id}")[1]
+    return answer
 
 
 def ended(host: AgentHost, command_id: str, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
