@@ -23,6 +23,10 @@ _STATUS = 4 * GiB - 1 * MiB
 """Bytes that one block status is about: the most that its 32 bits can say, on a MiB border. An empty disk of 8 TiB takes 2049
 of them."""
 
+_RUNS = 4096
+"""Runs that are asked for in one go, without coming back to the event loop: a large disk of which there is little to say
+takes thousands of requests, and each is answered faster than threads change."""
+
 
 class NbdDisk(RangeReader):
     """One export, until the context of `connect` ends. Its content is that of the disk: no headers, no backing files."""
@@ -80,8 +84,8 @@ class NbdDisk(RangeReader):
         return [part async for part in self.each_dirty(context, offset, length)]
 
     async def each_extent(self, offset: int, length: int) -> AsyncGenerator[Extent, None]:
-        """As `extents`, one after another: for ranges of which a list would be too long. Holds what one reply says, that is
-        of at most 4 GiB."""
+        """As `extents`, one after another: for ranges of which a list would be too long. Holds what is said about 4 GiB, or a
+        few thousand extents where that is more."""
         self._check(offset, length)
         if ALLOCATION not in self._contexts:
             if length:
@@ -106,7 +110,7 @@ class NbdDisk(RangeReader):
         end = offset + length
         last: Run | None = None
         while offset < end:
-            ask = partial(_masked_status, mask=mask, offset=offset, length=min(_STATUS, end - offset))
+            ask = partial(_masked_status, mask=mask, offset=offset, end=end)
             async with self._connections.taken(context) as connection:
                 told = await self._threads.run(partial(ask, connection), abort=connection.abort)
             offset = told[-1].end
@@ -126,9 +130,14 @@ class NbdDisk(RangeReader):
             )
 
 
-def _masked_status(connection: Connection, *, mask: int, offset: int, length: int) -> list[Run]:
-    told = connection.status(offset, length)
-    return list(joined(Run(run.offset, run.length, run.state & mask) for run in told))
+def _masked_status(connection: Connection, *, mask: int, offset: int, end: int) -> list[Run]:
+    """Runs from `offset` on, up to `end` unless there are `_RUNS` of them before; neighbours joined."""
+    told: list[Run] = []
+    while offset < end and len(told) < _RUNS:
+        reply = connection.status(offset, min(_STATUS, end - offset))
+        offset = reply[-1].end
+        told[-1:] = joined([*told[-1:], *(Run(run.offset, run.length, run.state & mask) for run in reply)])
+    return told
 
 
 @asynccontextmanager

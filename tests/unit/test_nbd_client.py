@@ -432,6 +432,20 @@ async def test_a_large_empty_disk_takes_few_requests(engine: TransferEngine, soc
         assert len(server.requests) == -(-size // step)
 
 
+async def test_more_extents_than_are_asked_for_at_once(engine: TransferEngine, socket: Path) -> None:
+    """In replies that end in mid extent: 7 blocks each, of which every three have one state."""
+    blocks = 30_000
+
+    def scattered(request: Request) -> bytes:
+        first = request.offset // 512
+        states = [(512, block // 3 % 2 == 1) for block in range(first, min(first + 7, blocks))]
+        return status_chunk(request.cookie, 1, of(*states))
+
+    async with scripted(socket, scattered, size=blocks * 512), connect(socket, "disk", engine=engine) as disk:
+        found = await disk.extents(0, blocks * 512)
+    assert found == [Extent(at * 512, 3 * 512, zero=at // 3 % 2 == 1) for at in range(0, blocks, 3)]
+
+
 def no_extents(request: Request) -> bytes:
     return status_chunk(request.cookie, 1, [])
 
