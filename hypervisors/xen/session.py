@@ -85,7 +85,7 @@ class PoolClient:
 
     async def _logout(self, host: Host, session: Session) -> None:
         try:
-            await self._xapi.call(host, "session.logout", [session.ref.reveal()], timeout_s=_LOGOUT_S)
+            await self._xapi.call(host, "session.logout", [session.ref], timeout_s=_LOGOUT_S)
         except (NotConnected, StorageError) as problem:
             # It is invalid already, or XAPI forgets it after a day without use.
             _log.debug("xapi logout failed", host=str(host), error=str(problem))
@@ -116,7 +116,7 @@ class PoolClient:
         except Unavailable as problem:
             raise _Again(problem, stale) from problem
         try:
-            return await self._xapi.call(session.host, method, [session.ref.reveal(), *params], timeout_s=timeout_s)
+            return await self._xapi.call(session.host, method, [session.ref, *params], timeout_s=timeout_s)
         except NotConnected as problem:
             raise _Again(problem.error, session) from problem
         except XapiFailure as problem:
@@ -154,7 +154,7 @@ class PoolClient:
     async def _logged_in_by(self, host: Host) -> Session:
         for _ in range(len(self.hosts) + 1):
             try:
-                params = [self._user, self._password.reveal(), _API_VERSION, self._originator]
+                params = [self._user, self._password, _API_VERSION, self._originator]
                 ref = await self._xapi.call(host, "session.login_with_password", params, timeout_s=self._timeout_s)
                 return Session(host, Secret(str(ref)))
             except XapiFailure as problem:

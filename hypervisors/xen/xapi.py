@@ -15,6 +15,7 @@ import aiohttp
 from hypervisors.xen.errors import failure
 from hypervisors.xen.hosts import Host, Trust
 from stores.errors import StoreError, TlsFailed, Unavailable
+from stores.secret import MASK, Secret
 
 
 class NotConnected(Exception):
@@ -45,12 +46,14 @@ class Xapi:
         self._http.clear()
 
     async def call(self, host: Host, method: str, params: list[Any], *, timeout_s: float) -> Any:
-        """The result.
+        """The result. Of `params`, those that are a `Secret` are revealed to XAPI and to nobody else: it likes to repeat them.
 
         `XapiFailure` and its kin for what XAPI refuses. `NotConnected` when nothing was sent. `Unavailable` when there was no
         answer or no sensible one: the call may have been made, or may not.
         """
-        body = {"jsonrpc": "2.0", "method": method, "params": params, "id": next(self._numbers)}
+        secrets = {param.reveal() for param in params if isinstance(param, Secret)}
+        told = [param.reveal() if isinstance(param, Secret) else param for param in params]
+        body = {"jsonrpc": "2.0", "method": method, "params": told, "id": next(self._numbers)}
         limit = aiohttp.ClientTimeout(total=timeout_s, sock_connect=self._connect_timeout_s)
         try:
             async with self._session(host).post(
@@ -67,7 +70,7 @@ class Xapi:
             raise Unavailable(
                 f"host {host} did not answer {method}: {error or 'it took too long'}", host=str(host), method=method
             ) from error
-        return _result(host, method, answer.status, text)
+        return _result(host, method, answer.status, text, secrets)
 
     def _session(self, host: Host) -> aiohttp.ClientSession:
         if host not in self._http:
@@ -86,7 +89,7 @@ def _untrusted(host: Host, why: str) -> TlsFailed:
     return TlsFailed(f"no trusted TLS session with host {host}: {why}", host=str(host))
 
 
-def _result(host: Host, method: str, status: int, text: bytes) -> Any:
+def _result(host: Host, method: str, status: int, text: bytes, secrets: set[str]) -> Any:
     try:
         told = json.loads(text) if status == 200 else None
     except ValueError:
@@ -99,5 +102,6 @@ def _result(host: Host, method: str, status: int, text: bytes) -> Any:
         )
     error = told.get("error")
     if error is not None:
-        raise failure(str(error.get("message")), error.get("data") or [], doing=method)
+        params = [MASK if param in secrets else param for param in error.get("data") or []]
+        raise failure(str(error.get("message")), params, doing=method)
     return told["result"]

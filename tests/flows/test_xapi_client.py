@@ -135,6 +135,16 @@ async def test_sessions_that_never_last_are_an_error(ours: Agent) -> None:
     assert (caught.value.code, caught.value.params) == ("SESSION_INVALID", ())
 
 
+async def test_what_is_secret_is_not_repeated(ours: Agent) -> None:
+    await ours.client.call("host.get_all")
+    (ref,) = ours.pool.world.db.refs("session")
+    await ours.pool.controls.arm(where="rpc", step="start", action="fail", error=["HANDLE_INVALID", "session", ref])
+    with pytest.raises(XapiFailure) as caught:
+        await ours.client.call("VDI.get_all")
+    assert caught.value.params == ("session", "***")
+    assert ref not in f"{caught.value!r} {caught.value.details} {ours.client._session!r}"
+
+
 async def test_members_say_who_the_coordinator_is(pool: Pool) -> None:
     hosts = [parse_host(url) for url in reversed(pool.access.urls)]
     async with agent(pool, hosts=hosts) as ours:
