@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from agent.config import CloudStackSection
+from agent.config import CloudStackSection, Config
 
 CLOUDSTACK = {"servers": ["ms1"], "zone": "1", "pod": "1", "cluster": "1", "ca_file": "/etc/ca.pem"}
 
@@ -22,6 +22,11 @@ CLOUDSTACK = {"servers": ["ms1"], "zone": "1", "pod": "1", "cluster": "1", "ca_f
         ({"tls_cert": "/etc/agent.pem"}, "need one another"),
         ({"roles": []}, "at least 1"),
         ({"guid": "kvm7"}, "should match pattern"),
+        ({"staging": ["nfs://h/e"]}, "need one another"),
+        ({"staging_file": "/etc/staging.toml"}, "need one another"),
+        ({"staging": ["cifs://h/e"], "staging_file": "/etc/staging.toml"}, "nfs://host/export"),
+        ({"staging": ["nfs:///e"], "staging_file": "/etc/staging.toml"}, "nfs://host/export"),
+        ({"staging": ["nfs://h/../e"], "staging_file": "/etc/staging.toml"}, "nfs://host/export"),
     ],
 )
 def test_links_need_what_servers_ask_for(change: dict[str, Any], says: str) -> None:
@@ -38,3 +43,13 @@ def test_links_that_are_configured(change: dict[str, Any]) -> None:
 
 def test_without_servers_there_is_nothing_to_ask_for() -> None:
     assert CloudStackSection().servers == ()
+
+
+def test_a_store_is_a_directory_or_only_a_name() -> None:
+    staging = CLOUDSTACK | {"staging": ["nfs://h/cache"], "staging_file": "/etc/staging.toml"}
+    other = Config.model_validate(
+        {"cloudstack": staging, "pools": {"nfs_mounts": {"nfs://h/e": "/mnt/e", "h:/x": "/mnt/x"}}}
+    )
+    assert other.cloudstack.staging == ("nfs://h/cache",)
+    with pytest.raises(ValidationError, match="only a name"):
+        Config.model_validate({"cloudstack": staging, "pools": {"nfs_mounts": {"nfs://h:2049//cache/": "/mnt/c"}}})
