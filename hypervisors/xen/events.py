@@ -13,6 +13,7 @@ import structlog
 from hypervisors.xen.errors import HANDLE_INVALID, TASK_CANCELLED, failure
 from hypervisors.xen.session import PoolClient
 from stores.errors import Retry, StorageError, Unavailable
+from stores.transfer.groups import first_failure
 
 _log = structlog.get_logger(__name__)
 
@@ -145,9 +146,8 @@ async def watching(
 ) -> AsyncIterator[TaskWaiter]:
     """Tasks of the pool can be waited for until the context ends. `poll_s`: after so much silence the tasks are looked at."""
     waiter = TaskWaiter(client, poll_s, pause_s, sleep)
-    async with asyncio.TaskGroup() as group:
-        listening = group.create_task(waiter.listen(), name="xapi events")
-        try:
+    with first_failure():
+        async with asyncio.TaskGroup() as group:
+            listening = group.create_task(waiter.listen(), name="xapi events")
             yield waiter
-        finally:
             listening.cancel()

@@ -245,6 +245,13 @@ async def test_tasks_fail_with_what_they_failed_with(ours: Agent) -> None:
     await ours.client.call("task.destroy", task)
 
 
+async def test_failures_of_those_who_watch_are_raised_as_they_are(pool: Pool) -> None:
+    with pytest.raises(XapiFailure, match="UUID_INVALID"):
+        async with agent(pool) as ours:
+            await ours.client.call("VDI.get_by_uuid", "none")
+    assert (await pool.controls.left())["sessions"] == []
+
+
 async def test_a_task_that_is_gone_is_not_waited_for(ours: Agent) -> None:
     disk = await ours.disk()
     await ours.pool.controls.arm(where="async", step="start", action="hang", times=2)
