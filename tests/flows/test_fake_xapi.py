@@ -205,7 +205,9 @@ def test_attached_disks_are_in_use(api: Any) -> None:
     assert failure(api.VBD.create, {**vbd, "userdevice": "3", "type": "CD"}) == ["VBD_CDS_MUST_BE_READONLY"]
     assert failure(api.VBD.plug, attached)[0] == "VM_BAD_POWER_STATE"
     api.VM.start(guest, False, False)
+    assert api.VBD.get_device(attached) == "xvda"
     assert failure(api.VDI.destroy, vdi) == ["VDI_IN_USE", vdi, "destroy"]
+    assert failure(api.VDI.copy, vdi, shared(api)) == ["VDI_IN_USE", vdi, "copy"]
     assert failure(api.VDI.resize, vdi, str(8 * MiB)) == ["VDI_IN_USE", vdi, "resize"]
     assert failure(api.VBD.plug, attached) == ["DEVICE_ALREADY_ATTACHED", attached]
     assert "destroy" not in api.VDI.get_allowed_operations(vdi)

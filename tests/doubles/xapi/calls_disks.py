@@ -96,8 +96,8 @@ class VdiCalls:
         """Can be cancelled; what it was making is then destroyed."""
         self._need_managed(vdi)
         self._world.tasks.allow_cancel(caller.task)
-        for attached in self._db.find("VBD", VDI=vdi, currently_attached=True, mode="RW"):
-            raise Failure("VDI_IN_USE", vdi, "copy" if attached else "")
+        if self._db.find("VBD", VDI=vdi, currently_attached=True, mode="RW"):
+            raise Failure("VDI_IN_USE", vdi, "copy")
         record = self._db.get("VDI", vdi)
         with self._storage.operating(vdi, "copy", caller.task):
             if into_vdi == NULL:

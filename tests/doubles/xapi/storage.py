@@ -255,7 +255,7 @@ class Storage:
                 raise Failure("VDI_IN_USE", vdi, "attach")
             if disk["read_only"] and record["mode"] == "RW":
                 raise Failure("VDI_READONLY", vdi)
-        self._db.change("VBD", vbd, currently_attached=True, device=f"xvd{vbd[-1]}")
+        self._db.change("VBD", vbd, currently_attached=True, device=_device(record["userdevice"]))
         self.refresh(vdi)
 
     def detach(self, vbd: str) -> None:
@@ -328,3 +328,8 @@ class Storage:
             handle.cancel()
         for nodes in self.nodes.values():
             nodes.close()
+
+
+def _device(number: str) -> str:
+    """What a guest calls the disk of that number."""
+    return f"xvd{chr(ord('a') + int(number))}" if number.isdigit() else "xvda"
