@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agent.commands import Answer, Outcome, State
 from agent.security import SecuritySetup
@@ -39,7 +41,7 @@ from agent.transports.cloudstack.models_storage import (
 from agent.transports.cloudstack.staging_file import Zone, read_zone
 from agent.transports.cloudstack.staging_paths import Kind, Staged, path_of, staged_of, store_mark
 from hypervisors.contract import OperationUnsupported
-from stores.errors import InvalidReference, NotFound, ObjectChanged, PolicyRefused, TooLarge
+from stores.errors import InvalidReference, NotFound, ObjectChanged, PolicyRefused, StorageError, TooLarge
 from stores.secret import Secret
 from stores.to import (
     S3TO,
@@ -66,7 +68,7 @@ def store_id(to: S3TO) -> str:
 
 
 MARK = store_mark(store_id(OURS))
-ZONE = Zone(b"k" * 32, {MARK: OURS, store_mark(store_id(SECOND)): SECOND}, {"staging.invalid/s3"}, store_id)
+ZONE = Zone(Secret("k" * 32), {MARK: OURS, store_mark(store_id(SECOND)): SECOND}, {"staging.invalid/s3"}, store_id)
 KEY = "template/tmpl/2/201/201-2-aaaa/debian.qcow2"
 BACKUP = "snapshots/2/12/s-31"
 
@@ -234,7 +236,7 @@ def test_what_nobody_staged_is_not_found_by_guessing(path: str | None) -> None:
 
 
 def test_a_path_of_another_zone_is_refused_wherever_it_comes() -> None:
-    other = Zone(b"o" * 32, ZONE.stores, ZONE.exports, store_id)
+    other = Zone(Secret("o" * 32), ZONE.stores, ZONE.exports, store_id)
     path = referring(zone=other)
     for command in (
         copy(template(NAME, path), template(POOL, "t")),
@@ -329,6 +331,59 @@ def test_the_store_is_there_and_never_full() -> None:
         assert isinstance(meaning, Say)
         assert isinstance(meaning.answer, WireAnswer)
         assert meaning.answer.result
+
+
+# ----------------------------------------------------------------------------------------------------------- all of it
+
+
+paths = (
+    st.none()
+    | st.sampled_from(
+        ["", "/", KEY, referring(), own(), f"{referring()}/x", "../../etc/passwd", "a/s3~/b", "a/s3~" + "A" * 55 + "/b"]
+    )
+    | st.text()
+)
+places = st.sampled_from([POOL, ASKED, STRANGE, NAME, REAL])
+anything = st.one_of(
+    st.builds(template, places, paths, uuid=paths, size=st.none() | st.integers()),
+    st.builds(volume, places, paths, uuid=paths),
+    st.builds(
+        snapshot, places, paths, parents=st.none() | st.lists(paths.filter(lambda path: path is not None), max_size=3)
+    ),
+)
+
+
+@given(source=anything, destination=anything)
+@settings(max_examples=300, deadline=None)
+def test_any_copy_has_a_meaning_or_is_refused(source: DataTO, destination: DataTO) -> None:
+    """What is done instead names no store that is only a name, and reads nothing but what paths of ours stand for."""
+    try:
+        meaning = meaning_of(copy(source, destination), ZONE)
+        if isinstance(meaning, Keep):
+            kept(meaning.command, "f1", ZONE)
+    except StorageError:
+        return
+    match meaning:
+        case None:
+            assert not ZONE.only_a_name(source.store)
+            assert not ZONE.only_a_name(destination.store)
+        case Instead(CopyCommand(srcTO=there)):
+            assert there.store == OURS
+            assert there.path in (KEY, "staging/x/volumes/2/12/v.qcow2")
+        case Remember(_, store, key):
+            assert (store, key) == (OURS, (source.path or "").strip("/"))
+
+
+@given(data=anything)
+@settings(max_examples=200, deadline=None)
+def test_any_deletion_is_of_what_was_made_for_its_path(data: DataTO) -> None:
+    try:
+        meaning = meaning_of(DeleteCommand(data=data), ZONE)
+    except StorageError:
+        return
+    if isinstance(meaning, Instead):
+        assert isinstance(meaning.command, DeleteCommand)
+        assert (meaning.command.data.store, meaning.command.data.path) == (OURS, "staging/x/volumes/2/12/v.qcow2")
 
 
 # ------------------------------------------------------------------------------------------------------------ the file

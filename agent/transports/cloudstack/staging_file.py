@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -46,7 +46,7 @@ class _File(BaseModel):
 class Zone:
     """What the agents of a zone agree on. `exports`: the `ImageCache` stores that are only names, as `export_name` has them."""
 
-    key: bytes = field(repr=False)
+    key: Secret
     stores: Mapping[bytes, S3TO]
     """By their marks; the first is the one that takes what agents make of their own."""
     exports: Collection[str]
@@ -93,7 +93,7 @@ def read_zone(file: Path, exports: Collection[str], store_id: Callable[[S3TO], s
             f"cloudstack.staging_file {file} cannot be used: {_reason(error)}", file=str(file)
         ) from None
     names = frozenset(export_name(split_url(Secret(url))) for url in exports)
-    return Zone(found.key.reveal().encode(), stores, names, store_id)
+    return Zone(found.key, stores, names, store_id)
 
 
 def _reason(error: Exception) -> str:

@@ -24,6 +24,7 @@ from enum import IntEnum
 
 from stores.errors import InvalidReference, TooLarge
 from stores.paths import check_ref
+from stores.secret import Secret
 
 LIMIT = 255
 """Bytes that such a path may have: servers keep it in a column of that many characters."""
@@ -59,7 +60,7 @@ def store_mark(store_id: str) -> bytes:
     return hashlib.sha256(store_id.encode()).digest()[:8]
 
 
-def path_of(staged: Staged, key: bytes) -> str:
+def path_of(staged: Staged, key: Secret) -> str:
     """The path, authenticated with `key`. `TooLarge` where servers could not keep it; `InvalidReference` for a key that is no
     name of an object."""
     check_ref(staged.key)
@@ -76,7 +77,7 @@ def path_of(staged: Staged, key: bytes) -> str:
     return path
 
 
-def staged_of(path: str, key: bytes) -> Staged | None:
+def staged_of(path: str, key: Secret) -> Staged | None:
     """What a path stands for; None for one that does not say so. `InvalidReference` for one that does, and was not made with
     this `key`, or not as it is now."""
     folder, _, file = path.rpartition("/")
@@ -100,7 +101,7 @@ def staged_of(path: str, key: bytes) -> Staged | None:
     return staged
 
 
-def _token(staged: Staged, key: bytes) -> str:
+def _token(staged: Staged, key: Secret) -> str:
     fields = _FIELDS.pack(staged.kind, staged.store, staged.size, staged.modified)
-    mac = hmac.digest(key, _CONTEXT + fields + staged.key.encode(), "sha256")[:_MAC_SIZE]
+    mac = hmac.digest(key.reveal().encode(), _CONTEXT + fields + staged.key.encode(), "sha256")[:_MAC_SIZE]
     return _MARK + base64.urlsafe_b64encode(fields + mac).rstrip(b"=").decode()
