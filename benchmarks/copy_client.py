@@ -37,7 +37,8 @@ def main() -> None:
     with asyncio.Runner() as runner:
         parts = build(config)
         try:
-            runner.run(warm(parts, command.source.store))
+            for data in (command.source, command.destination):
+                runner.run(warm(parts, data.store))
             measured(lambda: runner.run(copy(parts, command)))
         finally:
             runner.run(parts.aclose())
