@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import sys
 import tempfile
@@ -86,14 +87,15 @@ class Watch:
 
     async def forever(self) -> None:
         while True:
-            for path in self.root.rglob("*"):
-                if not path.is_relative_to(self.pool):
-                    self._note(path)
+            for directory, _, names in os.walk(self.root):  # folders come and go meanwhile, which it does not mind
+                if not Path(directory).is_relative_to(self.pool):
+                    for name in names:
+                        self._note(Path(directory, name))
             await asyncio.sleep(0.01)
 
     def _note(self, path: Path) -> None:
         try:
-            size = path.lstat().st_size if path.is_file() else 0
+            size = path.lstat().st_size
         except FileNotFoundError:
             return
         name = str(path.relative_to(self.root))
