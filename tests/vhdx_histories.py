@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hypervisors.images.vhdx_parent import Parent
 from hypervisors.images.vhdx_stream import Identity, VhdxLayout, layout
-from stores.contract import MiB
+from stores.contract import Extent, MiB
 from tests.disk_histories import Version, finished, versions_of_a_disk
 
 BLOCK = MiB
@@ -37,12 +37,13 @@ class VhdxHistory:
     def images(self) -> list[bytes]:
         return [finished(made, v.content) for made, v in zip(self.layouts(), self.versions, strict=True)]
 
-    def with_zeroes_as_data(self) -> VhdxHistory:
-        """The same disks, for a reader that does not know of blocks that are zero as a whole."""
-        versions = (
-            replace(version, extents=tuple(replace(extent, zero=False) for extent in version.extents))
-            for version in self.versions
-        )
+    def for_libvhdi(self) -> VhdxHistory:
+        """The same disks, for a reader that does not know of blocks that are zero as a whole, nor of a child that has
+        nothing."""
+        versions = []
+        for version in self.versions:
+            extents = tuple(replace(extent, zero=False) for extent in version.extents if extent.length)
+            versions.append(replace(version, extents=extents or (Extent(0, self.sector, zero=False),)))
         return replace(self, versions=tuple(versions))
 
 

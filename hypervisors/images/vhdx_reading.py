@@ -38,7 +38,7 @@ from stores.transfer.engine import TransferEngine
 from stores.transfer.pieces import known_size
 
 LONGEST_CHAIN = 64
-"""Files of one disk. Hyper-V's checkpoints are 50 at most."""
+"""Files of one disk. Hyper-V takes 50 checkpoints of a machine."""
 
 _WINDOW = 64 * KiB
 """How much of a block table is read at once."""

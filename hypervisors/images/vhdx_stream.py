@@ -9,9 +9,9 @@ each part at a whole MiB, the blocks in the order of the disk. Every byte is wri
 is sparse in its file system, so an image is small by the blocks that it does not have.
 
 Which parts of a block a differencing disk has is said of eight sectors at a time, a byte of a bitmap. A block that is zero as
-a whole, and hides what the parent has there, is told as such and takes no room. (libvhdi, unlike Hyper-V and the
-specification, does not know that, and looks for a bitmap of every block that is not there as a whole: chunks of a child that
-hold anything have one for its sake.)
+a whole, and hides what the parent has there, is told as such and takes no room. (libvhdi does not know that state, which the
+specification has, and looks at the bitmap of every block that is not there as a whole, be there one or not: chunks of a
+child that hold anything have one for its sake.)
 """
 
 from __future__ import annotations
