@@ -437,6 +437,16 @@ def test_a_file_that_cannot_be_used_is_not_shown(tmp_path: Path, text: str, says
     assert "ag3nt" not in str(raised.value)
 
 
+def test_a_store_that_cannot_be_one(tmp_path: Path) -> None:
+    def refused(to: S3TO) -> str:
+        raise InvalidReference("that is no bucket")
+
+    file = tmp_path / "staging.toml"
+    file.write_text(FILE)
+    with pytest.raises(SecuritySetup, match="that is no bucket"):
+        read_zone(file, [], refused)
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SecuritySetup, match="No such file"):
         read_zone(tmp_path / "no", [], store_id)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from agent.security import SecuritySetup
 from agent.transports.cloudstack.staging_paths import store_mark
-from stores.errors import InvalidReference, PolicyRefused
+from stores.errors import InvalidReference, PolicyRefused, StorageError
 from stores.locations import export_name, split_url
 from stores.secret import Secret
 from stores.to import S3TO, DataStoreRole, DataStoreTO
@@ -87,7 +87,7 @@ def read_zone(file: Path, exports: Collection[str], store_id: Callable[[S3TO], s
             content = opened.read(_LIMIT + 1)
         found = _File.model_validate(tomllib.loads(content[:_LIMIT].decode()))
         stores = {store_mark(store_id(to)): S3TO.model_validate(dict(to)) for to in found.stores}
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError, StorageError) as error:
         # Not chained: the text around a mistake may be a secret.
         raise SecuritySetup(
             f"cloudstack.staging_file {file} cannot be used: {_reason(error)}", file=str(file)
@@ -100,6 +100,8 @@ def _reason(error: Exception) -> str:
     match error:
         case OSError():
             return error.strerror or "it cannot be read"
+        case StorageError():
+            return error.message
         case ValidationError():
             return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         case _:
