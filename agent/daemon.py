@@ -54,6 +54,7 @@ async def serve(config: Config, notifier: Notifier, passed: Sequence[socket.sock
         await stack.enter_async_context(parts.journal)
         notifier.status("recovering")
         await _clear_exports(config.agent.runtime_dir)
+        await parts.leftovers.load()
         await stack.enter_async_context(parts.cache_in_use())
         report = await recover(parts.journal, parts.execution)
         dispatcher = await stack.enter_async_context(parts.dispatcher())

@@ -32,6 +32,7 @@ from hypervisors.images.gate import GateLimits
 from hypervisors.operations import Operations
 from hypervisors.process import ToolRunner
 from hypervisors.registry import handlers
+from stores.leftovers import Leftovers
 from stores.resolver import Resolver
 from stores.settings import CacheSettings, StoreSettings, UrlSettings
 from stores.transfer.engine import TransferEngine
@@ -57,6 +58,7 @@ class Parts:
     queue: UploadQueue | None
     uploading: UploadService
     resolver: Resolver
+    leftovers: Leftovers
     handlers: Sequence[HypervisorHandler]
     operations: Operations
     execution: Execution
@@ -108,7 +110,7 @@ class Parts:
 
     def chores(self) -> Sequence[Coroutine[None, None, None]]:
         """What goes on beside the commands, each until it is cancelled."""
-        chores = [self.metrics.watch_loop()]
+        chores = [self.metrics.watch_loop(), self.leftovers.run()]
         if self.cache is not None:
             chores += [self.metrics.cache.watch(pool) for pool in self.cache.pools]
         if self.queue is not None:
@@ -119,6 +121,7 @@ class Parts:
         for handler in self.handlers:
             await handler.aclose()
         await self.resolver.aclose()
+        self.leftovers.close()
         await self.engine.aclose()
 
     def _status_of(self, dispatcher: Dispatcher) -> Callable[[], AgentStatus]:
@@ -149,6 +152,8 @@ def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
     caching = CacheService(cache)
     resolver = Resolver(store_settings(config), engine, cache=cache)
     queue = _queue(config, cache, resolver)
+    leftovers = Leftovers(config.agent.state_dir / "writes", open_store=resolver.store)
+    resolver.note_in(leftovers)
     uploading = UploadService(queue, cache.pools if cache is not None else ())
     limits = GateLimits(virtual_size=config.images.max_virtual_size)
     by_type = handlers(engine, ToolRunner(), config.agent.runtime_dir, limits)
@@ -162,6 +167,7 @@ def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
         queue=queue,
         uploading=uploading,
         resolver=resolver,
+        leftovers=leftovers,
         handlers=tuple(by_type.values()),
         operations=operations,
         execution=Execution(operations, config.agent.hypervisor, caching, uploading),

@@ -6,6 +6,7 @@ was tracked between them) stays: then the disk is read, and laid out anew.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hypervisors.relaying import present
 from hypervisors.snapshots import opened_volume
 from hypervisors.verbs import Call, Copy, ref_of
 from stores.contract import Kind, ObjectInfo, PendingUpload, RangeReader
+from stores.errors import StoreError
 from stores.resolver import Durability
 from stores.to import DataTO, ImageFormat
 from stores.transfer.engine import TransferEngine
@@ -66,12 +68,14 @@ async def _send_file(path: Path, image: RangeReader, outgoing: Outgoing, fills: 
     if Kind.UPLOAD not in store.writes or outgoing.durability is not Durability.STORED:
         return (await outgoing.send(image, fills))[0]
     call.progress.phase("send", image.info.size)
-    try:
-        async with both_or_neither(store, ref) as commit, store.upload(ref, path, token=call.token) as upload:
-            return await send_all(_Committed(upload, commit), progress=call.progress)
-    except BaseException:
-        await uninterrupted(store.discard(ref, token=call.token))  # nobody goes on with it
-        raise
+    async with outgoing.ctx.resolver.noted(outgoing.to, store, ref, token=call.token):
+        try:
+            async with both_or_neither(store, ref) as commit, store.upload(ref, path, token=call.token) as upload:
+                return await send_all(_Committed(upload, commit), progress=call.progress)
+        except BaseException:
+            with suppress(StoreError):  # then later: it is noted
+                await uninterrupted(store.discard(ref, token=call.token))  # nobody goes on with it
+            raise
 
 
 class _Committed(PendingUpload):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Hashable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what it stands on is only loaded where there is a cache
     from stores.cache.cache import Cache
     from stores.cache.proxy import CachingStore
     from stores.cache.writeback.queue import UploadQueue
+    from stores.leftovers import Leftovers
 
 __all__ = ["SUPPORTED", "CacheUse", "Durability", "Negotiation", "Reason", "Resolver", "Via", "negotiate"]
 
@@ -74,6 +75,7 @@ class Resolver:
         self._observer = observer
         self._cache = cache
         self._uploads: UploadQueue | None = None
+        self._leftovers: Leftovers | None = None
         self._stores: dict[Hashable, DataStore] = {}
         self._preferring: set[str] = set()  # ids of stores whose objects are worth caching
 
@@ -81,20 +83,29 @@ class Resolver:
         """Writes that are to be staged go through `queue` from now on. It opens its stores by `store`."""
         self._uploads = queue
 
+    def note_in(self, leftovers: Leftovers) -> None:
+        """Writes that may leave something in image stores are noted in `leftovers` from now on."""
+        self._leftovers = leftovers
+
+    def noted(self, to: DataStoreTO, store: DataStore, ref: str, *, token: str) -> AbstractAsyncContextManager[object]:
+        """Around a write to that store: what it leaves there when it fails, or when this process dies, is removed later."""
+        return nullcontext() if self._leftovers is None else self._leftovers.noted(to, store, ref, token)
+
     def store(self, to: DataStoreTO) -> DataStore:
         """The store that `to` means: the same object for the same place and credentials, another one when any of these
         changes. Contacts nothing. `StoreUnsupported`, `InvalidReference` or `PolicyRefused` when there can be none.
         """
-        identity = identity_of(to)
-        if identity not in self._stores:
-            store = self._make(to)
-            self._stores[identity] = ReportingStore(store, self._observer) if self._observer else store
-            if to.storeType in self._settings.cache.prefer:
-                self._preferring.add(store.id)
-        store = self._stores[identity]
+        store = self._store(to)
         if self._uploads is not None:
             self._uploads.named(to, store.id)
+        if self._leftovers is not None:
+            self._leftovers.named(to, store.id)
         return store
+
+    def id_of(self, to: DataStoreTO) -> str:
+        """The id of the store that `to` means, also where `to` comes from a journal, without its secrets: nobody takes them for
+        those that the store knows us by. Raises as `store`."""
+        return self._store(to).id
 
     async def stat(self, to: DataStoreTO, ref: str) -> ObjectInfo:
         return await self.store(to).stat(ref)
@@ -187,14 +198,16 @@ class Resolver:
         Where there is none, but a file would do and the store takes uploads, and where the write is only to be `STAGED`: a file
         in the cache, to be filled with at most `size` bytes, which the upload queue brings to the store (`UploadQueue.staging`;
         ask `staged` before, whether that was done already). For that `store_to` is needed, by which the store is found again
-        after a restart. `wait_s`: how long to wait for room. `STORED`: `commit` waits for the store, `stored_s` seconds at most
-        (None: as long as it takes), then `UploadPending`. `STAGED`: the info that `commit` returns has the upload's id.
+        after a restart; where it is given, what an interrupted `store.write` leaves is removed as well (`noted`). `wait_s`: how
+        long to wait for room. `STORED`: `commit` waits for the store, `stored_s` seconds at most (None: as long as it takes),
+        then `UploadPending`. `STAGED`: the info that `commit` returns has the upload's id.
 
         `RequirementNotMet` before any byte moves when there is no way.
         """
         outcome = negotiate(store.id, store.writes, kinds, ranges=False)
         if durability is Durability.STORED and outcome.chosen is not None:
-            return store.write(ref, outcome.chosen, token=token, size=size, replace=replace)
+            write = store.write(ref, outcome.chosen, token=token, size=size, replace=replace)
+            return write if store_to is None else self._noted_write(store_to, store, ref, token, write)
         queue = self._uploads
         if queue is None or store_to is None or Kind.UPLOAD not in store.writes or Kind.LOCAL_PATH not in kinds:
             raise outcome.refusal() if outcome.chosen is None else _not_staged(store.id, outcome)
@@ -233,6 +246,15 @@ class Resolver:
                 _, store = self._stores.popitem()
                 stack.push_async_callback(store.aclose)
 
+    def _store(self, to: DataStoreTO) -> DataStore:
+        identity = identity_of(to)
+        if identity not in self._stores:
+            store = self._make(to)
+            self._stores[identity] = ReportingStore(store, self._observer) if self._observer else store
+            if to.storeType in self._settings.cache.prefer:
+                self._preferring.add(store.id)
+        return self._stores[identity]
+
     def _use(self, store: DataStore, asked: CacheUse | None) -> CacheUse | None:
         """What the cache is for with this store: None where there is no cache."""
         if self._cache is None:
@@ -260,6 +282,18 @@ class Resolver:
         else:
             async with store.present(info, Kind.RANGE_READER) as reader, self._bridge(reader) as export:
                 yield export
+
+    @asynccontextmanager
+    async def _noted_write(
+        self,
+        to: DataStoreTO,
+        store: DataStore,
+        ref: str,
+        token: str,
+        write: AbstractAsyncContextManager[PendingWrite],
+    ) -> AsyncIterator[PendingWrite]:
+        async with self.noted(to, store, ref, token=token), write as pending:
+            yield pending
 
     def _bridge(self, reader: Presentation) -> AbstractAsyncContextManager[Presentation]:
         from stores.bridge import serve

@@ -116,10 +116,10 @@ async def resume(ctx: Context, call: Call, request: Copy) -> DataTO | None:
     ref, name = snapshot_name(source)
     try:
         async with opened_volume(ctx, call, source.store, ref, source.format) as volume:
-            record, store = await found(volume, name), ctx.resolver.store(target.store)
+            record, store = await found(volume, name), ctx.resolver.id_of(target.store)
             backup = _backup_ref(target)
-            await volume.snapshots.discard_note(record, store.id, backup, token=call.token)
-            sent = await volume.snapshots.sent(record, store.id, backup)
+            await volume.snapshots.discard_note(record, store, backup, token=call.token)
+            sent = await volume.snapshots.sent(record, store, backup)
     except NotFound:
         return None
     done = sent is not None and sent.token == call.token and sent.manifest is not None

@@ -9,28 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Collection
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import structlog
-from pydantic import TypeAdapter
 
-from stores.errors import AccessDenied
-from stores.os_errors import translated
-from stores.secret import Secret
+from stores.private_files import PrivateFiles, target_of, with_secrets
 from stores.to import DataStoreTO
 from stores.transfer.threads import Threads
 from stores.uninterrupted import uninterrupted
 
-_TO: TypeAdapter[DataStoreTO] = TypeAdapter(DataStoreTO)
-_SUFFIX = ".json"
-_TEMPORARY = ".new"
-_MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _log = structlog.get_logger(__name__)
 
 
@@ -38,7 +27,7 @@ class Credentials:
     """Those of all stores that uploads wait for, in memory and in `directory`. `load` before use, `close` after."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._files = PrivateFiles(directory)
         self._threads = Threads("upload-credentials", 1)
         self._known: dict[str, DataStoreTO] = {}
         self._changed: dict[str, int] = {}  # when, in changes
@@ -105,66 +94,26 @@ class Credentials:
     # --------------------------------------------------------------------------------------------- in the thread
 
     def _read_all(self) -> dict[str, DataStoreTO]:
+        self._files.prepare()
         found = {}
-        with translated(str(self._directory)):
-            with suppress(FileExistsError):
-                os.mkdir(self._directory, 0o700)
-            status = os.stat(self._directory, follow_symlinks=False)
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-                raise AccessDenied(
-                    f"{self._directory} holds credentials: it must be a directory of user {os.geteuid()} with mode 700",
-                    directory=str(self._directory),
-                )
-            for path in sorted(self._directory.iterdir()):
-                if path.suffix == _SUFFIX:
-                    try:
-                        store, to = _decoded(path.read_bytes())
-                    except ValueError:  # which quotes what it could not read
-                        _log.warning("upload credentials unreadable", file=path.name)
-                    else:
-                        found[store] = to
+        for name, content in self._files.contents():
+            try:
+                store, to = _decoded(content)
+            except ValueError:  # which quotes what it could not read
+                _log.warning("upload credentials unreadable", file=f"{name}.json")
+            else:
+                found[store] = to
         return found
 
     def _write(self, store: str, to: DataStoreTO) -> None:
-        path = self._path(store)
-        temporary = path.with_suffix(_TEMPORARY)
-        with translated(str(path)):
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-            with os.fdopen(os.open(temporary, _MAKE, 0o600), "wb") as file:
-                file.write(json.dumps({"store": store, "to": _revealed(to)}).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(temporary, path)
-            self._sync()
+        self._files.write(_name_of(store), {"store": store, "to": with_secrets(to)})
 
     def _remove(self, store: str) -> None:
-        path = self._path(store)
-        with translated(str(path)):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-            self._sync()
-
-    def _sync(self) -> None:
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _path(self, store: str) -> Path:
-        return self._directory / (hashlib.sha256(store.encode("utf-8", "surrogatepass")).hexdigest() + _SUFFIX)
+        self._files.remove(_name_of(store))
 
 
-def _revealed(value: Any) -> Any:
-    """A TO with its secrets, as JSON knows it."""
-    if isinstance(value, Secret):
-        return value.reveal()
-    if isinstance(value, dict):
-        return {name: _revealed(each) for name, each in value.items()}
-    if hasattr(type(value), "model_fields"):
-        return {name: _revealed(getattr(value, name)) for name in type(value).model_fields}
-    return value
+def _name_of(store: str) -> str:
+    return hashlib.sha256(store.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _decoded(data: bytes) -> tuple[str, DataStoreTO]:
@@ -172,4 +121,4 @@ def _decoded(data: bytes) -> tuple[str, DataStoreTO]:
     found = json.loads(data)
     if not isinstance(found, dict) or not isinstance(found.get("store"), str):
         raise ValueError("not the credentials of a store")
-    return found["store"], _TO.validate_python(found.get("to"))
+    return found["store"], target_of(found.get("to"))
