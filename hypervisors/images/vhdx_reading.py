@@ -41,10 +41,10 @@ LONGEST_CHAIN = 64
 """Files of one disk. Hyper-V takes 50 checkpoints of a machine."""
 
 _WINDOW = 64 * KiB
-"""How much of a block table is read at once."""
+"""How much of a block table, or of a sector bitmap, is read at once."""
 _WINDOW_ENTRIES = _WINDOW // ENTRY
-_WINDOWS = 32
-"""How many of these are kept, of one file."""
+_PARTS_KEPT = 32
+"""Of one file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class VhdxImage:
         self._taken = (regions.table, regions.metadata, header.log)
         self._table_at = regions.table.offset
         self._table_length = self._shape.entries(differencing=parameters.differencing) * ENTRY
-        self._windows: OrderedDict[int, array[int]] = OrderedDict()
+        self._parts: OrderedDict[int, bytes] = OrderedDict()
 
     async def runs(self, offset: int, length: int) -> AsyncGenerator[Run, None]:
         """That range, which is inside the disk, in order and without gaps. Neighbours may be of one kind.
@@ -128,8 +128,10 @@ class VhdxImage:
         entry = (await self._window(index))[index % _WINDOW_ENTRIES]
         if vhdx_table.state(entry) != FULLY_PRESENT:
             raise refuse("vhdx-table", "the VHDX has a block that is there in part, and does not say which part")
-        place = self._place(entry, BITMAP) + within * self._shape.block_bitmap
-        return await self.file.read(place, self._shape.block_bitmap)
+        start = within * self._shape.block_bitmap
+        window = start // _WINDOW * _WINDOW
+        content = await self._kept(self._place(entry, BITMAP) + window, _WINDOW)
+        return content[start - window :][: self._shape.block_bitmap]
 
     def _place(self, entry: int, length: int) -> int:
         """Where in the file a block of that length is."""
@@ -149,19 +151,22 @@ class VhdxImage:
 
     async def _window(self, index: int) -> array[int]:
         """The part of the table that has that entry."""
-        number = index // _WINDOW_ENTRIES
-        if number not in self._windows:
-            start = number * _WINDOW
-            length = min(_WINDOW, self._table_length - start)
-            entries = array("Q", await self.file.read(self._table_at + start, length))
-            if sys.byteorder == "big":
-                entries.byteswap()
-            self._windows[number] = entries
-            if len(self._windows) > _WINDOWS:
-                self._windows.popitem(last=False)
-            return entries
-        self._windows.move_to_end(number)
-        return self._windows[number]
+        start = index // _WINDOW_ENTRIES * _WINDOW
+        content = await self._kept(self._table_at + start, min(_WINDOW, self._table_length - start))
+        entries = array("Q", content)
+        if sys.byteorder == "big":
+            entries.byteswap()
+        return entries
+
+    async def _kept(self, place: int, length: int) -> bytes:
+        """A part of the file's table or bitmaps, in the same cuts each time. Those that were asked for last are kept."""
+        content = self._parts.pop(place, None)
+        if content is None:
+            content = await self.file.read(place, length)
+        self._parts[place] = content
+        if len(self._parts) > _PARTS_KEPT:
+            self._parts.popitem(last=False)
+        return content
 
 
 class VhdxDisk(RangeReader):

@@ -8,14 +8,12 @@ import random
 import struct
 import subprocess
 import tracemalloc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import pyvhdi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +21,7 @@ from hypervisors.contract import ImageRefused
 from hypervisors.images import gate
 from hypervisors.images.formats import DRIVERS, file_node, json_filename
 from hypervisors.images.gate import GateLimits
-from hypervisors.images.pieces import Data, ImageLayout, Metadata
+from hypervisors.images.pieces import Data, Metadata
 from hypervisors.images.streaming import LayoutReader
 from hypervisors.images.vhd_stream import BLOCK, Parent, layout
 from stores.contract import Extent, GiB, KiB, MiB
@@ -33,6 +31,7 @@ from stores.transfer.engine import TransferEngine
 from tests.disk_histories import SECTOR, expected_kinds, finished, sha
 from tests.doubles.xapi import vhd as xapi_vhd
 from tests.images import BytesReader, opened, qemu_io, set_vhd_footer, virtual_size
+from tests.laid_out import libvhdi, write_sparse
 from tests.vhd_histories import GRAIN, VhdHistory, id_of, parent_of, vhd_histories
 
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -174,27 +173,6 @@ def test_parents_names_are_those_of_files(name: str, wrong: str) -> None:
 # ------------------------------------------------------------------------------------------------ others read it
 
 
-@contextmanager
-def libvhdi(images: Sequence[bytes | Path]) -> Iterator[pyvhdi.file]:
-    """The last of the images, over those before it."""
-    files: list[pyvhdi.file] = []
-    for image in images:
-        file = pyvhdi.file()
-        if isinstance(image, Path):
-            file.open(str(image))
-        else:
-            file.open_file_object(io.BytesIO(image))
-        if files:
-            assert file.parent_identifier == files[-1].identifier
-            file.set_parent(files[-1])
-        files.append(file)
-    try:
-        yield files[-1]
-    finally:
-        for file in reversed(files):
-            file.close()
-
-
 @SOME
 @given(history=vhd_histories(most=4, resized=False))
 def test_libvhdi_reads_a_chain(history: VhdHistory) -> None:
@@ -266,21 +244,6 @@ async def test_the_gate_lets_whole_images_pass_and_no_differences(history: VhdHi
         with pytest.raises(ImageRefused) as raised:
             await gate.inspect(BytesReader(image), declared=ImageFormat.VHD, limits=GateLimits())
         assert raised.value.details["rule"] == "vhd-parent"
-
-
-def write_sparse(made: ImageLayout, path: Path, pattern: bytes) -> Path:
-    """The image of a disk that is full of one byte."""
-    with path.open("wb") as file:
-        for piece in made.pieces():
-            match piece:
-                case Metadata(content) if any(content):
-                    file.write(content)
-                case Metadata(content):
-                    file.seek(len(content), io.SEEK_CUR)
-                case Data(_, length):
-                    file.write(pattern * length)
-        file.truncate(made.size)
-    return path
 
 
 def test_the_largest_disk(tmp_path: Path) -> None:

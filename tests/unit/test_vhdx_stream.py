@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import random
 import struct
 import subprocess
 import tracemalloc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import pyvhdi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hypervisors.contract import ImageRefused
 from hypervisors.images import gate
 from hypervisors.images.gate import GateLimits
-from hypervisors.images.pieces import Data, ImageLayout, Metadata
+from hypervisors.images.pieces import Data, ImageLayout
 from hypervisors.images.streaming import LayoutReader
 from hypervisors.images.vhdx_stream import block_for, layout
 from stores.contract import Extent, GiB, KiB, MiB
@@ -29,6 +25,7 @@ from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
 from tests.disk_histories import Version, expected_kinds, finished, sha
 from tests.images import BytesReader, opened, qemu_io, virtual_size
+from tests.laid_out import libvhdi, write_sparse
 from tests.vhdx_histories import BLOCK, VhdxHistory, identity_of, parent_of, vhdx_histories
 
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -212,27 +209,6 @@ def test_paths_of_parents_are_those_of_windows(relative: str, absolute: str | No
 # ------------------------------------------------------------------------------------------------ others read it
 
 
-@contextmanager
-def libvhdi(images: Sequence[bytes | Path]) -> Iterator[pyvhdi.file]:
-    """The last of the images, over those before it."""
-    files: list[pyvhdi.file] = []
-    for image in images:
-        file = pyvhdi.file()
-        if isinstance(image, Path):
-            file.open(str(image))
-        else:
-            file.open_file_object(io.BytesIO(image))
-        if files:
-            assert file.parent_identifier == files[-1].identifier
-            file.set_parent(files[-1])
-        files.append(file)
-    try:
-        yield files[-1]
-    finally:
-        for file in reversed(files):
-            file.close()
-
-
 @SOME
 @given(history=vhdx_histories(most=4, resized=False))
 def test_libvhdi_reads_a_chain(history: VhdxHistory) -> None:
@@ -267,21 +243,6 @@ async def test_the_gate_lets_whole_images_pass_and_no_differences(history: VhdxH
         with pytest.raises(ImageRefused) as raised:
             await gate.inspect(BytesReader(image), declared=ImageFormat.VHDX, limits=GateLimits())
         assert raised.value.details["rule"] == "vhdx-parent"
-
-
-def write_sparse(made: ImageLayout, path: Path, pattern: bytes) -> Path:
-    """The image of a disk that is full of one byte. Only here are zeroes left out."""
-    with path.open("wb") as file:
-        for piece in made.pieces():
-            match piece:
-                case Metadata(content) if any(content):
-                    file.write(content)
-                case Metadata(content):
-                    file.seek(len(content), io.SEEK_CUR)
-                case Data(_, length):
-                    file.write(pattern * length)
-        file.truncate(made.size)
-    return path
 
 
 def test_others_read_the_largest_disk(tmp_path: Path) -> None:
