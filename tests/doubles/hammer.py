@@ -35,7 +35,7 @@ from tests.doubles.gated import GatedStore
 
 @dataclass(frozen=True)
 class Work:
-    """What each process does: ask for one object after the other until `seconds` are over.
+    """What each process does: ask for one object after the other until `seconds` are over, from the first answer on.
 
     `patience_s` is how long a request may wait for room, `deadline_s` after what it must be over whatever happens.
     """
@@ -46,6 +46,11 @@ class Work:
     seconds: float
     patience_s: float = 3.0
     deadline_s: float = 20.0
+
+    @property
+    def over(self) -> Path:
+        """A file that ends the work. No lock: one who is killed would keep it."""
+        return self.reports.with_suffix(".over")
 
 
 @dataclass
@@ -73,18 +78,19 @@ def hammer(work: Work, *, processes: int, kill_every_s: float, seed: int = 1) ->
     context.set_forkserver_preload(["tests.doubles.hammer"])
     findings = Findings()
     work.reports.mkdir()
-    ends = time.monotonic() + work.seconds
     started = 0
 
     def start() -> ForkServerProcess:
         nonlocal started
         started += 1
-        process = context.Process(target=_live, args=(work, started, ends))
+        process = context.Process(target=_live, args=(work, started))
         process.start()
         return process
 
     with _sampling(work.pool.directory, findings):
         alive = [start() for _ in range(processes)]
+        _wait_for_an_answer(work)
+        ends = time.monotonic() + work.seconds
         while time.monotonic() < ends - kill_every_s:
             time.sleep(kill_every_s)
             victim = chance.randrange(processes)
@@ -92,6 +98,7 @@ def hammer(work: Work, *, processes: int, kill_every_s: float, seed: int = 1) ->
             alive[victim].join()
             findings.kills += 1
             alive[victim] = start()
+        work.over.touch()
         for process in alive:
             process.join(work.deadline_s + 60)
             if process.exitcode != 0:
@@ -103,6 +110,14 @@ def hammer(work: Work, *, processes: int, kill_every_s: float, seed: int = 1) ->
             findings.outcomes[outcome] += 1
             findings.longest_s = max(findings.longest_s, seconds)
     return findings
+
+
+def _wait_for_an_answer(work: Work) -> None:
+    """How long processes take to start says nothing of the pool."""
+    late = time.monotonic() + 60
+    while not any(report.stat().st_size for report in work.reports.iterdir()):
+        assert time.monotonic() < late, "no process came to work"
+        time.sleep(0.02)
 
 
 @contextmanager
@@ -124,12 +139,12 @@ def _sampling(directory: Path, findings: Findings) -> Iterator[None]:
         sampler.join()
 
 
-def _live(work: Work, number: int, ends: float) -> None:
+def _live(work: Work, number: int) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    asyncio.run(_want(work, random.Random(number), ends, work.reports / str(number)))
+    asyncio.run(_want(work, random.Random(number), work.reports / str(number)))
 
 
-async def _want(work: Work, chance: random.Random, ends: float, report: Path) -> None:
+async def _want(work: Work, chance: random.Random, report: Path) -> None:
     refs = sorted(os.listdir(work.objects))
     engine = TransferEngine()
     inner = FilesystemStore(work.objects, engine, id="objects", allowed=[work.objects])
@@ -138,7 +153,7 @@ async def _want(work: Work, chance: random.Random, ends: float, report: Path) ->
             cache = Cache([pool], engine)
             store = CachingStore(GatedStore(inner), cache, wait_s=work.patience_s)
             with report.open("a") as lines:
-                while time.monotonic() < ends:
+                while not work.over.exists():
                     began = time.monotonic()
                     outcome = await _ask(store, chance.choice(refs), work.deadline_s)
                     lines.write(json.dumps([outcome, time.monotonic() - began]) + "\n")

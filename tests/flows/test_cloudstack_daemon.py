@@ -69,7 +69,9 @@ async def test_a_volumes_life_on_both_links(authority: Authority) -> None:
         pass  # it has its port now, and is away
     async with AsyncExitStack() as stack:
         host = await stack.enter_async_context(commanded(server, '["routing", "secondary-storage"]'))
-        assert "link down" in host.log.read_text()
+        async with asyncio.timeout(60):
+            while "link down" not in host.log.read_text():
+                await asyncio.sleep(0.02)
         async with server:
             agent = await server.agent(timeout=60)
             storage = await server.agent(kind="SecondaryStorage", timeout=60)
