@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,13 @@ def mounted_ext4(at: Path, image: Path, *, size: int) -> Iterator[Path]:
 def mounted_xfs(at: Path, image: Path) -> Iterator[Path]:
     """An XFS, where files can share blocks, in the file `image`: of the smallest size that mkfs.xfs takes, nearly all holes."""
     with _mounted_file(at, image, 300 * MiB, "mkfs.xfs", "-q", "-f"):
+        yield at
+
+
+@contextmanager
+def xfs_with_a_short_path() -> Iterator[Path]:
+    """As `mounted_xfs`, for what has sockets in it: pytest's own folders are too deep for those."""
+    with tempfile.TemporaryDirectory(prefix="sa-") as place, mounted_xfs(Path(place) / "m", Path(place) / "xfs") as at:
         yield at
 
 

@@ -33,7 +33,7 @@ from tests.doubles.backups import (
 )
 from tests.doubles.disk_images import content_of
 from tests.doubles.fault_proxy import FaultProxy
-from tests.doubles.mounts import mounted_xfs
+from tests.doubles.mounts import xfs_with_a_short_path
 from tests.doubles.shelf import Shelf
 from tests.doubles.world import Phases, World, records_of, world
 from tests.images import patch
@@ -166,9 +166,9 @@ async def test_a_raw_volume_has_no_memory(here: World) -> None:
     assert await found.restored("s2") == found.contents["s2"]
 
 
-async def test_where_files_share_blocks(tmp_path: Path) -> None:
+async def test_where_files_share_blocks() -> None:
     """Snapshots are files there, and each has its own past in it, also after a revert to an older one."""
-    with mounted_xfs(tmp_path / "mounted", tmp_path / "xfs") as base:
+    with xfs_with_a_short_path() as base:
         async with world(root=base) as here:
             found = await lab(here, here.directory())
             await backed_up(found, "s1")

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from stores.contract import MiB
 from stores.errors import AlreadyExists, InvalidReference, NotFound
 from stores.to import ImageFormat, SnapshotObjectTO, TemplateObjectTO, VolumeObjectTO
 from tests.doubles.disk_images import content_of, qemu_img
-from tests.doubles.mounts import mounted_xfs
+from tests.doubles.mounts import xfs_with_a_short_path
 from tests.doubles.world import World, records_of, running_qemu, world
 from tests.images import opened, qemu_io
 
@@ -25,13 +24,13 @@ SIZE = 4 * MiB
 
 
 @pytest.fixture(params=["ext4", "xfs"])
-async def here(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+async def here(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """On a file system that cannot share blocks between files, and on one that can."""
     if request.param == "ext4":
         async with world() as made:
             yield made
     else:
-        with mounted_xfs(tmp_path / "mounted", tmp_path / "xfs") as base:
+        with xfs_with_a_short_path() as base:
             async with world(root=base) as made:
                 yield made
 
@@ -209,15 +208,21 @@ async def test_a_cancelled_snapshot_leaves_nothing(here: World) -> None:
     disk = await volume(here)
     await snapshot(here, disk, "s1")
     files, before = here.files(), history(here, disk)
+    cancelled = 0
     for turns in (0, 1, 3, 6, 10, 15):
         making = asyncio.create_task(snapshot(here, disk, "s2"))
         for _ in range(turns):
             await asyncio.sleep(0.005)
         making.cancel()
-        with pytest.raises(asyncio.CancelledError):
+        try:
             await making
+        except asyncio.CancelledError:
+            cancelled += 1
+        else:
+            break  # the machine was faster
         assert here.files() == files
         assert history(here, disk) == before
+    assert cancelled
 
 
 async def test_a_copy_has_no_snapshots(here: World) -> None:
