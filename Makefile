@@ -25,7 +25,7 @@ demo-cloudstack: packages $(READY)  ## a management server's commands, in CloudS
 	$(BIN)/python -m tests.demo.cloudstack
 
 test: packages $(READY)  ## all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## formatting, lint, types
 	$(BIN)/ruff format --check .
