@@ -379,6 +379,16 @@ VHDX = {
         "vhdx-regions",
         _vhdx(lambda path: set_vhdx_regions(path, 48, field(path, 192 * KiB + 16, 16))),
     ),
+    "regions over one another": Hostile(
+        ImageFormat.VHDX,
+        "vhdx-regions",
+        _vhdx(lambda path: set_vhdx_regions(path, 64, field(path, 192 * KiB + 32, 8))),
+    ),
+    "headers that differ": Hostile(
+        ImageFormat.VHDX,
+        "vhdx-header",
+        _vhdx(lambda path: set_vhdx_headers(set_vhdx_headers(path, 8, bytes(8)), 32, b"other", places=[64 * KiB])),
+    ),
     "metadata outside": Hostile(
         ImageFormat.VHDX,
         "truncated",

@@ -236,9 +236,12 @@ def make_vhd_by(path: Path, creator: bytes, size: int, *, fixed: bool = False, s
 # ------------------------------------------------------------------------------------------------------- VHDX
 
 
-def set_vhdx_headers(path: Path, offset: int, data: bytes) -> Path:
-    """Change a field of both headers, and make their checksums right again."""
-    for place in (64 * KiB, 128 * KiB):
+VHDX_HEADERS = (64 * KiB, 128 * KiB)
+
+
+def set_vhdx_headers(path: Path, offset: int, data: bytes, *, places: Sequence[int] = VHDX_HEADERS) -> Path:
+    """Change a field of both headers, or of those at `places`, and make their checksums right again."""
+    for place in places:
         header = bytearray(field(path, place, 4 * KiB))
         header[offset : offset + len(data)] = data
         header[4:8] = bytes(4)

@@ -238,7 +238,7 @@ async def open_image(file: RangeReader, engine: TransferEngine) -> VhdxImage:
         raise refuse("vhdx-header", "the file is no VHDX: it does not begin like one")
     header = vhdx.read_header(headers)
     if any(header.log_id):
-        file = Replayed(file, await _replayed(file, header, size, engine))
+        file = _Replayed(file, await _replayed(file, header, size, engine))
         headers = await file.read(0, vhdx.HEADERS)
     regions = vhdx.read_regions(headers, file.info.size)
     parameters = vhdx.read_parameters(await file.read(regions.metadata.offset, regions.metadata.length), regions)
@@ -268,7 +268,7 @@ def disk_of(images: Sequence[VhdxImage]) -> VhdxDisk:
     return VhdxDisk(images)
 
 
-class Replayed(RangeReader):
+class _Replayed(RangeReader):
     """A file as it is when its log is replayed, which it is not."""
 
     def __init__(self, file: RangeReader, overlay: Overlay) -> None:
