@@ -106,7 +106,6 @@ class S3Stream:
         self._filling: deque[_Filling] = deque()
         self._given = 0  # bytes of all rooms
         self._sent = 0  # bytes of those that were filled
-        self._beginning = asyncio.Lock()
         self._upload_id: str | None = None
         self._last = 0  # number of the last part that was or is being sent
         self._sending: set[asyncio.Task[None]] = set()
@@ -127,6 +126,7 @@ class S3Stream:
         last = self._filling[-1] if self._filling else None
         if last is None or last.given == len(last.buffer):
             if last is not None:
+                await self._begin()
                 last.followed = True
                 self._send_ready()
             last = await self._next_part()
@@ -146,6 +146,7 @@ class S3Stream:
             raise self._wrong_size(self._sent)
         if not self._last and self._sent <= self._client.config.single_put:
             return await uninterrupted(self._put())
+        await self._begin()
         for part in self._filling:
             if part.filled:
                 self._send(part)
@@ -195,16 +196,19 @@ class S3Stream:
         view = part.content
         crc = await self._engine.run(crc64nvme, view)
         self._sums[part.number] = crc, len(view)
-        async with self._beginning:
-            if self._upload_id is None:
-                await uninterrupted(self._begin())
         assert self._upload_id is not None
         md5 = partial(self._engine.run, md5_of, [view])
         self._parts[part.number] = await self._sender.part(self._upload_id, part.number, Views([view]), crc, md5)
         self._memory.give(part.buffer)
 
     async def _begin(self) -> None:
-        self._upload_id = await self._notes.begin()
+        """The multipart upload, unless there is one."""
+
+        async def begun() -> None:
+            self._upload_id = await self._notes.begin()
+
+        if self._upload_id is None:
+            await uninterrupted(begun())
 
     async def _put(self) -> ObjectInfo:
         view = self._filling[0].content if self._filling else memoryview(b"")
