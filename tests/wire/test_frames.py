@@ -155,6 +155,19 @@ def test_header_cut_short(length: int) -> None:
         (compressed(b"", 100, body=zlib.compress(b"x" * 100)), "damaged"),
         (compressed(b"", 100, body=gzip.compress(b"x" * 100)[:-8] + bytes(8)), "damaged"),
     ],
+    ids=[
+        "longer",
+        "shorter",
+        "nothing claimed",
+        "negative",
+        "too much claimed",
+        "empty",
+        "plain",
+        "cut short",
+        "more behind it",
+        "zlib",
+        "wrong sum",
+    ],
 )
 def test_gzip_that_lies(data: bytes, says: str) -> None:
     with pytest.raises(LinkProtocolError, match=says):
