@@ -268,7 +268,7 @@ def _zeroes(length: int) -> Iterator[Metadata]:
 
 def _head(identity: Identity, table: vhdx.Region, metadata: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
     """Place and content of what comes before the block table. Between is nothing."""
-    entries = sorted(((vhdx.TABLE_REGION, table), (vhdx.METADATA_REGION, _METADATA)))
+    entries = ((vhdx.TABLE_REGION, table), (vhdx.METADATA_REGION, _METADATA))
     regions = vhdx.REGION_TABLE.pack(vhdx.REGIONS_SIGNATURE, 0, len(entries), 0) + b"".join(
         vhdx.REGION.pack(kind, region.offset, region.length, vhdx.REQUIRED_REGION) for kind, region in entries
     )

@@ -23,7 +23,7 @@ from hypervisors.images.streaming import LayoutReader
 from hypervisors.images.vhdx_reading import LONGEST_CHAIN, VhdxDisk, disk_of, open_image
 from hypervisors.images.vhdx_stream import layout
 from stores.contract import Extent, GiB, KiB, MiB, ObjectInfo, RangeReader
-from stores.errors import IntegrityError
+from stores.errors import IntegrityError, Unavailable
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
 from tests import vhdx_logs
@@ -185,6 +185,43 @@ async def test_a_disk_ends_where_it_ends() -> None:
     for beyond in (disk.read(disk.virtual_size - 1, 2), disk.extents(disk.virtual_size, 1)):
         with pytest.raises(IntegrityError):
             await beyond
+
+
+class Stuck(BytesReader):
+    """Whose blocks cannot be read: either it says so, or never answers."""
+
+    def __init__(self, data: bytes, error: Exception | None) -> None:
+        super().__init__(data)
+        self.asked = asyncio.Event()
+        self._error = error
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        if offset >= 5 * MiB:
+            self.asked.set()
+            if self._error is not None:
+                raise self._error
+            await asyncio.Event().wait()
+        await super().read_into(offset, buffer)
+
+
+async def test_a_file_that_cannot_be_read() -> None:
+    disk = await opened_chain([PARENT, Stuck(CHILD, Unavailable("the share is gone"))])
+    with pytest.raises(Unavailable, match="gone"):
+        await whole_of(disk)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_read_that_is_cancelled() -> None:
+    child = Stuck(CHILD, None)
+    disk = await opened_chain([PARENT, child])
+    buffer = bytearray(b"!" * 8192)
+    task = asyncio.create_task(disk.read_into(4096, memoryview(buffer)))
+    await child.asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert buffer == b"!" * 8192
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_the_version_is_that_of_all_files() -> None:
@@ -389,7 +426,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], object]]] = {
     ),
     "unknown version": ("vhdx-version", lambda path: set_headers(path, 66, b"\2")),
     "damaged regions": ("vhdx-regions", lambda path: patch(path, 192 * KiB + 40, b"x")),
-    "regions over one another": ("vhdx-regions", lambda path: set_regions(path, 16 + 16, u64(TABLE))),
+    "regions over one another": ("vhdx-regions", lambda path: set_regions(path, 16 + 16, u64(METADATA))),
     "region far away": ("truncated", lambda path: set_regions(path, 16 + 16, u64(1 << 50))),
     "no metadata": ("vhdx-metadata", put(METADATA, b"x")),
     "odd blocks": ("vhdx-blocks", put(ITEMS, u32(3 * MiB))),
