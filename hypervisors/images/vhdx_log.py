@@ -23,6 +23,10 @@ from stores.contract import KiB, MiB
 LARGEST_LOG = 4 * MiB
 """Hyper-V and qemu have 1 MiB."""
 
+_LARGEST_PADDING = 64 * KiB
+"""Behind an entry, where the disk below has sectors of up to that size. With more, entries could claim one another's room, and
+to look at all of them would take long."""
+
 _SECTOR = 4 * KiB
 _ENTRY = struct.Struct("<4sIIIQI4x16sQQ")
 """Signature, checksum, length, tail, number, descriptors, id of the log, least and last size of the file."""
@@ -94,10 +98,11 @@ def replayed(log: bytes, log_id: bytes, size: int) -> Overlay:
 
 def _newest_sequence(log: bytes, log_id: bytes) -> list[_Entry]:
     """Empty if there is no whole one."""
+    ring = memoryview(log + log)  # what begins near its end goes on at its beginning
 
     @cache
     def entry_at(place: int) -> _Entry | None:
-        return _read_entry(log, place, log_id)
+        return _read_entry(ring, place, log_id)
 
     newest: list[_Entry] = []
     tail = 0
@@ -122,22 +127,21 @@ def _sequence(entry_at: Callable[[int], _Entry | None], tail: int, size: int) ->
     return sequence
 
 
-def _read_entry(log: bytes, at: int, log_id: bytes) -> _Entry | None:
+def _read_entry(ring: memoryview, at: int, log_id: bytes) -> _Entry | None:
     """None unless there is one, and all of it is right."""
-    signature, _, length, tail, number, count, of_log, flushed, last = _ENTRY.unpack_from(log, at)
+    signature, _, length, tail, number, count, of_log, flushed, last = _ENTRY.unpack_from(ring, at)
     if signature != b"loge" or of_log != log_id or not number:
         return None
-    if not length or length % _SECTOR or length > len(log) or _ENTRY.size + count * _DESCRIPTOR.size > length:
+    if not length or length % _SECTOR or length > len(ring) // 2 or _ENTRY.size + count * _DESCRIPTOR.size > length:
         return None
-    content = log[at : at + length]
-    content += log[: length - len(content)]  # the ring goes on at its beginning
+    content = ring[at : at + length]
     writes = _read_writes(content, number, count)
-    if writes is None or int.from_bytes(content[4:8], "little") != vhdx.checksum(content):
+    if writes is None or int.from_bytes(content[4:8], "little") != vhdx.checksum(bytes(content)):
         return None
     return _Entry(at, length, tail, number, flushed, last, tuple(writes))
 
 
-def _read_writes(content: bytes, number: int, count: int) -> list[Write] | None:
+def _read_writes(content: memoryview, number: int, count: int) -> list[Write] | None:
     """What an entry wants written; None where it is not whole."""
     writes: list[Write] = []
     sector = -(-(_ENTRY.size + count * _DESCRIPTOR.size) // _SECTOR) * _SECTOR
@@ -158,7 +162,7 @@ def _read_writes(content: bytes, number: int, count: int) -> list[Write] | None:
             return None
         writes.append(Write(start, start + _SECTOR, begin + data + end))
         sector += _SECTOR
-    return writes
+    return writes if len(content) - sector < _LARGEST_PADDING else None
 
 
 def _flattened(writes: list[Write]) -> Iterator[Write]:

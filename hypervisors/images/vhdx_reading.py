@@ -230,7 +230,8 @@ async def open_image(file: RangeReader, engine: TransferEngine) -> VhdxImage:
     """The VHDX in `file`, with its log replayed in memory if it was not closed. Reads headers, log and metadata.
 
     `ImageRefused` for an image that is damaged or hostile as far as these tell; blocks are looked at where they are read.
-    Raises what `file` raises. Memory: the log, of which at most 4 MiB are taken.
+    Raises what `file` raises. Memory: the log, of which at most 4 MiB are taken, and what it wants written, which is about as
+    much but where it is made up of nothing but descriptors: some tens of MiB.
     """
     size = known_size(file)
     headers = await file.read(0, min(vhdx.HEADERS, size))

@@ -286,6 +286,14 @@ async def test_an_image_that_qemu_could_not_finish(tmp_path: Path) -> None:
     assert sha(ours) == disk_digest(path, ImageFormat.VHDX)
 
 
+def u32(number: int) -> bytes:
+    return struct.pack("<I", number)
+
+
+def u64(number: int) -> bytes:
+    return struct.pack("<Q", number)
+
+
 def logged(*entries: bytes, at: int = 0, cut: int = 0) -> bytearray:
     """The small image, not closed, with that in its log, and that much cut off its end."""
     image = bytearray(SMALL[: len(SMALL) - cut])
@@ -317,6 +325,13 @@ async def test_later_writes_lie_over_earlier_ones() -> None:
     assert found[BLOCK:][: 64 * KiB] == expected
 
 
+async def test_an_entry_may_have_padding() -> None:
+    place = len(SMALL) - BLOCK
+    entry = vhdx_logs.entry([vhdx_logs.Data(place, b"a" * 4096)], 1, 0, size=len(SMALL)).ljust(64 * KiB, b"\0")
+    found = await whole_of(await opened_chain([logged(changed(entry, 8, u32(64 * KiB)))]))
+    assert found[BLOCK:][:4096] == b"a" * 4096
+
+
 async def test_what_comes_before_the_tail_was_done() -> None:
     place = len(SMALL) - BLOCK
     done = vhdx_logs.entry([vhdx_logs.Data(place, b"a" * 4096)], 1, 0, size=len(SMALL))
@@ -344,6 +359,7 @@ BROKEN_LOGS = {
     "no signature": logged(changed(ENTRY, 0, b"x")),
     "no length": logged(changed(ENTRY, 8, bytes(4))),
     "odd length": logged(changed(ENTRY, 8, struct.pack("<I", 4097))),
+    "far longer than what is in it": logged(changed(ENTRY.ljust(128 * KiB, b"\0"), 8, u32(128 * KiB))),
     "longer than the log": logged(changed(ENTRY, 8, struct.pack("<I", 2 * MiB))),
     "its tail elsewhere": logged(changed(ENTRY, 12, struct.pack("<I", 4096))),
     "number 0": logged(changed(ENTRY, 16, bytes(8))),
@@ -397,14 +413,6 @@ def small_images() -> list[bytes]:
         )
         images.append(finished(made, bytes([number + 1]) * 3 * BLOCK))
     return images
-
-
-def u32(number: int) -> bytes:
-    return struct.pack("<I", number)
-
-
-def u64(number: int) -> bytes:
-    return struct.pack("<Q", number)
 
 
 CHUNK = 4096  # blocks
