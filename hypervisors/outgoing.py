@@ -66,17 +66,19 @@ class Outgoing:
             return
         raise AlreadyExists(f"{self.ref} exists already; delete it first, or choose another name", ref=self.ref)
 
-    async def send_small(self, content: bytes) -> ObjectInfo:
-        """A small object, in the same way."""
+    async def send_small(self, content: bytes, *, follows: str | None = None) -> ObjectInfo:
+        """A small object, in the same way. `follows`: the upload that has to be stored before this one."""
         kinds = (Kind.LOCAL_PATH, Kind.BYTE_STREAM)
-        async with self._create(kinds, len(content)) as pending:
+        async with self._create(kinds, len(content), follows) as pending:
             if pending.kind is Kind.LOCAL_PATH:
                 await self.ctx.engine.run(as_pending_file(pending).path.write_bytes, content)
             else:
                 await as_pending_stream(pending).write(memoryview(content))
             return await pending.commit()
 
-    def _create(self, kinds: Sequence[Kind], size: int | None) -> AbstractAsyncContextManager[PendingWrite]:
+    def _create(
+        self, kinds: Sequence[Kind], size: int | None, follows: str | None = None
+    ) -> AbstractAsyncContextManager[PendingWrite]:
         return self.ctx.resolver.create(
             self.store,
             self.ref,
@@ -86,6 +88,7 @@ class Outgoing:
             replace=self.replaces,
             durability=self.durability,
             store_to=self.to,
+            follows=follows,
         )
 
 

@@ -192,6 +192,7 @@ class Resolver:
         store_to: DataStoreTO | None = None,
         wait_s: float | None = None,
         stored_s: float | None = None,
+        follows: str | None = None,
     ) -> AbstractAsyncContextManager[PendingWrite]:
         """`store.write` through the first of `kinds` that the store can be written through.
 
@@ -200,7 +201,8 @@ class Resolver:
         ask `staged` before, whether that was done already). For that `store_to` is needed, by which the store is found again
         after a restart; where it is given, what an interrupted `store.write` leaves is removed as well (`noted`). `wait_s`: how
         long to wait for room. `STORED`: `commit` waits for the store, `stored_s` seconds at most (None: as long as it takes),
-        then `UploadPending`. `STAGED`: the info that `commit` returns has the upload's id.
+        then `UploadPending`. `STAGED`: the info that `commit` returns has the upload's id. `follows`: the upload that
+        has to be stored before this one.
 
         `RequirementNotMet` before any byte moves when there is no way.
         """
@@ -213,7 +215,9 @@ class Resolver:
             raise outcome.refusal() if outcome.chosen is None else _not_staged(store.id, outcome)
         wait_s = self._settings.cache.wait_s if wait_s is None else wait_s
         if durability is Durability.STAGED:
-            return queue.staging(store_to, store, ref, token=token, size=size, replace=replace, wait_s=wait_s)
+            return queue.staging(
+                store_to, store, ref, token=token, size=size, replace=replace, wait_s=wait_s, follows=follows
+            )
         return queue.writing(
             store_to, store, ref, token=token, size=size, replace=replace, wait_s=wait_s, stored_s=stored_s
         )

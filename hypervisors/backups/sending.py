@@ -83,7 +83,7 @@ async def back_up(ctx: Context, call: Call, request: Copy) -> Copied:
         manifest = _manifest(record, backup, laid_out, info, digest, changed, plan)
         sent = _sent(call, store, manifest)
         try:
-            await _publish(outgoing, manifest, plan)
+            await _publish(outgoing, manifest, plan, info.upload)
             await uninterrupted(volume.snapshots.note(record, sent))
         except AlreadyExists:
             raise  # somebody else's, who has written it meanwhile
@@ -283,8 +283,8 @@ def _manifest(
     )
 
 
-async def _publish(outgoing: Outgoing, manifest: Manifest, plan: Plan) -> None:
-    """From now on it is a backup, if what it builds on is still there."""
+async def _publish(outgoing: Outgoing, manifest: Manifest, plan: Plan, upload: str | None) -> None:
+    """From now on it is a backup, if what it builds on is still there. `upload`: that of the object, which is stored first."""
     store = outgoing.store
     if plan.parent is not None:
         parent = await load_manifest(store, plan.parent.ref)
@@ -294,4 +294,4 @@ async def _publish(outgoing: Outgoing, manifest: Manifest, plan: Plan) -> None:
                 ref=plan.parent.ref,
             )
     named = replace(outgoing, ref=manifest_ref(manifest.ref), replaces=False)
-    await uninterrupted(named.send_small(text_of(manifest)))
+    await uninterrupted(named.send_small(text_of(manifest), follows=upload))

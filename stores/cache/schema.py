@@ -24,6 +24,7 @@ from sqlalchemy import (
     String,
     Table,
     inspect,
+    text,
 )
 
 from stores.errors import Retry, StoreError
@@ -202,6 +203,7 @@ uploads = Table(  # what has to get to a store; those that have ended, until tha
     Column("resumed", BigInteger, nullable=False),  # of `sent`: what was there before the latest attempt
     Column("version", String, nullable=True),  # what the store said of what it has
     Column("finished", Float, nullable=True),  # wall clock
+    Column("follows", String, nullable=True),  # id of the upload before whose end this one does not begin
     sqlite_autoincrement=True,  # a number is never given twice
 )
 Index("uploads_by_key", uploads.c.pool, uploads.c.key, unique=True)
@@ -210,6 +212,7 @@ Index("uploads_by_time", uploads.c.pool, uploads.c.state, uploads.c.next_at)
 Index("uploads_by_owner", uploads.c.pool, uploads.c.owner)
 Index("uploads_by_end", uploads.c.pool, uploads.c.announce, uploads.c.finished)
 Index("uploads_by_entry", uploads.c.entry)
+_by_followed = Index("uploads_by_followed", uploads.c.follows)
 
 
 def _create(connection: Connection) -> None:
@@ -222,9 +225,16 @@ def _add_uploads(connection: Connection) -> None:
     _by_file.create(connection, checkfirst=True)
 
 
+def _add_followers(connection: Connection) -> None:
+    """As `_add_uploads`."""
+    if "follows" not in {column["name"] for column in inspect(connection).get_columns(uploads.name)}:
+        connection.execute(text("ALTER TABLE uploads ADD COLUMN follows VARCHAR"))
+    _by_followed.create(connection, checkfirst=True)
+
+
 Migration = Callable[[Connection], None]
 
-MIGRATIONS: tuple[Migration, ...] = (_create, _add_uploads)
+MIGRATIONS: tuple[Migration, ...] = (_create, _add_uploads, _add_followers)
 """Step n takes a database of version n to n + 1. Never edited once released; only appended to."""
 
 

@@ -199,12 +199,13 @@ def test_a_drain_says_whether_everything_is_stored(site: BackupSite) -> None:
     site.line.rate_up = None
     site.host("uploads", "retry")
     blocked = site.host("drain", "--wait", "--json")
-    assert (blocked.code, blocked.json["blocked"], blocked.json["uploads"]) == (4, 1, 1)
+    assert (blocked.code, blocked.json["blocked"], blocked.json["uploads"]) == (4, 2, 2)  # the manifest goes after it
     assert site.host("uploads", "wait", staged["upload"]).code == 4
     assert site.host("uploads", "cancel", staged["upload"]).code == 0
     assert site.host("drain", "--wait").code == 0
     body = site.client.get_object(Bucket=site.bucket, Key="snapshots/v/s2")["Body"].read()
     assert body == b"somebody else's"
+    assert site.objects() == {*backed_up("s1"), "snapshots/v/s2"}
 
 
 def test_backups_are_shown_and_checked(site: BackupSite) -> None:

@@ -399,22 +399,25 @@ async def test_totals(desk: Desk) -> None:
 # --------------------------------------------------------------------------------------------------------- migration
 
 
-async def test_a_ledger_of_the_first_version_gets_uploads(desk: Desk) -> None:
+FIRST = ("DROP TABLE uploads", "DROP INDEX entries_by_file")
+SECOND = ("DROP INDEX uploads_by_followed", "ALTER TABLE uploads DROP COLUMN follows")
+
+
+@pytest.mark.parametrize(("version", "undone"), [(1, FIRST), (2, SECOND)])
+async def test_a_ledger_of_an_earlier_version_is_brought_up_to_date(
+    desk: Desk, version: int, undone: tuple[str, ...]
+) -> None:
     """And keeps what it has."""
     await desk.book.have("old", "a")
 
     def as_it_was(tx: Transaction) -> None:
-        for statement in (
-            "DROP TABLE uploads",
-            "DROP INDEX entries_by_file",
-            "UPDATE ledger_version SET version = 1",
-        ):
+        for statement in (*undone, f"UPDATE ledger_version SET version = {version}"):
             tx.connection.execute(text(statement))
 
     await desk.do(as_it_was)
     await desk.do(lambda tx: migrate(tx.connection))
-    version = await desk.do(lambda tx: tx.connection.execute(text("SELECT version FROM ledger_version")).scalar_one())
-    assert version == len(MIGRATIONS) == 2
+    found = await desk.do(lambda tx: tx.connection.execute(text("SELECT version FROM ledger_version")).scalar_one())
+    assert found == len(MIGRATIONS) == 3
     await desk.stage("a")
     assert await desk.book.entry("old") is not None
     await desk.book.sums()

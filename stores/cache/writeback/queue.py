@@ -136,16 +136,19 @@ class UploadQueue:
         replace: bool,
         wait_s: float,
         announce: bool = True,
+        follows: str | None = None,
     ) -> AsyncIterator[StagedFile]:
         """A file in a pool, to be filled with at most `size` bytes (None: unknown, see `StagedFile.grow`) and then committed.
         Leaving without commit removes it.
 
         `store` is what `to` means. `token` names the write: what is staged for the same store, ref and token already is
         `AlreadyStaged` (so ask `staged` first). Waits at most `wait_s` seconds for room, first come first served; then
-        `UploadsFull` or `CacheExhausted`. `announce`: whether its end becomes an event.
+        `UploadsFull` or `CacheExhausted`. `announce`: whether its end becomes an event. `follows`: the id of an upload that is
+        stored before this one begins; if that is cancelled, so is this one, and what that waits for, this waits for.
 
-        Raises as well `LargerThanCache`, `CacheUnavailable`, `QueueDraining`, `StoreUnsupported` where the store takes no
-        uploads, `InvalidReference`, and `PoolSick` or `LeaseLost` when the pool is lost meanwhile.
+        Raises as well `UploadCancelled` (see `follows`), `LargerThanCache`, `CacheUnavailable`, `QueueDraining`,
+        `StoreUnsupported` where the store takes no uploads, `InvalidReference`, and `PoolSick` or `LeaseLost` when the pool is
+        lost meanwhile.
         """
         check_ref(ref)
         if Kind.UPLOAD not in store.writes:
@@ -162,6 +165,7 @@ class UploadQueue:
             replaces=replace,
             announce=announce,
             size=STEP if size is None else size,
+            follows=follows,
         )
         remember = partial(self._credentials.put, store.id, to)
         async with self._stager.staging(wanted, wait_s=wait_s, admitted=remember) as staged:

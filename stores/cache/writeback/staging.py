@@ -19,12 +19,12 @@ from stores.cache.claims import Fill, Following, Held
 from stores.cache.description import Description
 from stores.cache.health import PoolSick
 from stores.cache.ladder import POLL_S, STEP, CacheUnavailable, Ladder, LargerThanCache, Turn
-from stores.cache.ledger import LeaseLost, charge_of, uploads
+from stores.cache.ledger import LeaseLost, WrongState, charge_of, uploads
 from stores.cache.ledger.uploads import Admission, Upload, Wanted
 from stores.cache.pool import Pool
 from stores.cache.schema import UploadState
 from stores.cache.settings import WritebackSettings
-from stores.cache.writeback.errors import AlreadyStaged, UploadsFull
+from stores.cache.writeback.errors import AlreadyStaged, UploadCancelled, UploadsFull
 from stores.contract import Kind, ObjectInfo
 from stores.errors import AlreadyExists, TooLarge
 from stores.uninterrupted import uninterrupted
@@ -56,7 +56,8 @@ class StagedFile:
 
     async def commit(self) -> ObjectInfo:
         """Entry and upload are durable, in one step, when this returns. Idempotent. The info's `upload` is the upload's id; it
-        has no version, since no store has it yet. `TooLarge` when more was written than was reserved."""
+        has no version, since no store has it yet. `TooLarge` when more was written than was reserved; `UploadCancelled` when
+        what it follows was cancelled."""
         if self._staged is None:
             self._staged = await uninterrupted(self._commit())
         return self._staged
@@ -84,9 +85,14 @@ class StagedFile:
             digest=None,
         )
         facts = await pool.access.touch(lambda: pool.access.entries.publish(made), size=size)
-        await pool.transact(
-            lambda tx: uploads.stage(tx, fill.reservation, facts, pool=pool.name, upload=wanted.id, owner=fill.owner)
-        )
+        try:
+            await pool.transact(
+                lambda tx: uploads.stage(
+                    tx, fill.reservation, facts, pool=pool.name, upload=wanted.id, owner=fill.owner
+                )
+            )
+        except WrongState as error:
+            raise UploadCancelled(error.message, upload=wanted.follows) from None
         return ObjectInfo(wanted.ref, size, upload=wanted.id)
 
 
@@ -127,7 +133,7 @@ class Stager:
     ) -> AsyncIterator[StagedFile]:
         """See `UploadQueue.staging`. `admitted` is awaited before there is a file."""
         deadline = asyncio.get_running_loop().time() + wait_s
-        pool = await self._pool_for(wanted.size)
+        pool = await self._pool_of(wanted.follows) or await self._pool_for(wanted.size)
         self.at_work.add(wanted.id)
         try:
             await self._admission(pool, wanted, deadline)
@@ -163,6 +169,15 @@ class Stager:
         return wished
 
     # ------------------------------------------------------------------------------------------------------ helpers
+
+    async def _pool_of(self, upload: str | None) -> Pool | None:
+        """Where that upload is: one that follows it has to be in the same ledger. None for one that is over and forgotten."""
+        if upload is None:
+            return None
+        for pool in self._pools.values():
+            if await pool.transact(partial(uploads.find, pool=pool.name, upload=upload)) is not None:
+                return pool
+        return None
 
     async def _pool_for(self, size: int) -> Pool:
         """The one with the most bytes left for what no store has yet; it is waited for, if need be, and no other."""

@@ -10,7 +10,7 @@ from stores.cache.database import Transaction
 from stores.cache.ledger.content import set_state
 from stores.cache.ledger.eviction import mark
 from stores.cache.ledger.rows import Entry, require_lease
-from stores.cache.ledger.uploads.rows import OVER, STAGED, UNSTORED, Upload, change, end, find, read
+from stores.cache.ledger.uploads.rows import OVER, STAGED, UNSTORED, Upload, change, end, find, followers, read
 from stores.cache.schema import EntryState, UploadState, uploads
 
 
@@ -25,7 +25,7 @@ class Totals:
 
 
 def retry(tx: Transaction, pool: str, *, upload: str | None = None, refused_by: str | None = None) -> int:
-    """Due now: that one, those that a store refused, or all that do not get on. How many."""
+    """Due now: that one, those that a store refused, or all that do not get on; each with those that follow it. How many."""
     states = [UploadState.REFUSED]
     if refused_by is None:
         states += [UploadState.WAITING, UploadState.FAILED, UploadState.CANCELLING]
@@ -38,18 +38,20 @@ def retry(tx: Transaction, pool: str, *, upload: str | None = None, refused_by: 
     for row in rows:
         state = UploadState.CANCELLING if row.state == UploadState.CANCELLING else UploadState.WAITING
         change(tx, row.id, state=state, next_at=tx.now)
-    return len(rows)
+    return len(rows) + (sum(retry(tx, pool, upload=each.id) for each in followers(tx, pool, upload)) if upload else 0)
 
 
 def begin_cancel(tx: Transaction, pool: str, upload: str) -> Upload | None:
-    """It is not to be sent any more. Who sends it now learns of that by `note`. What is being staged, or is over, stays as it
-    is. None: there is none."""
+    """It is not to be sent any more, nor is what follows it. Who sends it now learns of that by `note`. What is being staged,
+    or is over, stays as it is. None: there is none."""
     found = find(tx, pool, upload)
     if found is not None and found.state in STAGED:
         if found.state is UploadState.SENDING:
             assert found.entry is not None
             set_state(tx, pool, found.entry, EntryState.DIRTY)
         change(tx, upload, state=UploadState.CANCELLING, next_at=tx.now)
+        for follower in followers(tx, pool, upload):
+            begin_cancel(tx, pool, follower.id)
     return find(tx, pool, upload)
 
 

@@ -20,6 +20,9 @@ UNSTORED = (UploadState.STAGING, *STAGED)
 WAIT = (UploadState.WAITING, UploadState.CANCELLING)
 """Something is to be done by itself, now or later."""
 
+BLOCKED = (UploadState.REFUSED, UploadState.FAILED)
+"""Somebody has to do something first."""
+
 OVER = (UploadState.STORED, UploadState.CANCELLED)
 
 
@@ -36,6 +39,7 @@ class Wanted:
     replaces: bool
     announce: bool
     size: int
+    follows: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +104,11 @@ def _to_upload(tx: Transaction, row: Row[Any]) -> Upload:
             "next_attempt_s": max(0.0, row.next_at - tx.now) if row.state in WAIT else None,
         }
     )
+
+
+def followers(tx: Transaction, pool: str, upload: str) -> tuple[Upload, ...]:
+    """Those that are staged and do not begin before that one is stored."""
+    return read(tx, uploads.c.pool == pool, uploads.c.follows == upload, uploads.c.state.in_(STAGED))
 
 
 def living(tx: Transaction, pool: str) -> Any:

@@ -8,15 +8,29 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, exists, func, or_, select
 
 from stores.cache.database import Transaction
 from stores.cache.ledger.content import confirm, set_state
 from stores.cache.ledger.eviction import mark
 from stores.cache.ledger.rows import Entry, LeaseLost, require_lease
-from stores.cache.ledger.uploads.rows import OVER, WAIT, Upload, change, end, find, get, living, read
+from stores.cache.ledger.uploads.rows import (
+    BLOCKED,
+    OVER,
+    WAIT,
+    Upload,
+    change,
+    end,
+    find,
+    followers,
+    get,
+    living,
+    read,
+)
 from stores.cache.ledger.uploads.staging import withdraw
 from stores.cache.schema import EntryState, UploadState, uploads
+
+_followed = uploads.alias()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +73,7 @@ def due(
     tx: Transaction, pool: str, store: str, *, horizon_s: float, large: int, some: int, without: Collection[str] = ()
 ) -> tuple[Upload, ...]:
     """What may be sent to that store, or removed from it, now: up to `some` of less than `large` bytes, and as many others, in
-    the order of age.
+    the order of age. One that follows another only when that one is stored.
 
     One that is to wait for longer than `horizon_s`, longer than anybody ever waits, dates from another clock: the host was
     booted since, or the server's clock was set back. It is due.
@@ -70,6 +84,10 @@ def due(
         uploads.c.owner.is_(None),
         or_(uploads.c.next_at <= tx.now, uploads.c.next_at > tx.now + horizon_s),
         uploads.c.id.not_in(list(without)),
+        or_(
+            uploads.c.state == UploadState.CANCELLING,
+            ~exists().where(_followed.c.id == uploads.c.follows, _followed.c.state != UploadState.STORED),
+        ),
     )
     found: list[Upload] = []
     for state, lane in product(WAIT, (uploads.c.size < large, uploads.c.size >= large)):
@@ -119,8 +137,9 @@ def note(tx: Transaction, pool: str, upload: str, *, owner: str, sent: int, resu
 def put_back(
     tx: Transaction, pool: str, upload: str, *, owner: str, state: UploadState, after_s: float, error: dict[str, Any]
 ) -> None:
-    """An attempt has failed: to be tried again after so many seconds (`waiting`), or when somebody has done something about
-    it. One that is being cancelled is tried again. Nothing happens to one that is not `owner`'s any more."""
+    """An attempt has failed: to be tried again after so many seconds (`waiting`), or when somebody has done something about it;
+    then the same is true of those that follow it. One that is being cancelled is tried again. Nothing happens to one that is
+    not `owner`'s any more."""
     found = find(tx, pool, upload)
     if found is None or found.owner != owner:
         return
@@ -129,7 +148,11 @@ def put_back(
         set_state(tx, pool, found.entry, EntryState.DIRTY)
     else:
         state = found.state
-    change(tx, upload, state=state, owner=None, next_at=tx.now + after_s, error=json.dumps(error, default=str))
+    told = json.dumps(error, default=str)
+    change(tx, upload, state=state, owner=None, next_at=tx.now + after_s, error=told)
+    if state in BLOCKED:
+        for follower in followers(tx, pool, upload):
+            change(tx, follower.id, state=state, error=told)
 
 
 def finish(tx: Transaction, pool: str, upload: str, *, owner: str, key: str | None, version: str | None) -> Finished:

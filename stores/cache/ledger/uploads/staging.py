@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from sqlalchemy import delete, insert, select
 
 from stores.cache.database import Transaction
-from stores.cache.ledger.content import publish, unpin
+from stores.cache.ledger.content import WrongState, publish, unpin
 from stores.cache.ledger.rows import Entry, Facts, LeaseLost, existing, require_lease
-from stores.cache.ledger.uploads.rows import Upload, Wanted, change, find, find_by_key, living, unstored_bytes
+from stores.cache.ledger.uploads.rows import BLOCKED, Upload, Wanted, change, find, find_by_key, living, unstored_bytes
 from stores.cache.schema import UploadState, uploads
 
 
@@ -65,17 +66,22 @@ def enlarge(tx: Transaction, pool: str, upload: str, size: int, *, limit: int) -
 
 def stage(tx: Transaction, reservation: str, facts: Facts, *, pool: str, upload: str, owner: str) -> Entry:
     """The last step of a staging, after the file has its name: a dirty entry, and its upload. Idempotent. Raises
-    `LeaseLost`."""
+    `LeaseLost`; `WrongState` when what it follows is cancelled."""
     found = find(tx, pool, upload)
     if found is not None and found.entry is not None:
         return existing(tx, pool, found.entry)
-    _staging(tx, pool, upload)
+    followed = _staging(tx, pool, upload).follows
+    before = None if followed is None else find(tx, pool, followed)
+    if before is not None and before.state in (UploadState.CANCELLING, UploadState.CANCELLED):
+        raise WrongState(f"{before.ref}, which goes first, was cancelled", state=before.state, upload=before.id)
+    blocked = before is not None and before.state in BLOCKED
     added = publish(tx, reservation, facts, owner=owner, pin=upload, reason="staging", dirty=True)
     unpin(tx, pool, upload)
     change(
         tx,
         upload,
-        state=UploadState.WAITING,
+        state=before.state if before is not None and blocked else UploadState.WAITING,
+        error=json.dumps(before.error) if before is not None and blocked else None,
         entry=added.id,
         size=facts.size,
         owner=None,
