@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import structlog
+
 from hypervisors.backups.chain import load_chain, load_manifest, remove
 from hypervisors.backups.manifest import (
     DEEPEST,
@@ -40,6 +42,8 @@ from stores.to import DataTO, ImageFormat, SnapshotObjectTO
 from stores.uninterrupted import uninterrupted
 
 CLUSTER = 64 * KiB
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ async def back_up(ctx: Context, call: Call, request: Copy) -> Copied:
         async with content(ctx, volume, record) as (image, tag):
             call.progress.phase("inspect")
             plan = await _plan(volume, record, store, image, backup, parent_of(target))
+            if plan.note is not None:
+                _log.warning("backup is full", volume=ref, snapshot=name, ref=backup, why=plan.note)
             outgoing = Outgoing(ctx, call, target.store, backup, request.durability)
             outgoing = replace(outgoing, replaces=await _ours_is_there(outgoing, volume, record))
             async with volume.handler.snapshots.disk(image, tag) as disk:
@@ -189,7 +195,10 @@ async def _ours_is_there(outgoing: Outgoing, volume: Volume, record: SnapshotRec
             pass
         else:
             raise AlreadyExists(
-                f"{ref} exists already and is no backup; delete it first, or choose another name", ref=ref
+                f"{ref} exists already, is no backup, and this pool knows nothing of it: somebody else has put it there, or a"
+                " command that died, from another pool or when the store had another address. `backups tree` shows it; delete"
+                " it first, or choose another name",
+                ref=ref,
             )
     await volume.snapshots.note(record, Sent(store=store.id, ref=ref, token=outgoing.call.token))
     return ours

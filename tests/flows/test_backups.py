@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -297,8 +298,10 @@ async def test_a_full_one_where_changes_are_not_known(lab_: Lab, why: str) -> No
             die_writing(lab_.path, "write -P 6 1M 64k")
         case "broken parent":
             (lab_.here.root / "images" / ref_of("s1")).unlink()
-    made = await backed_up(lab_, "s3", parent)
+    with structlog.testing.capture_logs() as logs:
+        made = await backed_up(lab_, "s3", parent)
     assert_whole(made)
+    assert [line["why"] for line in logs if line["event"] == "backup is full"] == [made.note]
     assert await lab_.restored("s3") == lab_.contents["s3"]
     lab_.write("write -P 3 1M 64k")
     await lab_.snapshot("s4")
@@ -486,7 +489,8 @@ async def test_names_that_are_taken(lab_: Lab) -> None:
     with pytest.raises(AlreadyExists, match="no backup"):
         await lab_.here.operations.copy(lab_.call(), Copy(lab_.local("s2"), target))
     assert foreign.read_bytes() == b"precious"
-    foreign.unlink()
+    await lab_.delete(target)  # as the error says
+    assert not foreign.exists()
     with pytest.raises(InvalidReference, match="manifest"):
         await lab_.back_up("s2", name_there="s2.manifest.json")
     with pytest.raises(NotFound):
