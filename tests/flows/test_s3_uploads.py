@@ -17,7 +17,7 @@ from stores.backends.s3 import S3Store
 from stores.backends.s3_notes import marker_key
 from stores.backends.s3_sums import SMALLEST_PART
 from stores.contract import Kind, MiB, ObjectInfo, PendingStream, RangeReader, Silent
-from stores.errors import IntegrityError, StorageError, Unavailable
+from stores.errors import AlreadyExists, IntegrityError, StorageError, Unavailable
 from stores.secret import Secret
 from stores.settings import StoreSettings
 from stores.to import S3TO
@@ -344,6 +344,43 @@ async def test_parts_are_found_over_pages_of_the_listing(
             await pending.commit()
     assert pages == 3
     assert stored(bucket) == sha(source.read_bytes())
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["", "the answer to the completion is lost"])
+async def test_server_that_tells_no_checksums_is_believed_by_its_etags(
+    seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, tmp_path: Path, lost: bool
+) -> None:
+    """Gone on with, completed and found again; never when the parts are not those of the file."""
+    source = tmp_path / "large"
+    source.write_bytes(random.Random(8).randbytes(SMALLEST_PART + 1))
+    async with RequestProxy(seaweed.port) as proxy, opened(engine, seaweed, bucket[1], port=proxy.port) as store:
+        proxy.mute = True
+        async with store.upload(REF, source, token=TOKEN) as pending:
+            await pending.send(1)
+        if lost:
+            proxy.plan = lambda at, request: Fault.LOST if request.method == "POST" else None
+        async with store.upload(REF, source, token=TOKEN) as pending:
+            assert [await pending.send(number) for number in (1, 2)] == [False, True]
+            assert pending._there[1].crc is None  # type: ignore[attr-defined]  # it really was not told
+            info = await pending.commit()
+        proxy.plan = lambda at, request: None
+        assert await upload(store, source) == info
+        assert stored(bucket) == sha(source.read_bytes())
+        assert (keys(*bucket), uploads(*bucket)) == ({REF}, [])
+
+        source.write_bytes(source.read_bytes()[:-1] + b"?")
+        with pytest.raises(AlreadyExists):
+            await upload(store, source)
+        empty(*bucket)
+        async with store.upload(REF, source, token=TOKEN) as pending:
+            await pending.send(1)
+            await pending.send(2)
+        with source.open("r+b") as file:
+            file.write(b"another beginning")
+        async with store.upload(REF, source, token=TOKEN) as pending:
+            assert [await pending.send(number) for number in (1, 2)] == [True, False]
+            await pending.commit()
+        assert stored(bucket) == sha(source.read_bytes())
 
 
 async def test_upload_of_another_file_is_not_gone_on_with(
