@@ -21,7 +21,7 @@ from stores.backends.s3_publish import Publication, look, object_info, taken
 from stores.backends.s3_send import Part, Sender, hex_etag
 from stores.backends.s3_sums import Sums, crc64, file_part_length
 from stores.contract import Kind, ObjectInfo
-from stores.errors import IntegrityError, NotFound, StoreError, Unavailable
+from stores.errors import IntegrityError, NotFound, Retry, StoreError, Unavailable
 from stores.transfer.engine import TransferEngine
 from stores.transfer.parts import Parts
 from stores.transfer.put import FileRange
@@ -127,6 +127,8 @@ class S3Upload:
             elif self._upload_id is not None:
                 await self._notes.remove(self._upload_id)
         except StoreError as error:
+            if there is not None and error.retry is Retry.YES:
+                raise  # the parts of an upload that nobody needs may be there still: the next try joins again, and removes them
             _log.warning("note about a finished upload was not removed", ref=self._ref, error=error.message)
         assert self._stored is not None
         return self._stored

@@ -408,6 +408,24 @@ async def test_object_with_the_content_is_joined_and_its_upload_removed(
     assert (keys(*bucket), uploads(*bucket)) == ({REF}, [])
 
 
+async def test_parts_that_nobody_needs_are_not_forgotten(
+    seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, source: Path
+) -> None:
+    """Where the store goes away before they are removed."""
+    client, name = bucket
+    async with RequestProxy(seaweed.port) as proxy, opened(engine, seaweed, name, port=proxy.port) as store:
+        async with store.upload(REF, source, token=TOKEN) as pending:
+            await pending.send(1)
+            client.put_object(Bucket=name, Key=REF, Body=source.read_bytes(), ChecksumAlgorithm="CRC64NVME")
+        proxy.plan = lambda at, request: Fault.ERROR_500 if request.method == "DELETE" else None
+        with pytest.raises(Unavailable):
+            await upload(store, source)
+        assert len(uploads(*bucket)) == 1
+        proxy.plan = lambda at, request: None
+        await upload(store, source)
+    assert (keys(*bucket), uploads(*bucket)) == ({REF}, [])
+
+
 async def test_file_cut_short_meanwhile_is_not_stored(
     seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, tmp_path: Path
 ) -> None:
