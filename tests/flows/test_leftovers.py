@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -34,10 +34,13 @@ def ids_noted(site: BackupSite) -> set[str]:
     return {key for key in site.objects() if key.startswith(".storage-agent/")}
 
 
-def exports_of(site: BackupSite) -> str:
-    """Processes that read images of the host."""
-    found = subprocess.run(["pgrep", "-af", f"qemu.*{site.host.root}"], capture_output=True, text=True, check=False)
-    return found.stdout
+def exports_of(site: BackupSite) -> list[str]:
+    """Processes of qemu that are at the host's images."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            found.append(process.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [argv for argv in found if "qemu" in argv and str(site.host.root) in argv]
 
 
 def backup(site: BackupSite, command_id: str) -> dict[str, Any]:
@@ -61,8 +64,9 @@ def test_killed_in_the_middle_of_a_write(site: BackupSite, way: Any) -> None:
     site.begin(way(site, "c-1"))
     until(lambda: len(ids_noted(site)) == 2)  # one that is gone on with, and one that is not
     assert len(notes(site)) == 1
+    assert len(exports_of(site)) == (way is backup)
     site.host.stop(SIGKILL)
-    until(lambda: exports_of(site) == "")
+    until(lambda: exports_of(site) == [])
     assert len(site.unfinished()) == 2
 
     # Without anybody's asking, and without a command that names the store.
