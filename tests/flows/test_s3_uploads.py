@@ -167,7 +167,7 @@ async def test_upload_disturbed_at_any_request_is_gone_on_with(
             assert keys(*bucket) == {REF}, f"{fault} at {disturbed}"
 
 
-@pytest.mark.parametrize("fault", [Fault.ERROR_500, Fault.ERROR_IN_200, Fault.LOST, Fault.CORRUPT])
+@pytest.mark.parametrize("fault", Fault)
 async def test_stream_disturbed_at_any_request_is_whole_or_gone(
     seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, source: Path, fault: Fault
 ) -> None:
