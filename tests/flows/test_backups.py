@@ -445,6 +445,28 @@ async def test_a_store_that_goes_away(shelf: Shelf, phase: str) -> None:
         client.close()
 
 
+async def test_a_parent_that_goes_while_it_is_built_upon(lab_: Lab) -> None:
+    """By the hand of another host: nothing that cannot be restored is called a backup."""
+    await backed_up(lab_, "s1")
+    lab_.write("write -P 2 1M 64k")
+    await lab_.snapshot("s2")
+    images = lab_.here.root / "images"
+
+    class Deleting(Phases):
+        def phase(self, name: str, total: int | None = None) -> None:
+            super().phase(name, total)
+            if name == "publish":
+                for ref in objects("s1"):
+                    (images / ref).unlink()
+
+    request = Copy(lab_.local("s2"), lab_.remote("s2", parentSnapshotPath=ref_of("s1")))
+    with pytest.raises(BrokenChain, match="while"):
+        await lab_.here.operations.copy(lab_.here.call("c-late", Deleting()), request)
+    assert stored(lab_) == set()
+    assert_whole(await lab_.here.operations.copy(lab_.call(), request))
+    assert await lab_.restored("s2") == lab_.contents["s2"]
+
+
 async def test_a_cancelled_restore_leaves_nothing(lab_: Lab) -> None:
     await backed_up(lab_, "s1")
     lab_.write("write -P 2 1M 64k")
