@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import random
 import signal
@@ -31,6 +30,7 @@ from stores.errors import StorageError
 from stores.transfer.engine import TransferEngine
 from tests.doubles.caches import blocks_in, running
 from tests.doubles.gated import GatedStore
+from tests.processes import forking
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ def make_objects(directory: Path, sizes: list[int]) -> None:
 def hammer(work: Work, *, processes: int, kill_every_s: float, seed: int = 1) -> Findings:
     """Runs in the calling thread until all is over."""
     chance = random.Random(seed)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.doubles.hammer"])
+    context = forking()
     findings = Findings()
     work.reports.mkdir()
     started = 0

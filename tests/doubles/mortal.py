@@ -11,7 +11,6 @@ import asyncio
 import functools
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -30,6 +29,7 @@ from agent.failures import tell
 from agent.journal_file import JournalFile
 from agent.recovery import recover
 from stores.backends import draft
+from tests.processes import forking
 
 LIMIT_S = 60.0
 
@@ -155,8 +155,7 @@ async def _tell(life: Life, steps: _Steps) -> dict[str, Any]:
 
 def live(life: Life) -> Story | None:
     """Live it in a new process. None: died as told. Anything else that is wrong is an AssertionError."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["agent.daemon", "tests.doubles.mortal"])
+    context = forking()
     story = life.root / "story.json"
     process = context.Process(target=_live, args=(life, story))
     process.start()

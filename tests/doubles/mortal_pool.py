@@ -10,7 +10,6 @@ import asyncio
 import functools
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -26,6 +25,7 @@ from stores.cache.pool_claims import PoolClaims
 from stores.cache.reconcile import Report
 from stores.cache.sqlite import SqliteDatabase
 from tests.pools import add, content_of, publish, reserve, running
+from tests.processes import forking
 
 LIMIT_S = 60.0
 
@@ -133,8 +133,7 @@ def live(life: Life) -> list[str] | None:
 
 def in_a_process(target: Callable[[Any, Path], None], life: object, root: Path, die_at: int | None) -> list[str] | None:
     """`target`, given `life` and where to tell its steps, in a new process. None: died as told."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.doubles.mortal_pool"])
+    context = forking()
     told = root / "steps.json"
     process = context.Process(target=target, args=(life, told))
     process.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import random
 import signal
@@ -21,9 +20,10 @@ from stores.contract import Kind, LocalPath, MiB, RangeReader
 from stores.negotiation import CacheUse
 from stores.transfer.engine import TransferEngine
 from tests.contract.store_contract import content, sha
-from tests.doubles.caches import Requests, cache_over, nothing_left, pool_settings, running, until
+from tests.doubles.caches import Requests, cache_over, nothing_left, numbers_of, pool_settings, running, until
 from tests.doubles.gated import GatedStore
 from tests.doubles.hammer import Work, hammer, make_objects
+from tests.processes import forking
 
 SIZE = 24 * MiB + 77
 DATA = content(SIZE)
@@ -90,7 +90,7 @@ def _fill_and_hang(settings: PoolSettings, gate: int) -> None:
 
 
 async def test_a_death_hands_over_what_is_whole(engine: TransferEngine, settings: PoolSettings) -> None:
-    context = multiprocessing.get_context("forkserver")
+    context = forking()
     dying = context.Process(target=_fill_and_hang, args=(settings, 16 * MiB))
     dying.start()
     requests = Requests()
@@ -114,7 +114,7 @@ async def test_a_death_hands_over_what_is_whole(engine: TransferEngine, settings
 
 async def test_a_death_while_streaming_begins_anew(engine: TransferEngine, settings: PoolSettings) -> None:
     """Without ranges there is nothing to go on with."""
-    context = multiprocessing.get_context("forkserver")
+    context = forking()
     dying = context.Process(target=_fill_and_hang, args=(settings, 16 * MiB))
     dying.start()
     async with running(settings) as pool:
@@ -148,5 +148,7 @@ async def test_the_bound_holds_under_load_and_kill(engine: TransferEngine, tmp_p
     assert findings.outcomes["right"]
     assert findings.longest_s <= work.deadline_s
     async with running(settings) as pool:
-        await asyncio.sleep(1)
+        async with asyncio.timeout(settings.lease_s + 20):
+            while (await numbers_of(pool)).fills:  # of those who were killed last
+                await asyncio.sleep(0.05)
         await nothing_left(pool)

@@ -196,9 +196,10 @@ async def test_server_that_reads_nothing_is_given_up(authority: Authority, tmp_p
         linked(server, state=tmp_path, watcher=heard),
     ):
         agent = await server.agent()
-        asked = asyncio.create_task(agent.ask(STATS, does(say=os.urandom(6 * MiB).hex())))
-        await soon(lambda: agent._waiting)
         server.reads.clear()
+        pings = len(agent.pings)
+        await soon(lambda: len(agent.pings) > pings)  # one packet more is taken
+        asked = asyncio.create_task(agent.ask(STATS, does(say=os.urandom(6 * MiB).hex())))
         await soon(lambda: server.connections >= 2)
         server.reads.set()
         with pytest.raises(Disconnected):
