@@ -128,7 +128,9 @@ def in_s3(data: DataTO, zone: Zone) -> tuple[DataTO, Staged]:
     if data.type == "snapshot":
         parents = [staged_of(parent.strip("/"), zone.key) for parent in data.parents or ()]
         known = [parent.key for parent in parents if parent is not None]
-        changed["parents"] = known if known and len(known) == len(parents) else None  # without them the manifest says it
+        changed["parents"] = (
+            known if known and len(known) == len(parents) else None
+        )  # without them the manifest says it
         changed["parentSnapshotPath"] = None
     return data.model_copy(update=changed), staged
 
