@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import importlib.util
 import ipaddress
 import json
-import pkgutil
 import re
 import shlex
 import tomllib
@@ -30,12 +28,11 @@ from agent.transports.http_api.routes import ROUTES
 from hypervisors.contract import Operation
 from hypervisors.images import qcow2
 from stores import url_policy
-from stores.errors import StorageError
+from tests.error_classes import OUR_PACKAGES, error_classes
 from tests.generate_docs import BLOCKS, block_names, generated
 from tests.markdown import ROOT, Page, code, pages
 
 PAGES = pages()
-OUR_PACKAGES = ("stores", "hypervisors", "agent")
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -208,21 +205,6 @@ def test_exit_codes() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- errors
-
-
-def error_classes() -> dict[str, type[StorageError]]:
-    for name in OUR_PACKAGES:
-        package = importlib.import_module(name)
-        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
-            importlib.import_module(module.name)
-    found: dict[str, type[StorageError]] = {}
-    pending: list[type[StorageError]] = [StorageError]
-    while pending:
-        cls = pending.pop()
-        if cls.__module__.split(".")[0] in OUR_PACKAGES:
-            found[cls.__name__] = cls
-        pending += cls.__subclasses__()
-    return found
 
 
 def test_errors_are_described_as_they_are() -> None:

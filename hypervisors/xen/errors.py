@@ -20,8 +20,8 @@ TASK_CANCELLED = "TASK_CANCELLED"
 class XapiFailure(HandlerError):
     """XAPI says no, and will say no again: `code` and `params` are XAPI's, and are in the details too."""
 
-    def __init__(self, message: str, *, code: str, params: Sequence[str]) -> None:
-        super().__init__(message, code=code, params=list(params))
+    def __init__(self, message: str, *, code: str = "", params: Sequence[str] = (), **details: object) -> None:
+        super().__init__(message, code=code, params=list(params), **details)
         self.code = code
         self.params = tuple(params)
 

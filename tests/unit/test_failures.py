@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
@@ -14,23 +13,13 @@ from pydantic import ValidationError
 from agent import failures
 from agent.commands import COMMAND
 from agent.failures import Internal, InvalidCommand, http_status, tell
-from stores.errors import NoSpace, NotFound, Retry, StorageError, Unavailable
+from stores.errors import NoSpace, NotFound, Retry, Unavailable
 from stores.secret import Secret
-
-
-def every(base: type[StorageError]) -> Iterator[type[StorageError]]:
-    yield base
-    for sub in base.__subclasses__():
-        yield from every(sub)
-
-
-def ours() -> list[type[StorageError]]:
-    packages = ("stores.", "hypervisors.", "agent.")
-    return [error for error in every(StorageError) if error.__module__.startswith(packages)]
+from tests.error_classes import error_classes
 
 
 def test_every_error_is_told_with_its_kind_and_whether_to_retry() -> None:
-    for error in ours():
+    for error in error_classes().values():
         told = tell(error("what was needed, what there was", number=7))
         assert told.failure.kind == error.__name__
         assert told.failure.retryable == error.retry.value
@@ -49,7 +38,7 @@ def test_a_new_error_is_told_as_its_base() -> None:
 
 def test_statuses_agree_with_whether_to_retry() -> None:
     """503 invites a client to try again; only what a retry can help may say so."""
-    for error in ours():
+    for error in error_classes().values():
         if error.retry is Retry.NO:
             assert http_status(error) != 503, error
     assert http_status(Unavailable) == 503

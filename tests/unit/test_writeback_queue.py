@@ -293,6 +293,7 @@ async def test_a_copy_that_changed_is_never_sent(here: Host) -> None:
     info = await here.stage("x", data_of("x"))
     assert info.upload is not None
     (entry,) = await entries_of(here.pool)
+    await until(lambda: here.is_idle_after(failures=1))  # nobody has read some of it already
     with here.pool.access.entries.path_of(entry).open("r+b") as file:
         file.write(b"rot")
     here.store.failure = None
