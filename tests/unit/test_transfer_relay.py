@@ -165,7 +165,8 @@ async def test_cancelled_it_leaves_all_rooms_alone(engine: TransferEngine, rooms
         task = asyncio.create_task(engine.send(source, sink, digests=["sha256"]))
         for _ in range(turns):
             await asyncio.sleep(0)
-        task.cancel()
+        if not task.cancel():
+            break  # it had come to its end in fewer turns
         with pytest.raises(asyncio.CancelledError):
             await task
         assert source.under_way == 0
