@@ -21,9 +21,9 @@ from stores.cache.writeback.queue import UploadQueue
 from stores.contract import MiB, ObjectInfo
 from stores.errors import AccessDenied
 from stores.to import S3TO, DataStoreTO
-from tests.contract.store_contract import content
 from tests.doubles.caches import nothing_left, numbers_of, pool_settings
 from tests.doubles.shaky_store import ShakyStore
+from tests.objects import content
 
 ROOM = 16 * MiB
 QUICK = WritebackSettings(first_retry_s=0.01, last_retry_s=0.05, first_probe_s=0.01, last_probe_s=0.05)

@@ -3,6 +3,7 @@ streams come from the cache as well."""
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import tempfile
 import time
@@ -19,11 +20,14 @@ from stores.contract import DataStore, Kind, LocalPath, MiB
 from stores.errors import NotFound, ObjectChanged
 from stores.negotiation import CacheUse
 from stores.transfer.engine import TransferEngine
-from tests.contract.store_contract import StoreLists, StoreReads, StoreWrites, content
+from tests.contract.store_lists import StoreLists
+from tests.contract.store_reads import StoreReads
+from tests.contract.store_writes import StoreWrites
 from tests.contract.test_filesystem_store import DirectoryHooks
 from tests.contract.test_memory_store import MemoryHooks
 from tests.contract.test_s3_store import NAMES_WITHOUT_BACKSLASH, S3Hooks, seaweed_bucket
 from tests.doubles.caches import cache_over, pool_settings
+from tests.objects import content
 from tests.servers import S3Server
 
 __all__ = ["seaweed_bucket"]
@@ -47,8 +51,9 @@ async def cache(engine: TransferEngine) -> AsyncIterator[Cache]:
 class Files(StoreReads):
     """What the cache adds to every store."""
 
+    @abc.abstractmethod
     async def delete_directly(self, ref: str) -> None:
-        raise NotImplementedError
+        """Remove an object."""
 
     async def expect_no_more_tasks(self, before: set[asyncio.Task[Any]]) -> None:
         """A pool's upkeep begins and ends tasks at any time, short ones."""

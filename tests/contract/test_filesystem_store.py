@@ -12,11 +12,13 @@ from stores.backends.filesystem import FilesystemStore
 from stores.contract import DataStore, GiB, KiB, Kind
 from stores.errors import AlreadyExists, IntegrityError
 from stores.transfer.engine import TransferEngine
-from tests.contract.store_contract import TOKEN, Hooks, StoreContract, content
+from tests.contract.store_contract import StoreContract
+from tests.contract.store_hooks import WriteHooks
 from tests.doubles.mounts import mounted_tmpfs
+from tests.objects import TOKEN, content
 
 
-class DirectoryHooks(Hooks):
+class DirectoryHooks(WriteHooks):
     """Hooks into a directory."""
 
     root: Path

@@ -13,7 +13,7 @@ import pytest
 from stores.backends.http import HttpStore
 from stores.settings import StoreSettings, UrlSettings
 from stores.transfer.engine import TransferEngine
-from tests.contract.store_contract import StoreReads
+from tests.contract.store_reads import StoreReads
 from tests.servers import NginxServer
 
 LOOPBACK = UrlSettings(allow_http=True, ports=(), allow_networks=(ip_network("127.0.0.0/8"),))

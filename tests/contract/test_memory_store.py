@@ -13,11 +13,12 @@ from stores.wrappers.base import WrapperStore
 from stores.wrappers.reporting import ReportingStore
 from stores.wrappers.retrying import RetryingStore
 from stores.wrappers.verified import Expected, VerifiedStore
-from tests.contract.store_contract import Hooks, StoreContract
+from tests.contract.store_contract import StoreContract
+from tests.contract.store_hooks import WriteHooks
 from tests.doubles.counting import Counting
 
 
-class MemoryHooks(Hooks):
+class MemoryHooks(WriteHooks):
     """Into a `MemoryStore`'s objects."""
 
     sparse_size = 64 * GiB + 17

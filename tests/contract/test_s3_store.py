@@ -15,16 +15,13 @@ from stores.settings import StoreSettings
 from stores.to import S3TO
 from stores.transfer.engine import TransferEngine
 from tests.buckets import empty, keys, made_bucket, uploads
-from tests.contract.store_contract import (
-    STRANGE_REFS,
-    Hooks,
-    StoreContract,
-    StoreLists,
-    StoreReads,
-    StoreUploads,
-    StoreWrites,
-    refs,
-)
+from tests.contract.store_contract import StoreContract
+from tests.contract.store_hooks import STRANGE_REFS, WriteHooks
+from tests.contract.store_lists import StoreLists
+from tests.contract.store_reads import StoreReads
+from tests.contract.store_uploads import StoreUploads
+from tests.contract.store_writes import StoreWrites
+from tests.objects import refs
 from tests.servers import S3Server
 
 NAMES_WITHOUT_BACKSLASH = [ref for ref in STRANGE_REFS if "\\" not in ref]
@@ -49,7 +46,7 @@ def moto_bucket(moto: S3Server) -> Iterator[tuple[Any, str]]:
         yield made
 
 
-class S3Hooks(Hooks):
+class S3Hooks(WriteHooks):
     """Looks past the store with boto3."""
 
     client: Any

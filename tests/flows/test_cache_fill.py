@@ -17,9 +17,9 @@ from stores.contract import ByteStream, DataStore, Kind, LocalPath, MiB, ObjectI
 from stores.errors import AccessDenied, IntegrityError, StoreError, Unavailable
 from stores.negotiation import CacheUse
 from stores.transfer.engine import TransferEngine
-from tests.contract.store_contract import content, read_stream, sha
 from tests.doubles.caches import Requests, blocks_in, cache_over, entries_of, nothing_left, pool_settings, until
 from tests.doubles.gated import GatedStore
+from tests.objects import content, read_stream, sha
 
 SIZE = 9 * MiB + 123
 DATA = content(SIZE)

@@ -20,8 +20,8 @@ from stores.negotiation import CacheUse
 from stores.resolver import Resolver
 from stores.settings import StoreSettings
 from stores.transfer.engine import TransferEngine
-from tests.contract.store_contract import content
 from tests.doubles.caches import Requests, cache_over, entries_of, numbers_of, pool_settings, until
+from tests.objects import content
 
 SIZE = 1 * MiB
 UNIT = charge_of(SIZE)

@@ -19,10 +19,10 @@ from stores.cache.proxy import CachingStore
 from stores.contract import Kind, LocalPath, MiB, RangeReader
 from stores.negotiation import CacheUse
 from stores.transfer.engine import TransferEngine
-from tests.contract.store_contract import content, sha
 from tests.doubles.caches import Requests, cache_over, nothing_left, numbers_of, pool_settings, running, until
 from tests.doubles.gated import GatedStore
 from tests.doubles.hammer import Work, hammer, make_objects
+from tests.objects import content, sha
 from tests.processes import forking
 
 SIZE = 24 * MiB + 77

@@ -24,9 +24,9 @@ from stores.settings import StoreSettings
 from stores.to import S3TO
 from stores.transfer.engine import TransferEngine
 from tests.buckets import empty, keys, made_bucket, uploads
-from tests.contract.store_contract import content
 from tests.doubles.caches import Requests, nothing_left, pool_settings, running
 from tests.doubles.fault_proxy import FaultProxy
+from tests.objects import content
 from tests.servers import S3Server
 
 REF = "backups/volume"

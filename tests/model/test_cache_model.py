@@ -33,9 +33,9 @@ from stores.contract import ByteStream, KiB, Kind, LocalPath
 from stores.errors import StoreError
 from stores.negotiation import CacheUse
 from stores.transfer.engine import TransferEngine
-from tests.contract.store_contract import content, read_stream
 from tests.doubles.caches import blocks_in, entries_of, nothing_left, numbers_of, pool_settings, until
 from tests.doubles.gated import GatedStore
+from tests.objects import content, read_stream
 
 REFS = [f"object-{number}" for number in range(5)]
 SIZES = [0, 100 * KiB, 333 * KiB, 700 * KiB]

@@ -32,8 +32,8 @@ from stores.errors import (
 )
 from stores.os_errors import translate
 from stores.transfer.engine import TransferEngine
-from tests.contract.store_contract import TOKEN, content, read_stream, refs, sending, sha
 from tests.doubles.mounts import mounted_ext4, mounted_tmpfs
+from tests.objects import TOKEN, content, read_stream, refs, sending, sha
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from stores.contract import MiB, ObjectInfo, Silent
 from stores.errors import AlreadyExists, InvalidReference, NoSpace
 from stores.transfer.engine import TransferEngine
 from stores.transfer.sending import send_all
-from tests.contract.store_contract import content, sha
 from tests.doubles.mounts import mounted_tmpfs
+from tests.objects import content, sha
 
 TOKEN = "command"
 SIZE = 2 * PART + 5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stores.backends.memory import BLOCK, MemoryStore, SparseBytes
 from stores.contract import Kind, ObjectInfo, RangeReader
 from stores.errors import NoSpace
-from tests.contract.store_contract import content, read_stream, sending
+from tests.objects import content, read_stream, sending
 
 runs = st.lists(st.tuples(st.booleans(), st.integers(1, 3 * BLOCK)), max_size=6)
 

@@ -31,10 +31,10 @@ from stores.secret import Secret
 from stores.settings import SOCKET_NAME_LENGTH, SOCKET_PATH_LIMIT, StoreSettings, UrlSettings
 from stores.to import S3TO, DataStoreTO, ImageStoreTO, NfsTO, PrimaryDataStoreTO, SwiftTO
 from stores.transfer.engine import TransferEngine
-from tests.contract.store_contract import content, read_stream, refs, sending
 from tests.doubles.counting import Counting
 from tests.doubles.faulty import Fail, FaultyStore
 from tests.doubles.mounts import mounted_tmpfs
+from tests.objects import content, read_stream, refs, sending
 
 PATH, NBD, URL, RANGES, STREAM = (
     Kind.LOCAL_PATH,

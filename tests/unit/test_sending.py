@@ -14,9 +14,9 @@ from stores.errors import NoSpace, Unavailable
 from stores.transfer.sending import send_all
 from stores.wrappers.reporting import Direction, ReportingStore
 from stores.wrappers.retrying import RetryingStore
-from tests.contract.store_contract import content
 from tests.doubles.counting import Counting
 from tests.doubles.faulty import Fail, FaultyStore, Hang
+from tests.objects import content
 
 TOKEN = "command"
 

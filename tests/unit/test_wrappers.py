@@ -29,9 +29,9 @@ from stores.wrappers.base import WrapperStore
 from stores.wrappers.reporting import Direction, ReportingStore
 from stores.wrappers.retrying import RetryingStore, delay, may_succeed_later
 from stores.wrappers.verified import Expected, VerifiedStore
-from tests.contract.store_contract import consume, content, read_stream, refs, sending
 from tests.doubles.counting import Counting
 from tests.doubles.faulty import Fail, FaultyStore, Hang, Plan, Short
+from tests.objects import consume, content, read_stream, refs, sending
 
 
 async def put(store: DataStore, ref: str, data: bytes) -> ObjectInfo:

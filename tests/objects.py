@@ -1,0 +1,51 @@
+"""Content for objects in tests, and short ways to send, read and list them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+from stores.contract import ByteStream, DataStore, Kind, ObjectInfo, PendingStream, RangeReader
+
+TOKEN = "command-1"
+
+
+@functools.lru_cache(maxsize=8)
+def content(size: int, seed: int = 1) -> bytes:
+    """Reproducible bytes that do not compress and do not repeat."""
+    return random.Random(seed).randbytes(size)
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+async def read_stream(stream: ByteStream) -> bytes:
+    return b"".join([bytes(piece) async for piece in stream])
+
+
+async def consume(store: DataStore, info: ObjectInfo, kind: Kind) -> None:
+    """Open the object in that form, and read all of it where that is done through us."""
+    async with store.present(info, kind) as presentation:
+        if isinstance(presentation, RangeReader):
+            await presentation.read(0, info.size or 0)
+        elif isinstance(presentation, ByteStream):
+            await read_stream(presentation)
+
+
+@asynccontextmanager
+async def sending(
+    store: DataStore, ref: str, *, token: str = TOKEN, size: int | None = None, replace: bool = False
+) -> AsyncIterator[PendingStream]:
+    """`store.write` as a byte stream."""
+    async with store.write(ref, Kind.BYTE_STREAM, token=token, size=size, replace=replace) as pending:
+        assert pending.kind is Kind.BYTE_STREAM
+        yield cast(PendingStream, pending)
+
+
+async def refs(listing: AsyncIterator[ObjectInfo]) -> list[str]:
+    return [info.ref async for info in listing]
