@@ -8,9 +8,9 @@ from pathlib import Path
 from hypervisors.contract import HypervisorHandler, HypervisorType
 from hypervisors.images.gate import GateLimits
 from hypervisors.kvm.handler import KvmHandler
-from hypervisors.kvm.qemu_img import QemuImg
 from hypervisors.kvm.snapshots import KvmSnapshots
 from hypervisors.process import ToolRunner
+from hypervisors.qemu.qemu_img import QemuImg
 from stores.transfer.engine import TransferEngine
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from awscrt.checksums import crc32c
 
+from hypervisors.contract import ImageSpec, Source
 from hypervisors.images.formats import DRIVERS, file_node, image_node, json_filename
-from stores.contract import KiB, MiB, ObjectInfo, RangeReader
+from stores.contract import KiB, LocalPath, MiB, ObjectInfo, RangeReader
 from stores.errors import IntegrityError
 from stores.to import ImageFormat
 
@@ -121,6 +122,11 @@ def mbr_partition(start: int, sectors: int) -> bytes:
 def opened(path: Path, image_format: ImageFormat) -> str:
     """The image as a file name for qemu's tools, with driver and options explicit."""
     return json_filename(image_node(image_format, file_node(str(path))))
+
+
+def file_source(path: Path, image_format: ImageFormat, *backing: Source) -> Source:
+    """The image as a handler gets it from a directory. `backing`: its parents, nearest first."""
+    return Source(LocalPath(path, ObjectInfo(path.name, None)), ImageSpec(image_format), backing)
 
 
 def qemu_io(path: Path, image_format: ImageFormat, *commands: str) -> None:

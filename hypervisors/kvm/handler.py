@@ -19,12 +19,12 @@ from hypervisors.contract import (
     Written,
 )
 from hypervisors.images.gate import GateLimits, inspect
-from hypervisors.kvm.nodes import driver_of, known_format, own_node, source_node
-from hypervisors.kvm.qemu_img import QemuImg, direct_io_works
 from hypervisors.kvm.snapshots import KvmSnapshots
 from hypervisors.landing import land
 from hypervisors.local_file import open_file
 from hypervisors.narrowing import as_local, as_pending_file
+from hypervisors.qemu.nodes import driver_of, known_format, own_node, source_node
+from hypervisors.qemu.qemu_img import QemuImg, direct_io_works
 from stores.contract import ByteStream, Kind, LocalPath, ObjectInfo, PendingWrite, Progress, RangeReader
 from stores.to import ImageFormat, ProvisioningType
 from stores.transfer.digests import Checksum

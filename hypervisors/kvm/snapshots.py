@@ -18,14 +18,14 @@ from pathlib import Path
 from hypervisors.contract import ImageSpec, Source, Written
 from hypervisors.images.qcow2_stream import layout
 from hypervisors.images.streaming import LayoutReader
-from hypervisors.kvm.exports import Exported, exported
 from hypervisors.kvm.image_locks import require_no_writer
-from hypervisors.kvm.nodes import known_format, own_node
-from hypervisors.kvm.qemu_img import Bitmap, History, QemuImg
 from hypervisors.landing import clone_file, copy_file
 from hypervisors.narrowing import as_local, as_pending_file
 from hypervisors.nbd.client import DIRTY_BITMAP, connect
 from hypervisors.process import ToolRunner
+from hypervisors.qemu.exports import Exported, exported
+from hypervisors.qemu.nodes import known_format, own_node
+from hypervisors.qemu.qemu_img import Bitmap, History, QemuImg
 from hypervisors.snapshot_records import TAG, Kept
 from hypervisors.snapshotting import Frozen, Snapshots
 from stores.contract import LocalPath, PendingWrite, Progress, RangeReader, Silent
@@ -163,15 +163,7 @@ class KvmSnapshots(Snapshots):
     def _exported(
         self, image: Source, *, snapshot: str | None = None, bitmap: str | None = None
     ) -> AbstractAsyncContextManager[Exported]:
-        return exported(
-            self._runner,
-            as_local(image.presentation).path,
-            known_format(image),
-            backing=[(as_local(parent.presentation).path, known_format(parent)) for parent in image.backing],
-            snapshot=snapshot,
-            bitmap=bitmap,
-            runtime_dir=self._runtime_dir,
-        )
+        return exported(self._runner, image, snapshot=snapshot, bitmap=bitmap, runtime_dir=self._runtime_dir)
 
 
 def usable(points: Sequence[str], bitmaps: Mapping[str, Bitmap]) -> tuple[str, ...]:

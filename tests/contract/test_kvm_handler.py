@@ -13,9 +13,9 @@ import pytest
 from hypervisors.contract import HypervisorHandler, ImageSpec, Operation, OperationUnsupported, Source
 from hypervisors.images.gate import GateLimits
 from hypervisors.kvm.handler import KvmHandler
-from hypervisors.kvm.qemu_img import QemuImg
 from hypervisors.kvm.snapshots import KvmSnapshots
 from hypervisors.process import ToolRunner
+from hypervisors.qemu.qemu_img import QemuImg
 from stores.backends.filesystem import FilesystemStore
 from stores.contract import Kind, LocalPath, ObjectInfo, PendingWrite
 from stores.to import ImageFormat, ProvisioningType

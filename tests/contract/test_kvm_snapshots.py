@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from hypervisors.contract import ImageSpec, Source
-from hypervisors.kvm.qemu_img import QemuImg
 from hypervisors.kvm.snapshots import KvmSnapshots
 from hypervisors.process import ToolRunner
+from hypervisors.qemu.qemu_img import QemuImg
 from hypervisors.snapshotting import Snapshots
 from stores.backends.filesystem import FilesystemStore
 from stores.contract import Kind, LocalPath, ObjectInfo, PendingWrite

@@ -20,16 +20,16 @@ from pathlib import Path
 import pytest
 
 from hypervisors.contract import ImageLocked
-from hypervisors.kvm.exports import exported
 from hypervisors.nbd import connect
 from hypervisors.nbd.client import DIRTY_BITMAP
 from hypervisors.process import ToolFailed, ToolRunner, ToolTimeout
+from hypervisors.qemu.exports import exported
 from stores.bridge.wire import ALLOCATION
 from stores.contract import Extent, GiB, KiB, MiB
 from stores.errors import DeviceFault, InvalidReference, NotFound, PolicyRefused, Unavailable
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
-from tests.images import disk_digest, make_image, make_qcow2, make_raw, opened
+from tests.images import disk_digest, file_source, make_image, make_qcow2, make_raw, opened
 from tests.processes import children
 
 QCOW2, RAW = ImageFormat.QCOW2, ImageFormat.RAW
@@ -144,7 +144,7 @@ async def test_content_and_extents(
     image = make_image(
         tmp_path / "image", image_format, SIZE, extents=DATA, options=options, compressed=compressed, seed=3
     )
-    async with exported(TOOLS, image, image_format, runtime_dir=run) as (socket, name):
+    async with exported(TOOLS, file_source(image, image_format), runtime_dir=run) as (socket, name):
         assert await copied(engine, run, socket, name) == (
             disk_digest(image, image_format),
             mapped(image, image_format),
@@ -154,7 +154,7 @@ async def test_content_and_extents(
 async def test_zeroes_that_were_written_are_zeroes(engine: TransferEngine, run: Path, tmp_path: Path) -> None:
     image = make_qcow2(tmp_path / "image", SIZE, extents=DATA)
     qemu_io(image, f"write -z 1M {CLUSTER}", "write -z -u 2M 128k", f"write -P 0 10M {CLUSTER}", "discard 17M 1M")
-    async with exported(TOOLS, image, QCOW2, runtime_dir=run) as (socket, name):
+    async with exported(TOOLS, file_source(image, QCOW2), runtime_dir=run) as (socket, name):
         digest, extents = await copied(engine, run, socket, name)
     assert digest == disk_digest(image, QCOW2)
     assert extents == mapped(image, QCOW2)
@@ -195,7 +195,7 @@ async def test_an_8_tib_disk_with_little_in_it(engine: TransferEngine, run: Path
     written = [0, 5 * GiB - CLUSTER, 4096 * GiB, size - CLUSTER]
     qemu_io(image, *(f"write -P 7 {at} {CLUSTER}" for at in written))
     async with (
-        exported(TOOLS, image, QCOW2, runtime_dir=run) as (socket, name),
+        exported(TOOLS, file_source(image, QCOW2), runtime_dir=run) as (socket, name),
         connect(socket, name, engine=engine) as disk,
     ):
         assert [extent.offset async for extent in disk.each_extent(0, size) if not extent.zero] == written
@@ -210,9 +210,9 @@ async def test_an_internal_snapshot(engine: TransferEngine, run: Path, tmp_path:
     before, extents = disk_digest(image, QCOW2), mapped(image, QCOW2)
     qemu_img("snapshot", "-c", "monday, early", image)
     qemu_io(image, "write -P 9 0 5M", "write -P 9 12M 1M")
-    async with exported(TOOLS, image, QCOW2, snapshot="monday, early", runtime_dir=run) as (socket, name):
+    async with exported(TOOLS, file_source(image, QCOW2), snapshot="monday, early", runtime_dir=run) as (socket, name):
         assert await copied(engine, run, socket, name) == (before, extents)
-    async with exported(TOOLS, image, QCOW2, runtime_dir=run) as (socket, name):
+    async with exported(TOOLS, file_source(image, QCOW2), runtime_dir=run) as (socket, name):
         assert await copied(engine, run, socket, name) == (disk_digest(image, QCOW2), mapped(image, QCOW2))
 
 
@@ -234,7 +234,7 @@ async def test_a_dirty_bitmap_tells_what_was_written(
         qemu_img("bitmap", "--disable", image, "since monday")
         qemu_io(image, "write -P 9 20M 1M")
     async with (
-        exported(TOOLS, image, QCOW2, bitmap="since monday", runtime_dir=run) as (socket, name),
+        exported(TOOLS, file_source(image, QCOW2), bitmap="since monday", runtime_dir=run) as (socket, name),
         connect(socket, name, engine=engine, contexts=(ALLOCATION, context)) as disk,
     ):
         assert await disk.dirty(context, 0, SIZE) == [
@@ -257,7 +257,10 @@ async def test_a_snapshot_and_a_bitmap_in_one_export(engine: TransferEngine, run
     qemu_img("snapshot", "-c", "s1", image)
     qemu_img("bitmap", "--disable", image, "b0")
     qemu_io(image, "write -P 5 0 20M")
-    async with exported(TOOLS, image, QCOW2, snapshot="s1", bitmap="b0", runtime_dir=run) as (socket, name):
+    async with exported(TOOLS, file_source(image, QCOW2), snapshot="s1", bitmap="b0", runtime_dir=run) as (
+        socket,
+        name,
+    ):
         assert (await copied(engine, run, socket, name))[0] == before
         async with connect(socket, name, engine=engine, contexts=(context,)) as disk:
             assert await disk.dirty(context, 0, SIZE) == [(7 * MiB, CLUSTER)]
@@ -275,10 +278,10 @@ async def test_a_chain_is_that_of_our_records(engine: TransferEngine, run: Path,
     expected = bytearray(base.read_bytes())
     expected[1 * MiB : 2 * MiB] = b"\3" * MiB
     expected[8 * MiB : 8 * MiB + CLUSTER] = b"\4" * CLUSTER
-    backing = [(middle, QCOW2), (base, RAW)]
-    async with exported(TOOLS, top, QCOW2, backing=backing, runtime_dir=run) as (socket, name):
+    backing = file_source(middle, QCOW2), file_source(base, RAW)
+    async with exported(TOOLS, file_source(top, QCOW2, *backing), runtime_dir=run) as (socket, name):
         assert (await copied(engine, run, socket, name))[0] == hashlib.sha256(expected).hexdigest()
-    async with exported(TOOLS, top, QCOW2, runtime_dir=run) as (socket, name):
+    async with exported(TOOLS, file_source(top, QCOW2), runtime_dir=run) as (socket, name):
         _, extents = await copied(engine, run, socket, name)
         assert [extent for extent in extents if not extent.zero] == [Extent(8 * MiB, CLUSTER, zero=False)]
 
@@ -291,7 +294,11 @@ async def test_what_is_not_in_the_image(run: Path, tmp_path: Path, missing: dict
     image = make_qcow2(tmp_path / "image", 1 * MiB)
     with pytest.raises(NotFound, match="image cannot be exported"):
         async with exported(
-            TOOLS, image, QCOW2, snapshot=missing.get("snapshot"), bitmap=missing.get("bitmap"), runtime_dir=run
+            TOOLS,
+            file_source(image, QCOW2),
+            snapshot=missing.get("snapshot"),
+            bitmap=missing.get("bitmap"),
+            runtime_dir=run,
         ):
             pass
 
@@ -299,7 +306,7 @@ async def test_what_is_not_in_the_image(run: Path, tmp_path: Path, missing: dict
 async def test_no_image_of_that_format(run: Path, tmp_path: Path) -> None:
     image = make_raw(tmp_path / "image", 1 * MiB)
     with pytest.raises(ToolFailed, match="not in qcow2 format"):
-        async with exported(TOOLS, image, QCOW2, runtime_dir=run):
+        async with exported(TOOLS, file_source(image, QCOW2), runtime_dir=run):
             pass
 
 
@@ -315,7 +322,7 @@ async def test_an_image_that_somebody_writes(run: Path, tmp_path: Path) -> None:
         while b"wrote" not in guest.stdout.readline():
             pass
         with pytest.raises(ImageLocked):
-            async with exported(TOOLS, image, QCOW2, runtime_dir=run):
+            async with exported(TOOLS, file_source(image, QCOW2), runtime_dir=run):
                 pass
         guest.stdin.close()
 
@@ -323,17 +330,17 @@ async def test_an_image_that_somebody_writes(run: Path, tmp_path: Path) -> None:
 async def test_an_image_that_takes_too_long_to_open(run: Path, tmp_path: Path) -> None:
     image = make_qcow2(tmp_path / "image", 1 * MiB)
     with pytest.raises(ToolTimeout, match="had not opened"):
-        async with exported(TOOLS, image, QCOW2, runtime_dir=run, start_s=0):
+        async with exported(TOOLS, file_source(image, QCOW2), runtime_dir=run, start_s=0):
             pass
 
 
 async def test_sockets_only_where_nobody_else_gets_in(run: Path, tmp_path: Path) -> None:
     (run / "nbd").mkdir(mode=0o755)
     with pytest.raises(PolicyRefused):
-        async with exported(TOOLS, tmp_path / "image", QCOW2, runtime_dir=run):
+        async with exported(TOOLS, file_source(tmp_path / "image", QCOW2), runtime_dir=run):
             pass
     with pytest.raises(InvalidReference):
-        async with exported(TOOLS, tmp_path / "image", QCOW2, runtime_dir=tmp_path / ("long" * 30)):
+        async with exported(TOOLS, file_source(tmp_path / "image", QCOW2), runtime_dir=tmp_path / ("long" * 30)):
             pass
 
 
@@ -350,7 +357,7 @@ async def test_kill_9_of_the_server_in_mid_read(engine: TransferEngine, run: Pat
 
     async def work() -> None:
         async with (
-            exported(TOOLS, image, QCOW2, runtime_dir=run) as (socket, name),
+            exported(TOOLS, file_source(image, QCOW2), runtime_dir=run) as (socket, name),
             connect(socket, name, engine=engine) as disk,
         ):
             while True:
@@ -386,7 +393,7 @@ async def test_cancelled_at_any_moment(engine: TransferEngine, run: Path, tmp_pa
 
     async def work() -> None:
         async with (
-            exported(TOOLS, image, QCOW2, runtime_dir=run) as (socket, name),
+            exported(TOOLS, file_source(image, QCOW2), runtime_dir=run) as (socket, name),
             connect(socket, name, engine=engine) as disk,
         ):
             while True:
@@ -407,11 +414,13 @@ def test_kill_9_of_the_agent_ends_the_export(run: Path, tmp_path: Path) -> None:
         f"""
         import asyncio
         from pathlib import Path
-        from hypervisors.kvm.exports import exported
+        from hypervisors.qemu.exports import exported
         from hypervisors.process import ToolRunner
         from stores.to import ImageFormat
+        from tests.images import file_source
         async def main():
-            async with exported(ToolRunner(), Path({str(image)!r}), ImageFormat.QCOW2, runtime_dir=Path({str(run)!r})):
+            image = file_source(Path({str(image)!r}), ImageFormat.QCOW2)
+            async with exported(ToolRunner(), image, runtime_dir=Path({str(run)!r})):
                 print("ready", flush=True)
                 await asyncio.sleep(1000)
         asyncio.run(main())

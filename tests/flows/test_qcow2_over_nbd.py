@@ -11,16 +11,16 @@ import pytest
 
 from hypervisors.images.qcow2_stream import layout
 from hypervisors.images.streaming import LayoutReader
-from hypervisors.kvm.exports import exported
 from hypervisors.nbd import connect
 from hypervisors.nbd.client import DIRTY_BITMAP
 from hypervisors.process import ToolRunner
+from hypervisors.qemu.exports import exported
 from stores.bridge.wire import ALLOCATION
 from stores.contract import Extent, KiB, MiB
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
 from tests.disk_histories import chained
-from tests.images import disk_digest, make_qcow2, opened
+from tests.images import disk_digest, file_source, make_qcow2, opened
 
 SIZE = 64 * MiB
 BITMAP = "changes"
@@ -37,7 +37,7 @@ async def backup(disk: Path, target: Path, engine: TransferEngine, *, bitmap: st
     """The size of the image that was made of all of `disk`, or of what changed."""
     context = [DIRTY_BITMAP + bitmap] if bitmap else []
     with tempfile.TemporaryDirectory(prefix="nbd") as runtime:
-        export = exported(ToolRunner(), disk, ImageFormat.QCOW2, bitmap=bitmap, runtime_dir=Path(runtime))
+        export = exported(ToolRunner(), file_source(disk, ImageFormat.QCOW2), bitmap=bitmap, runtime_dir=Path(runtime))
         async with (
             export as (socket, name),
             connect(socket, name, engine=engine, contexts=[ALLOCATION, *context]) as served,

@@ -7,8 +7,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisors.kvm.qemu_img import Bitmap
 from hypervisors.kvm.snapshots import joined, usable
+from hypervisors.qemu.qemu_img import Bitmap
 
 WELL = Bitmap(recording=False, broken=False)
 RECORDING = Bitmap(recording=True, broken=False)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from hypervisors.contract import ImageLocked, ImageSpec, OperationUnsupported, Source
-from hypervisors.kvm.nodes import own_node, source_node
-from hypervisors.kvm.qemu_img import QemuImg, direct_io_works, explained
 from hypervisors.process import ToolFailed, ToolLimits, ToolResult, ToolRunner
+from hypervisors.qemu.nodes import own_node, source_node
+from hypervisors.qemu.qemu_img import QemuImg, direct_io_works, explained
 from stores.contract import HttpUrl, Kind, LocalPath, NbdExport, NetworkImage, ObjectInfo, Presentation, Silent
 from stores.errors import DeviceFault, IntegrityError, NoSpace
 from stores.to import ImageFormat, ProvisioningType

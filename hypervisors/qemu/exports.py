@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from hypervisors.contract import ImageSpec, Source
+from hypervisors.contract import Source
 from hypervisors.images.formats import json_filename
-from hypervisors.kvm.nodes import source_node
-from hypervisors.kvm.qemu_img import explained
 from hypervisors.process import RunningTool, ToolFailed, ToolRunner, ToolTimeout
+from hypervisors.qemu.nodes import source_node
+from hypervisors.qemu.qemu_img import explained
 from stores.bridge.server import make_room
-from stores.contract import LocalPath, ObjectInfo
 from stores.errors import NotFound, Unavailable
-from stores.to import ImageFormat
 
 START_S = 300.0
 """To open the image; generous, since a busy NFS server may answer slowly."""
@@ -45,18 +43,16 @@ class Exported(NamedTuple):
 @asynccontextmanager
 async def exported(
     tools: ToolRunner,
-    path: Path,
-    image_format: ImageFormat,
+    source: Source,
     *,
-    backing: Sequence[tuple[Path, ImageFormat]] = (),
     snapshot: str | None = None,
     bitmap: str | None = None,
     runtime_dir: Path,
     start_s: float = START_S,
 ) -> AsyncIterator[Exported]:
-    """The disk of an image served read-only on a unix socket, until the context ends.
+    """The disk of an image, in any form that qemu opens, served read-only on a unix socket until the context ends.
 
-    `backing`: its parents as we recorded them, nearest first; what the images themselves name is not followed. `snapshot`: the
+    The image's parents are those of `source`, as we recorded them; what images themselves name is not followed. `snapshot`: the
     name of an internal snapshot of a qcow2 image, whose content is served instead of the present one. `bitmap`: the name of
     a persistent dirty bitmap of the image, served as the context `qemu:dirty-bitmap:NAME`, as it is at present.
 
@@ -68,6 +64,7 @@ async def exported(
     guest writes; `ToolFailed` with what qemu-nbd says otherwise, `ToolTimeout`, `ToolMissing`; `InvalidReference`,
     `PolicyRefused`. If the server dies, `Unavailable` raised by a reader within is raised with the reason.
     """
+    ref = source.presentation.info.ref
     ident = secrets.token_hex(6)
     socket = runtime_dir / "nbd" / f"{ident}.sock"
     ready = socket.with_suffix(".pid")
@@ -78,10 +75,10 @@ async def exported(
         argv += ["--load-snapshot=snapshot.name=" + snapshot.replace(",", ",,")]  # a comma would begin another option
     if bitmap is not None:
         argv += [f"--bitmap={bitmap}"]
-    argv += [json_filename(source_node(_source(path, image_format, backing)))]
+    argv += [json_filename(source_node(source))]
     try:
         async with tools.running(argv) as server:
-            await _answering(server, ready, path, start_s)
+            await _answering(server, ready, ref, start_s)
             try:
                 yield Exported(socket, ident)
             except Unavailable as error:
@@ -93,31 +90,23 @@ async def exported(
             leftover.unlink(missing_ok=True)
 
 
-def _source(path: Path, image_format: ImageFormat, backing: Sequence[tuple[Path, ImageFormat]]) -> Source:
-    layers = [
-        Source(LocalPath(layer, ObjectInfo(layer.name, None)), ImageSpec(layer_format))
-        for layer, layer_format in [(path, image_format), *backing]
-    ]
-    return Source(layers[0].presentation, layers[0].spec, tuple(layers[1:]))
-
-
-async def _answering(server: RunningTool, ready: Path, path: Path, start_s: float) -> None:
+async def _answering(server: RunningTool, ready: Path, ref: str, start_s: float) -> None:
     """qemu-nbd writes its pid file when it listens, and no earlier."""
     try:
         async with asyncio.timeout(start_s):
             while not ready.exists():
                 if (failure := await server.ended(within_s=_LOOK_S)) is not None:
-                    raise _explained(failure, path)
+                    raise _explained(failure, ref)
     except TimeoutError as error:
         raise ToolTimeout(
-            f"qemu-nbd was stopped because it had not opened {path} after {start_s:g} s",
+            f"qemu-nbd was stopped because it had not opened {ref} after {start_s:g} s",
             tool="qemu-nbd",
             deadline_s=start_s,
         ) from error
 
 
-def _explained(failure: ToolFailed, path: Path) -> Exception:
+def _explained(failure: ToolFailed, ref: str) -> Exception:
     said = str(failure.details.get("stderr", ""))
     if "Can't find snapshot" in said or "Bitmap '" in said:
-        return NotFound(f"{path.name} cannot be exported in that state: {said}", ref=path.name)
+        return NotFound(f"{ref} cannot be exported in that state: {said}", ref=ref)
     return explained(failure)

@@ -41,7 +41,7 @@ def driver_of(image_format: ImageFormat) -> str:
     """qemu's block driver. `OperationUnsupported` for a format that is none of a disk's, or that the gate never admits."""
     if image_format not in DRIVERS:
         raise OperationUnsupported(
-            f"KVM reads images as {', '.join(DRIVERS)}, not as {image_format}", format=image_format.value
+            f"qemu reads images here as {', '.join(DRIVERS)}, not as {image_format}", format=image_format.value
         )
     return DRIVERS[image_format]
 
