@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hypervisors.contract import HypervisorHandler, HypervisorType, OperationUnsupported
 from hypervisors.images.gate import GateLimits
-from hypervisors.records import Records
+from hypervisors.primary import Pool, pool_of_store
 from stores.contract import DataStore, Usage
 from stores.errors import NoSpace
 from stores.resolver import Resolver
@@ -34,21 +34,18 @@ class Context:
                 f"this agent has no handler for {hypervisor}; it has: {known}", hypervisor=hypervisor.value
             ) from None
 
-    def pool(self, to: DataStoreTO) -> Pool:
-        """The primary store of `to` with its records. `OperationUnsupported` for an image store."""
+    def store(self, hypervisor: HypervisorType, to: DataStoreTO) -> DataStore:
+        """The store that `to` means to that hypervisor."""
+        return self.resolver.store(to) if to.storeType != "primary" else self.pool(hypervisor, to).store
+
+    def pool(self, hypervisor: HypervisorType, to: DataStoreTO) -> Pool:
+        """The primary store of `to` with what we know of its images. `OperationUnsupported` for an image store."""
         if to.storeType != "primary":
             raise OperationUnsupported(
                 f"images are written to primary storage only, not to an image store of type {to.storeType}",
                 storeType=to.storeType,
             )
-        store = self.resolver.store(to)
-        return Pool(store, Records(store))
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    store: DataStore
-    records: Records
+        return self.handler(hypervisor).pool(to) or pool_of_store(self.resolver.store(to))
 
 
 def require_room(usage: Usage, needed: int | None, store: str) -> None:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from stores.contract import Kind, PendingWrite, Presentation, Progress
 from stores.errors import Retry, StorageError
-from stores.to import ImageFormat, ProvisioningType
+from stores.to import ImageFormat, PrimaryDataStoreTO, ProvisioningType
 from stores.transfer.digests import Checksum
 
-if TYPE_CHECKING:  # which stands on what is defined here
+if TYPE_CHECKING:  # which stand on what is defined here
+    from hypervisors.primary import Pool
     from hypervisors.snapshotting import Snapshots
 
 
@@ -122,6 +123,11 @@ class HypervisorHandler(abc.ABC):
     type: ClassVar[HypervisorType]
     native_format: ClassVar[ImageFormat]
     """The format a volume gets when the command does not say."""
+
+    def pool(self, to: PrimaryDataStoreTO) -> Pool | None:
+        """The primary store, where the hypervisor itself keeps its images and what is noted of them. None where they are what
+        the resolver makes of `to`: files or devices of this host. Contacts nothing. Closed with the handler."""
+        return None
 
     @abc.abstractmethod
     def accepts(self, operation: Operation, source: ImageSpec, target: ImageSpec) -> Accepts:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from hypervisors.context import Context, Pool, require_room
+from hypervisors.context import Context, require_room
 from hypervisors.contract import (
     HypervisorHandler,
     ImageSpec,

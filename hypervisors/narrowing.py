@@ -11,6 +11,8 @@ from stores.contract import (
     ByteStream,
     Kind,
     LocalPath,
+    ManagedDisk,
+    PendingDisk,
     PendingFile,
     PendingStream,
     PendingWrite,
@@ -35,6 +37,18 @@ def as_local(presentation: Presentation) -> LocalPath:
     if isinstance(presentation, LocalPath):
         return presentation
     raise TypeError(f"asked for a LocalPath, got {presentation.kind}")
+
+
+def as_managed(presentation: Presentation) -> ManagedDisk:
+    if isinstance(presentation, ManagedDisk):
+        return presentation
+    raise TypeError(f"asked for a ManagedDisk, got {presentation.kind}")
+
+
+def as_pending_disk(pending: PendingWrite) -> PendingDisk:
+    if pending.kind is Kind.MANAGED_DISK:
+        return cast(PendingDisk, pending)
+    raise TypeError(f"asked for a disk to make, got {pending.kind}")
 
 
 def as_pending_file(pending: PendingWrite) -> PendingFile:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hypervisors.context import Context
 from hypervisors.narrowing import as_pending_stream
-from hypervisors.records import HIDDEN
+from hypervisors.documents import HIDDEN
 from hypervisors.verbs import Call, GetStorageStats, ListObjects, named
 from stores.contract import DataStore, Kind, ObjectInfo, Usage
 from stores.errors import NotFound

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from hypervisors.context import Pool
+from hypervisors.primary import Pool
 from hypervisors.records import Record
 from stores.contract import ObjectInfo, PendingWrite
 from stores.uninterrupted import uninterrupted

@@ -1,12 +1,16 @@
-"""What we know of the images in a pool: one small JSON object beside each, written before the image is published.
+"""What we know of the images in a pool: one small document about each, written before the image is published.
 
 A record is the only source of an image's format and of its parents: a guest can write into an image, not into its record.
-Layout inside the pool, all below `.storage-agent/`:
+The documents (`hypervisors.documents`) of an image:
 
-    images/<ref>.json           the record
-    snapshots/, frozen/, sent/  see `snapshot_records`
-    children/<parent>/<child>   an empty marker for each linked clone; both are refs, percent-encoded
-    scratch/<token>             temporary files of a running command
+    record                    the record
+    children/<child>          an empty marker for each linked clone
+    snapshots/, sent/         see `snapshot_records`
+
+And in the pool itself, all below `.storage-agent/`:
+
+    frozen/                   see `snapshot_records`
+    scratch/<token>           temporary files of a running command
 
 Records are durable when `save` returns. Whoever saves or removes one holds the locks of the image and of its parent.
 """
@@ -15,18 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
-from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict
 
-from hypervisors import documents
-from stores.contract import DataStore, ObjectInfo
+from hypervisors.documents import HIDDEN, About, Documents
+from stores.contract import ObjectInfo
 from stores.errors import AlreadyExists, IntegrityError
 from stores.to import ImageFormat
 from stores.transfer.digests import Checksum
-
-HIDDEN = ".storage-agent"
-"""First path component of everything that is ours in a pool and no image."""
 
 
 class Origin(BaseModel):
@@ -83,8 +83,8 @@ class Record(BaseModel):
         return self.backing.ref if self.backing is not None else None
 
 
-def record_ref(ref: str) -> str:
-    return f"{HIDDEN}/images/{ref}.json"
+def about_record(ref: str) -> About:
+    return About(ref, ("record",))
 
 
 def scratch_ref(token: str) -> str:
@@ -104,48 +104,44 @@ def same_origin(record: Record, store: str, info: ObjectInfo, checksum: Checksum
 class Records:
     """The records of one pool."""
 
-    def __init__(self, store: DataStore) -> None:
-        self._store = store
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
 
     async def load(self, ref: str) -> Record | None:
         """None if we never recorded that image. `IntegrityError` if the record is damaged: its image is then not touched,
         since nothing else tells its format."""
         otherwise = f"restore or remove it, and {ref} counts as an image without a record"
-        return await documents.load(self._store, record_ref(ref), Record, otherwise=otherwise)
+        return await self._documents.load(about_record(ref), Record, otherwise=otherwise)
 
     async def save(self, ref: str, record: Record, *, token: str, replace: bool = False) -> None:
         """Marker first, then the record: a child that is recorded is always seen from its parent. `token` is the writing
         command's. `AlreadyExists` if there is a record already, unless `replace`."""
         if record.backing is not None:
-            await documents.put(self._store, _marker(record.backing.ref, ref), b"", token=token, replace=True)
+            await self._documents.put(_marker(record.backing.ref, ref), b"", token=token, replace=True)
         try:
-            await documents.save(self._store, record_ref(ref), record, token=token, replace=replace)
+            await self._documents.save(about_record(ref), record, token=token, replace=replace)
         except AlreadyExists:
             raise  # the marker may belong to the record that is there
         except BaseException:
             if record.backing is not None and not replace:
-                await self._store.delete(_marker(record.backing.ref, ref))
+                await self._documents.remove(_marker(record.backing.ref, ref))
             raise
 
     async def remove(self, ref: str, parent: str | None) -> None:
         """The marker at the parent, then the record, which says where the marker is. Idempotent. The image is gone before."""
         if parent is not None:
-            await self._store.delete(_marker(parent, ref))
-        await self._store.delete(record_ref(ref))
+            await self._documents.remove(_marker(parent, ref))
+        await self._documents.remove(about_record(ref))
 
     async def discard(self, ref: str, parent: str | None, *, token: str) -> None:
-        """Remove what a dead command left half written: record, marker, scratch file. Idempotent."""
+        """Remove what a dead command left half written: record and marker. Idempotent."""
         if parent is not None:
-            await self._store.discard(_marker(parent, ref), token=token)
-        await self._store.discard(record_ref(ref), token=token)
-        await self._store.discard(scratch_ref(token), token=token)
+            await self._documents.discard(_marker(parent, ref), token=token)
+        await self._documents.discard(about_record(ref), token=token)
 
     async def children(self, ref: str) -> Sequence[str]:
         """Refs of the images that are built on this one, in order."""
-        found = [
-            unquote(info.ref.rpartition("/")[2]) async for info in self._store.list(_markers(ref)) if not info.is_dir
-        ]
-        return [child for child in found if await self._is_child(child, ref)]
+        return [child for child in await self._documents.names(_markers(ref)) if await self._is_child(child, ref)]
 
     async def chain(self, record: Record) -> Sequence[tuple[Parent, Record | None]]:
         """The parents, nearest first. `IntegrityError` if they run in a circle."""
@@ -164,9 +160,9 @@ class Records:
         return record is not None and record.parent == parent
 
 
-def _markers(parent: str) -> str:
-    return f"{HIDDEN}/children/{quote(parent, safe='')}"
+def _markers(parent: str) -> About:
+    return About(parent, ("children",))
 
 
-def _marker(parent: str, child: str) -> str:
-    return f"{_markers(parent)}/{quote(child, safe='')}"
+def _marker(parent: str, child: str) -> About:
+    return About(parent, ("children", child))

@@ -11,7 +11,7 @@ from typing import Literal
 
 from hypervisors import reverting, snapshots
 from hypervisors.backups import sending
-from hypervisors.context import Context, Pool
+from hypervisors.context import Context
 from hypervisors.contract import HypervisorType, Operation, OperationUnsupported
 from hypervisors.copying import Copied, answer, operation_of
 from hypervisors.pools import probe_ref

@@ -1,10 +1,13 @@
-"""What we know of the snapshots of a pool's volumes. Layout inside the pool, all below `.storage-agent/`:
+"""What we know of the snapshots of a pool's volumes. The documents (`hypervisors.documents`) of a volume:
 
-    snapshots/<volume>/<name>     the record: the snapshot exists from the moment it is written
-    frozen/<volume>/<name>        its content, where it is a file of its own
-    sent/<volume>/<name>/<where>  where it was backed up to, or was about to be
+    snapshots/<name>              the record: the snapshot exists from the moment it is written
+    sent/<name>/<where>           where it was backed up to, or was about to be
 
-`<volume>` is the volume's ref, percent-encoded. A snapshot is also a *point*: a moment from which on the volume itself keeps
+And in the pool itself, below `.storage-agent/`; `<volume>` is the volume's ref, percent-encoded:
+
+    frozen/<volume>/<name>        its content, where it is an image of its own
+
+A snapshot is also a *point*: a moment from which on the volume itself keeps
 track of what is written into it, under the snapshot's `tag`. The point outlives the snapshot's content where a backup was
 made of it, since the next incremental backup may count from there.
 """
@@ -15,12 +18,11 @@ import hashlib
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Literal
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
-from hypervisors import documents
-from hypervisors.records import HIDDEN
+from hypervisors.documents import HIDDEN, About, Documents
 from stores.contract import DataStore
 from stores.to import ImageFormat
 
@@ -28,8 +30,8 @@ from stores.to import ImageFormat
 class Kept(StrEnum):
     """Where the content of a snapshot is."""
 
-    FILE = "file"  # in a file of its own, which shares blocks with the volume where the file system can
-    INSIDE = "inside"  # in the volume's file
+    FILE = "file"  # in an image of its own, which shares blocks with the volume where its storage can
+    INSIDE = "inside"  # in the volume's image
     GONE = "gone"  # nowhere any more: only the point is left, for the next incremental backup
 
 
@@ -68,14 +70,13 @@ class Sent(BaseModel):
     parent: str | None = None  # ref
 
 
-def snapshot_ref(volume: str, name: str) -> str:
-    """Of the record."""
-    return f"{_folder('snapshots', volume)}/{quote(name, safe='')}"
+def about_snapshot(volume: str, name: str) -> About:
+    return About(volume, ("snapshots", name))
 
 
 def frozen_ref(volume: str, name: str) -> str:
-    """Of the content, where it is a file."""
-    return f"{_folder('frozen', volume)}/{quote(name, safe='')}"
+    """Of the content, where it is an image of its own."""
+    return f"{HIDDEN}/frozen/{quote(volume, safe='')}/{quote(name, safe='')}"
 
 
 TAG = "sa-"
@@ -96,77 +97,66 @@ def tag_of(volume: str, name: str, token: str, created: float) -> str:
 class SnapshotRecords:
     """The records of one pool. Whoever saves or removes one holds the lock of its volume."""
 
-    def __init__(self, store: DataStore) -> None:
-        self._store = store
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
 
     async def load(self, volume: str, name: str) -> SnapshotRecord | None:
-        ref = snapshot_ref(volume, name)
         otherwise = "restore or remove it, and there is no such snapshot"
-        return await documents.load(self._store, ref, SnapshotRecord, otherwise=otherwise)
+        return await self._documents.load(about_snapshot(volume, name), SnapshotRecord, otherwise=otherwise)
 
     async def save(self, record: SnapshotRecord, *, token: str, replace: bool = False) -> None:
         """Durable when it returns. `AlreadyExists` unless `replace`."""
-        ref = snapshot_ref(record.volume, record.name)
-        await documents.save(self._store, ref, record, token=token, replace=replace)
+        about = about_snapshot(record.volume, record.name)
+        await self._documents.save(about, record, token=token, replace=replace)
+
+    async def names(self, volume: str) -> Sequence[str]:
+        """Of all of the volume's, points included."""
+        return await self._documents.names(About(volume, ("snapshots",)))
 
     async def of(self, volume: str) -> Sequence[SnapshotRecord]:
         """All of the volume's, points included, oldest first."""
-        found = [await self.load(volume, name) for name in await self._names(_folder("snapshots", volume))]
+        found = [await self.load(volume, name) for name in await self.names(volume)]
         return sorted((record for record in found if record is not None), key=lambda record: record.created)
 
     async def remove(self, record: SnapshotRecord) -> None:
         """With what is known of its backups. Idempotent."""
-        folder = self._sent_folder(record)
-        for name in await self._names(folder):
-            await self._store.delete(f"{folder}/{name}")
-        await self._store.delete(snapshot_ref(record.volume, record.name))
+        folder = _about_sent(record)
+        for name in await self._documents.names(folder):
+            await self._documents.remove(About(folder.image, (*folder.parts, name)))
+        await self._documents.remove(about_snapshot(record.volume, record.name))
 
     async def discard(self, volume: str, name: str, *, token: str) -> None:
         """Remove what a dead command left half written. Idempotent."""
-        await self._store.discard(snapshot_ref(volume, name), token=token)
-        await self._store.discard(frozen_ref(volume, name), token=token)
-
-    async def discard_all(self, volume: str, *, token: str) -> None:
-        """The same, for all snapshots of the volume."""
-        for name in await self._names(_folder("snapshots", volume)):
-            await self.discard(volume, name, token=token)
+        await self._documents.discard(about_snapshot(volume, name), token=token)
 
     # --------------------------------------------------------------------------------------------------- its backups
 
     async def sent(self, record: SnapshotRecord, store: str, ref: str) -> Sent | None:
         """What is known of a backup to that object."""
-        name = self._sent_ref(record, store, ref)
-        return await documents.load(self._store, name, Sent, otherwise="remove it, and nothing of ours was sent there")
+        about = _about_sent(record, _where(store, ref))
+        return await self._documents.load(about, Sent, otherwise="remove it, and nothing of ours was sent there")
 
     async def note(self, record: SnapshotRecord, sent: Sent) -> None:
         """Durable when it returns."""
-        name = self._sent_ref(record, sent.store, sent.ref)
-        await documents.save(self._store, name, sent, token=sent.token, replace=True)
+        about = _about_sent(record, _where(sent.store, sent.ref))
+        await self._documents.save(about, sent, token=sent.token, replace=True)
 
     async def backed_up(self, record: SnapshotRecord) -> bool:
         """Whether there is, or was, a backup that an incremental one could build on."""
-        folder = self._sent_folder(record)
-        for name in await self._names(folder):
-            sent = await documents.load(self._store, f"{folder}/{name}", Sent, otherwise="remove it")
+        for name in await self._documents.names(_about_sent(record)):
+            sent = await self._documents.load(_about_sent(record, name), Sent, otherwise="remove it")
             if sent is not None and sent.manifest is not None:
                 return True
         return False
 
     async def discard_note(self, record: SnapshotRecord, store: str, ref: str, *, token: str) -> None:
         """Remove what a dead command left half written of it. Idempotent."""
-        await self._store.discard(self._sent_ref(record, store, ref), token=token)
-
-    def _sent_folder(self, record: SnapshotRecord) -> str:
-        return f"{_folder('sent', record.volume)}/{quote(record.name, safe='')}"
-
-    def _sent_ref(self, record: SnapshotRecord, store: str, ref: str) -> str:
-        where = hashlib.sha256("\0".join((store, ref)).encode()).hexdigest()[:32]
-        return f"{self._sent_folder(record)}/{where}"
-
-    async def _names(self, folder: str) -> Sequence[str]:
-        """Of the documents in it, decoded."""
-        return [unquote(info.ref.rpartition("/")[2]) async for info in self._store.list(folder) if not info.is_dir]
+        await self._documents.discard(_about_sent(record, _where(store, ref)), token=token)
 
 
-def _folder(what: str, volume: str) -> str:
-    return f"{HIDDEN}/{what}/{quote(volume, safe='')}"
+def _about_sent(record: SnapshotRecord, *where: str) -> About:
+    return About(record.volume, ("sent", record.name, *where))
+
+
+def _where(store: str, ref: str) -> str:
+    return hashlib.sha256("\0".join((store, ref)).encode()).hexdigest()[:32]

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from hypervisors.context import Context, Pool
+from hypervisors.context import Context
 from hypervisors.contract import HypervisorHandler, ImageInUse, ImageSpec, Operation, Source
 from hypervisors.copying import make_record
 from hypervisors.records import Record

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from hypervisors.contract import HypervisorType
-from hypervisors.records import HIDDEN
+from hypervisors.documents import HIDDEN
 from stores.contract import Progress, Silent
 from stores.errors import InvalidReference
 from stores.resolver import Durability

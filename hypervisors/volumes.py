@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from hypervisors.context import Context, Pool, require_room
+from hypervisors.context import Context, require_room
 from hypervisors.contract import HypervisorHandler, ImageInUse, ImageSpec, Operation, OperationUnsupported, Written
 from hypervisors.copying import answer, make_record, present
 from hypervisors.narrowing import as_reader, as_stream

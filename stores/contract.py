@@ -37,6 +37,7 @@ class Kind(StrEnum):
     ISCSI_LUN = "IscsiLun"
     RANGE_READER = "RangeReader"
     BYTE_STREAM = "ByteStream"
+    MANAGED_DISK = "ManagedDisk"
     UPLOAD = "Upload"  # only a way to write
 
 
@@ -118,6 +119,16 @@ class NetworkImage:
     kind: Kind
 
 
+@dataclass(frozen=True, slots=True)
+class ManagedDisk:
+    """A disk that its hypervisor keeps where no file or device of this host shows it. `id` is its name there, and stays the
+    disk's; only that hypervisor's handler can open it."""
+
+    id: str
+    info: ObjectInfo
+    kind: ClassVar[Kind] = Kind.MANAGED_DISK
+
+
 class BlockingCalls(Protocol):
     """Threads for blocking calls. `stores.transfer.threads` has them."""
 
@@ -191,7 +202,7 @@ class ByteStream(abc.ABC):
         """Pieces of at most 4 MiB. A piece is valid only until the next one is asked for."""
 
 
-Presentation: TypeAlias = LocalPath | NbdExport | HttpUrl | NetworkImage | RangeReader | ByteStream
+Presentation: TypeAlias = LocalPath | NbdExport | HttpUrl | NetworkImage | RangeReader | ByteStream | ManagedDisk
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -237,7 +248,26 @@ class PendingStream(Protocol):
         ...
 
 
-PendingWrite: TypeAlias = PendingFile | PendingStream
+class PendingDisk(Protocol):
+    """A disk of the hypervisor's own, to be made, in one of two ways, and then filled by whoever asked for `ManagedDisk`."""
+
+    kind: ClassVar[Kind] = Kind.MANAGED_DISK
+
+    async def make(self, size: int) -> ManagedDisk:
+        """An empty disk of at least `size` bytes, which reads as zeroes."""
+        ...
+
+    async def derive(self, disk: ManagedDisk, *, frozen: bool) -> ManagedDisk:
+        """A disk with the content that `disk` has now, sharing its blocks: one that nobody writes to (`frozen`), or a clone."""
+        ...
+
+    async def commit(self) -> ObjectInfo:
+        """Gives the disk its name. Durable when it returns. `AlreadyExists` if the name was taken meanwhile and this write was
+        not told to replace; else the disk that had the name is gone, and what is known of it is known of this one."""
+        ...
+
+
+PendingWrite: TypeAlias = PendingFile | PendingStream | PendingDisk
 
 
 class PendingUpload(Protocol):
