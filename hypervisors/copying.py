@@ -18,6 +18,7 @@ from hypervisors.contract import (
     Written,
 )
 from hypervisors.landing import verify
+from hypervisors.primary import Pool
 from hypervisors.publishing import Publication, publishing
 from hypervisors.records import Origin, Parent, Record, same_origin, scratch_ref
 from hypervisors.sources import OpenSource, examine, opened, vouched_for, with_parents
@@ -81,11 +82,10 @@ def answer(destination: DataTO, ref: str, record: Record, physical_size: int | N
 
 async def copy(ctx: Context, call: Call, request: Copy) -> Copied:
     """See `Operations.copy`."""
-    handler = ctx.handler(call.hypervisor)
     operation = operation_of(request)
-    pool, ref = ctx.pool(request.destination.store), ref_of(request.destination)
+    pool, ref = ctx.pool(call.hypervisor, request.destination.store), ref_of(request.destination)
     checksum = _checksum(request)
-    store = ctx.resolver.store(request.source.store)
+    store = ctx.store(call.hypervisor, request.source.store)
     call.progress.phase("inspect")
     info = await store.stat(ref_of(request.source))
     existing = await present(pool, ref)
@@ -93,7 +93,7 @@ async def copy(ctx: Context, call: Call, request: Copy) -> Copied:
         return Copied(as_before(request.destination, ref, existing, store.id, info, checksum))
     async with (
         publishing(pool, ref) as publication,
-        _source(ctx, handler, operation, request, (store, info), checksum) as (source, spec, late),
+        _source(ctx, call, operation, request, (store, info), checksum) as (source, spec, late),
     ):
         if operation is Operation.LINK_TEMPLATE:
             return Copied(await _link(ctx, call, pool, publication, request, source, spec))
@@ -194,7 +194,7 @@ async def _write(
         verify(checksum, digests, source.presentation.info.ref)
         call.progress.phase("publish")
         info = source.presentation.info
-        store_id = ctx.resolver.store(request.source.store).id
+        store_id = ctx.store(call.hypervisor, request.source.store).id
         origin = Origin(store=store_id, ref=info.ref, version=info.version, digests=digests)
         record = make_record(ctx, call, written, origin=origin, backing=None)
         published = await publication.publish(pending, record)
@@ -232,20 +232,21 @@ async def _with_reason(source: Source) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _source(
     ctx: Context,
-    handler: HypervisorHandler,
+    call: Call,
     operation: Operation,
     request: Copy,
     origin: tuple[DataStore, ObjectInfo],
     checksum: Checksum | None,
 ) -> AsyncIterator[tuple[Source, ImageSpec, OpenSource | None]]:
     """The source opened, and what shall become of it. Sizes are decided here, before a byte is written."""
-    store, info = origin
+    handler, (store, info) = ctx.handler(call.hypervisor), origin
     if request.source.store.storeType == "primary":
-        examined = await vouched_for(store, info, request.source.format)
+        pool = ctx.pool(call.hypervisor, request.source.store)
+        examined = await vouched_for(pool, info, request.source.format)
         wanted = target_spec(handler, examined.spec.format, request.destination)
         handler.fills(operation, wanted)
         kinds = handler.accepts(operation, examined.spec, wanted).kinds
-        async with with_parents(ctx, examined, kinds) as source:
+        async with with_parents(ctx, pool, examined, kinds) as source:
             size = (await handler.measure(source)).virtual_size
             source = replace(source, spec=replace(source.spec, virtual_size=size))
             yield source, sized(wanted, source.spec), None

@@ -109,9 +109,7 @@ class StoreDocuments(Documents):
 
     async def put(self, about: About, content: bytes, *, token: str, replace: bool = False) -> None:
         ref = document_ref(about)
-        async with self._store.write(
-            ref, Kind.BYTE_STREAM, token=token, size=len(content), replace=replace
-        ) as pending:
+        async with self._store.write(ref, Kind.BYTE_STREAM, token=token, size=len(content), replace=replace) as pending:
             await as_pending_stream(pending).write(memoryview(content))
             await pending.commit()
 

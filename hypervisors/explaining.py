@@ -69,27 +69,27 @@ def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso)
         if isinstance(request, AttachIso):
             operation, how = Operation.ATTACH_ISO, How.OPENED
             spec = ImageSpec(ImageFormat.ISO)
-            source, unmet = _reading(ctx, request.iso, handler.accepts(operation, spec, spec))
+            source, unmet = _reading(ctx, hypervisor, request.iso, handler.accepts(operation, spec, spec))
         elif relaying.is_relay(request) or carrying.is_carrying(request):
             name, how = carrying.NAME if request.source.type == "snapshot" else relaying.NAME, How.IN_PLACE
-            source, unmet = _reading(ctx, request.source, relaying.READS)
-            target, unwritable = _writing(ctx, request, relaying.WRITES)
+            source, unmet = _reading(ctx, hypervisor, request.source, relaying.READS)
+            target, unwritable = _writing(ctx, hypervisor, request, relaying.WRITES)
             unmet = unmet or unwritable
         elif flattening.is_flattening(request):
             name, how = flattening.NAME, How.LAID_OUT
             spec = ImageSpec(request.destination.format or ImageFormat.QCOW2)
-            source, unmet = _reading(ctx, request.source, flattening.READS)
-            target, unwritable = _writing(ctx, request, handler.fills(Operation.EXPORT_VOLUME, spec))
+            source, unmet = _reading(ctx, hypervisor, request.source, flattening.READS)
+            target, unwritable = _writing(ctx, hypervisor, request, handler.fills(Operation.EXPORT_VOLUME, spec))
             unmet = unmet or unwritable
         else:
             operation = operation_of(request)
             name = operation.value
-            spec = _declared(ctx, request.source)
+            spec = _declared(ctx, hypervisor, request.source)
             wanted = _wanted(handler, operation, spec, request.destination)
             how = _how(handler, operation, spec, wanted)
-            target, unwritable = _writing(ctx, request, _filled(handler, operation, how, wanted))
+            target, unwritable = _writing(ctx, hypervisor, request, _filled(handler, operation, how, wanted))
             cache = CacheUse.PREFERRED if request.prefer_cache and request.source.store.storeType != "primary" else None
-            source, unmet = _reading(ctx, request.source, handler.accepts(operation, spec, wanted), cache)
+            source, unmet = _reading(ctx, hypervisor, request.source, handler.accepts(operation, spec, wanted), cache)
             unmet = unmet or unwritable
         refusal = unmet
     except StorageError as error:
@@ -112,9 +112,9 @@ def compression_of(name: str) -> str | None:
     return next((found for suffix, found in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
 
 
-def _declared(ctx: Context, data: DataTO) -> ImageSpec:
+def _declared(ctx: Context, hypervisor: HypervisorType, data: DataTO) -> ImageSpec:
     compression = compression_of(ref_of(data)) if data.store.storeType != "primary" else None
-    sequential = Kind.RANGE_READER not in ctx.resolver.store(data.store).offers()
+    sequential = Kind.RANGE_READER not in ctx.store(hypervisor, data.store).offers()
     return ImageSpec(data.format, compression=compression, sequential=sequential)
 
 
@@ -143,15 +143,17 @@ def _how(handler: HypervisorHandler, operation: Operation, source: ImageSpec, ta
 
 
 def _reading(
-    ctx: Context, data: DataTO, accepts: Accepts, cache: CacheUse | None = None
+    ctx: Context, hypervisor: HypervisorType, data: DataTO, accepts: Accepts, cache: CacheUse | None = None
 ) -> tuple[Side, StorageError | None]:
-    store = ctx.resolver.store(data.store)
+    store = ctx.store(hypervisor, data.store)
     return _side(store, ref_of(data), accepts, ctx.resolver.negotiate(store, None, accepts.kinds, cache=cache))
 
 
-def _writing(ctx: Context, request: Copy, fills: Accepts) -> tuple[Side, StorageError | None]:
+def _writing(
+    ctx: Context, hypervisor: HypervisorType, request: Copy, fills: Accepts
+) -> tuple[Side, StorageError | None]:
     data = request.destination
-    store = ctx.resolver.store(data.store)
+    store = ctx.store(hypervisor, data.store)
     return _side(store, ref_of(data), fills, negotiate(store.id, store.writes, fills.kinds, ranges=False))
 
 

@@ -151,7 +151,7 @@ class Operations:
         elif request.data.store.storeType != "primary":
             await relaying.delete(self._context, request)
         else:
-            await volumes.delete(self._context, request)
+            await volumes.delete(self._context, call, request)
 
     async def revert(self, call: Call, request: Revert) -> SnapshotObjectTO:
         """The volume's content and size are those of the snapshot again, in one step. Returns the snapshot.
@@ -170,7 +170,7 @@ class Operations:
 
     async def storage_stats(self, call: Call, request: GetStorageStats) -> Usage:
         """Bytes used, and capacity where the store has such a number."""
-        return await pools.storage_stats(self._context, request)
+        return await pools.storage_stats(self._context, call, request)
 
     async def volume_stats(self, call: Call, request: GetVolumeStats) -> dict[str, VolumeStats]:
         """Sizes by path. Volumes that are missing, or whose format was never recorded, are left out."""
@@ -186,11 +186,11 @@ class Operations:
 
     async def delete_pool(self, call: Call, request: DeletePool) -> None:
         """Give back what the agent holds of the pool. Deletes no data. Idempotent."""
-        await pools.disconnect(self._context, request.pool)
+        await pools.disconnect(self._context, call, request.pool)
 
     async def list_objects(self, call: Call, request: ListObjects) -> Listing:
         """One page of one directory level."""
-        return await pools.list_objects(self._context, request)
+        return await pools.list_objects(self._context, call, request)
 
     async def attach_iso(self, call: Call, request: AttachIso) -> Attached:
         """The ISO as a file that the guest may read until `detach_iso`, over restarts: where it lies, or from the cache, which

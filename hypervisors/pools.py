@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hypervisors.context import Context
-from hypervisors.narrowing import as_pending_stream
 from hypervisors.documents import HIDDEN
+from hypervisors.narrowing import as_pending_disk, as_pending_stream
 from hypervisors.verbs import Call, GetStorageStats, ListObjects, named
 from stores.contract import DataStore, Kind, ObjectInfo, Usage
 from stores.errors import NotFound
@@ -45,9 +45,9 @@ def probe_ref(token: str) -> str:
 
 
 async def connect(ctx: Context, call: Call, to: PrimaryDataStoreTO) -> PoolInfo:
-    store = ctx.pool(to).store
+    store = ctx.pool(call.hypervisor, to).store
     usage = await store.usage()
-    await _require_writable(store, call.token)
+    await _require_writable(ctx, store, call.token)
     return PoolInfo(
         uuid=to.uuid,
         capacity=usage.capacity,
@@ -55,22 +55,26 @@ async def connect(ctx: Context, call: Call, to: PrimaryDataStoreTO) -> PoolInfo:
     )
 
 
-async def _require_writable(store: DataStore, token: str) -> None:
-    """Writes a byte where nobody looks, and leaves without committing it."""
-    async with store.write(probe_ref(token), Kind.BYTE_STREAM, token=token, size=1) as pending:
-        await as_pending_stream(pending).write(memoryview(b"\0"))
+async def _require_writable(ctx: Context, store: DataStore, token: str) -> None:
+    """Writes a byte, or makes a disk, where nobody looks, and leaves without committing it."""
+    kinds = (Kind.BYTE_STREAM, Kind.MANAGED_DISK)
+    async with ctx.resolver.create(store, probe_ref(token), kinds, token=token, size=1) as pending:
+        if pending.kind is Kind.MANAGED_DISK:
+            await as_pending_disk(pending).make(1)
+        else:
+            await as_pending_stream(pending).write(memoryview(b"\0"))
 
 
-async def disconnect(ctx: Context, to: PrimaryDataStoreTO) -> None:
-    await ctx.pool(to).store.aclose()
+async def disconnect(ctx: Context, call: Call, to: PrimaryDataStoreTO) -> None:
+    await ctx.pool(call.hypervisor, to).store.aclose()
 
 
-async def storage_stats(ctx: Context, request: GetStorageStats) -> Usage:
-    return await ctx.resolver.store(request.store).usage()
+async def storage_stats(ctx: Context, call: Call, request: GetStorageStats) -> Usage:
+    return await ctx.store(call.hypervisor, request.store).usage()
 
 
-async def list_objects(ctx: Context, request: ListObjects) -> Listing:
-    store = ctx.resolver.store(request.store)
+async def list_objects(ctx: Context, call: Call, request: ListObjects) -> Listing:
+    store = ctx.store(call.hypervisor, request.store)
     path = named(request.path).rstrip("/")
     entries: dict[str, Entry] = {}
     try:

@@ -15,7 +15,8 @@ from hypervisors.context import Context
 from hypervisors.contract import HypervisorType, Operation, OperationUnsupported
 from hypervisors.copying import Copied, answer, operation_of
 from hypervisors.pools import probe_ref
-from hypervisors.sources import vouched_for, with_parents
+from hypervisors.primary import Pool
+from hypervisors.sources import opened_image
 from hypervisors.verbs import (
     AttachIso,
     Call,
@@ -51,39 +52,39 @@ _UNDONE = Recovered("undone")
 async def recover(ctx: Context, hypervisor: HypervisorType, request: Request, token: str) -> Recovered:
     """See `Operations.recover`."""
     try:
-        return await _recover(ctx, hypervisor, request, token)
+        return await _recover(ctx, Call(token, hypervisor), request)
     except (InvalidReference, OperationUnsupported, StoreUnsupported):
         return _UNDONE  # the request itself was refused for this, before anything was written
 
 
-async def _recover(ctx: Context, hypervisor: HypervisorType, request: Request, token: str) -> Recovered:
+async def _recover(ctx: Context, call: Call, request: Request) -> Recovered:
     match request:
         case Copy() if operation_of(request) is Operation.BACK_UP:
-            backup = await sending.resume(ctx, Call(token, hypervisor), request)
+            backup = await sending.resume(ctx, call, request)
             return Recovered("finished", Copied(backup)) if backup is not None else _UNDONE
         case Copy(source, made):
-            copied = await _made(ctx, made, token, parent=ref_of(source) if is_linked(source, made) else None)
+            copied = await _made(ctx, call, made, parent=ref_of(source) if is_linked(source, made) else None)
             return Recovered("finished", Copied(copied)) if copied is not None else _UNDONE
         case Create(made) if made.type == "snapshot":
-            snapshot = await snapshots.resume(ctx, Call(token, hypervisor), made)
+            snapshot = await snapshots.resume(ctx, call, made)
             return Recovered("finished", snapshot) if snapshot is not None else _UNDONE
         case Create(made):
-            created = await _made(ctx, made, token, parent=None)
+            created = await _made(ctx, call, made, parent=None)
             return Recovered("finished", created) if created is not None else _UNDONE
         case Delete(data) if data.type == "snapshot":
-            await snapshots.resume_deleting(ctx, Call(token, hypervisor), data)
+            await snapshots.resume_deleting(ctx, call, data)
             return Recovered("finished")
         case Revert():
-            reverted = await reverting.resume(ctx, Call(token, hypervisor), request)
+            reverted = await reverting.resume(ctx, call, request)
             return Recovered("finished", reverted) if reverted is not None else _UNDONE
         case Delete(data):
-            return await _deleted(ctx, data)
+            return await _deleted(ctx, call, data)
         case Resize():
-            return await _resized(ctx, hypervisor, request, token)
+            return await _resized(ctx, call, request)
         case CreatePool(pool) | ModifyPool(pool):
-            return await _probed(ctx, pool, token)
+            return await _probed(ctx, call, pool)
         case AttachIso(iso, vm):
-            await ctx.resolver.let_go(attachment(iso, vm), token=token)
+            await ctx.resolver.let_go(attachment(iso, vm), token=call.token)
             return _UNDONE  # nobody was told of the path
         case DetachIso(iso, vm):
             await ctx.resolver.let_go(attachment(iso, vm))
@@ -92,49 +93,48 @@ async def _recover(ctx: Context, hypervisor: HypervisorType, request: Request, t
             return _UNDONE  # changes nothing
 
 
-async def _made(ctx: Context, made: DataTO, token: str, *, parent: str | None) -> DataTO | None:
-    pool, ref = ctx.pool(made.store), ref_of(made)
+async def _made(ctx: Context, call: Call, made: DataTO, *, parent: str | None) -> DataTO | None:
+    pool, ref = ctx.pool(call.hypervisor, made.store), ref_of(made)
     record = await pool.records.load(ref)
-    ours = record is not None and record.token == token
+    ours = record is not None and record.token == call.token
     size = await _size(pool, ref)
-    await pool.store.discard(ref, token=token)
-    await pool.records.discard(ref, parent, token=token)
+    await pool.discard(ref, parent, token=call.token)
     if record is None or (ours and size is None):
         await pool.records.remove(ref, parent)
         return None
     return answer(made, ref, record, size) if ours else None
 
 
-async def _deleted(ctx: Context, data: DataTO) -> Recovered:
+async def _deleted(ctx: Context, call: Call, data: DataTO) -> Recovered:
     """Once the image is gone the rest follows. While it is there nothing was done yet."""
-    pool, ref = ctx.pool(data.store), ref_of(data)
+    pool, ref = ctx.pool(call.hypervisor, data.store), ref_of(data)
     if await _size(pool, ref) is not None:
         return _UNDONE
     await remove(pool, ref)
     return Recovered("finished")
 
 
-async def _resized(ctx: Context, hypervisor: HypervisorType, request: Resize, token: str) -> Recovered:
+async def _resized(ctx: Context, call: Call, request: Resize) -> Recovered:
     """qemu writes the new size in one step: the image has either."""
-    pool, ref = ctx.pool(request.volume.store), ref_of(request.volume)
-    await pool.records.discard(ref, None, token=token)
+    pool, ref = ctx.pool(call.hypervisor, request.volume.store), ref_of(request.volume)
+    await pool.records.discard(ref, None, token=call.token)
     if await _size(pool, ref) is None:
         return _UNDONE
-    examined = await vouched_for(pool.store, await pool.store.stat(ref), request.volume.format)
-    async with with_parents(ctx, examined) as source:
-        written = await ctx.handler(hypervisor).measure(source)
+    handler, info = ctx.handler(call.hypervisor), await pool.store.stat(ref)
+    async with opened_image(ctx, handler, pool, info, request.volume.format) as source:
+        written = await handler.measure(source)
     if written.virtual_size != request.new_size:
         return _UNDONE
     record = await pool.records.load(ref)
     if record is not None and record.virtual_size != request.new_size:
         changed = record.model_copy(update={"virtual_size": request.new_size})
-        await pool.records.save(ref, changed, token=token, replace=True)
+        await pool.records.save(ref, changed, token=call.token, replace=True)
     now = {"path": ref, "size": request.new_size, "format": written.format}
     return Recovered("finished", request.volume.model_copy(update=now))
 
 
-async def _probed(ctx: Context, to: PrimaryDataStoreTO, token: str) -> Recovered:
-    await ctx.pool(to).store.discard(probe_ref(token), token=token)
+async def _probed(ctx: Context, call: Call, to: PrimaryDataStoreTO) -> Recovered:
+    await ctx.pool(call.hypervisor, to).store.discard(probe_ref(call.token), token=call.token)
     return _UNDONE
 
 

@@ -35,9 +35,8 @@ async def revert(ctx: Context, call: Call, request: Revert) -> SnapshotObjectTO:
 async def resume(ctx: Context, call: Call, request: Revert) -> SnapshotObjectTO | None:
     """What a dead command left of it: finished, or None if the volume was not touched. Idempotent."""
     ref, name = snapshot_name(request.snapshot)
-    pool = ctx.pool(request.snapshot.store)
-    await pool.store.discard(ref, token=call.token)
-    await pool.records.discard(ref, None, token=call.token)
+    pool = ctx.pool(call.hypervisor, request.snapshot.store)
+    await pool.discard(ref, None, token=call.token)
     try:
         async with opened_volume(ctx, call, request.snapshot.store, ref) as volume:
             begun = volume.record.reverted

@@ -23,7 +23,6 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict
 
 from hypervisors.documents import HIDDEN, About, Documents
-from stores.contract import DataStore
 from stores.to import ImageFormat
 
 

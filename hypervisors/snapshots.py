@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hypervisors.context import Context
 from hypervisors.contract import HypervisorHandler, ImageInUse, ImageSpec, Operation, Source
 from hypervisors.copying import make_record
+from hypervisors.primary import Pool
 from hypervisors.records import Record
 from hypervisors.snapshot_records import (
     Kept,
@@ -22,7 +23,7 @@ from hypervisors.snapshot_records import (
     tag_of,
     tag_prefix,
 )
-from hypervisors.sources import vouched_for, with_parents
+from hypervisors.sources import opened_image
 from hypervisors.verbs import Call, snapshot_name
 from stores.contract import ObjectInfo
 from stores.errors import AlreadyExists, NotFound
@@ -36,10 +37,13 @@ class Volume:
 
     handler: HypervisorHandler
     pool: Pool
-    snapshots: SnapshotRecords
     info: ObjectInfo
     record: Record
     source: Source
+
+    @property
+    def snapshots(self) -> SnapshotRecords:
+        return self.pool.snapshots
 
     async def remember(self, token: str, **changes: object) -> None:
         """The volume's record, changed. An image without one gets one: from now on its format is known."""
@@ -52,14 +56,13 @@ async def opened_volume(
     ctx: Context, call: Call, to: DataStoreTO, ref: str, declared: ImageFormat | None = None
 ) -> AsyncIterator[Volume]:
     """`NotFound`, and `InvalidReference` where the format is neither recorded nor declared."""
-    handler, pool = ctx.handler(call.hypervisor), ctx.pool(to)
+    handler, pool = ctx.handler(call.hypervisor), ctx.pool(call.hypervisor, to)
     info = await pool.store.stat(ref)
-    examined = await vouched_for(pool.store, info, declared)
-    async with with_parents(ctx, examined) as source:
+    async with opened_image(ctx, handler, pool, info, declared) as source:
         record = await pool.records.load(ref)
         if record is None:
             record = make_record(ctx, call, await handler.measure(source), origin=None, backing=None)
-        yield Volume(handler, pool, SnapshotRecords(pool.store), info, record, source)
+        yield Volume(handler, pool, info, record, source)
 
 
 async def found(volume: Volume, name: str) -> SnapshotRecord:
@@ -153,7 +156,7 @@ async def _freeze(ctx: Context, call: Call, volume: Volume, name: str) -> Snapsh
 async def resume(ctx: Context, call: Call, data: SnapshotObjectTO) -> SnapshotObjectTO | None:
     """What a dead command left of making one: finished, or None once nothing of it is there. Idempotent."""
     ref, name = snapshot_name(data)
-    pool = ctx.pool(data.store)
+    pool = ctx.pool(call.hypervisor, data.store)
     declared = data.volume.format if data.volume is not None else None
     try:
         async with opened_volume(ctx, call, data.store, ref, declared or data.format) as volume:
@@ -161,11 +164,11 @@ async def resume(ctx: Context, call: Call, data: SnapshotObjectTO) -> SnapshotOb
             if record is None or record.token != call.token:
                 await _undo(volume, ref, name, call.token)
                 return None
-            await volume.snapshots.discard(ref, name, token=call.token)
+            await volume.pool.discard_snapshot(ref, name, token=call.token)
             await volume.handler.snapshots.settle(volume.source, record.tag, record.since)
             await _forget_lost_points(volume)
     except NotFound:
-        await SnapshotRecords(pool.store).discard(ref, name, token=call.token)
+        await pool.discard_snapshot(ref, name, token=call.token)
         return None
     return answer(data, record)
 
@@ -175,7 +178,7 @@ async def _undo(volume: Volume, ref: str, name: str, token: str) -> None:
     record = await volume.snapshots.load(ref, name)
     if record is not None and record.token == token:
         await volume.snapshots.remove(record)
-    await volume.snapshots.discard(ref, name, token=token)
+    await volume.pool.discard_snapshot(ref, name, token=token)
     if record is None or record.token == token:
         await volume.pool.store.delete(frozen_ref(ref, name))
     await volume.pool.records.discard(ref, None, token=token)
@@ -208,8 +211,8 @@ async def _forget_lost_points(volume: Volume) -> None:
 async def delete(ctx: Context, call: Call, data: SnapshotObjectTO) -> None:
     """See `Operations.delete`. Of a snapshot that was backed up the point stays, as long as it is tracked."""
     ref, name = snapshot_name(data)
-    pool = ctx.pool(data.store)
-    snapshots = SnapshotRecords(pool.store)
+    pool = ctx.pool(call.hypervisor, data.store)
+    snapshots = pool.snapshots
     record = await snapshots.load(ref, name)
     if record is None:
         return
@@ -224,9 +227,10 @@ async def delete(ctx: Context, call: Call, data: SnapshotObjectTO) -> None:
 async def resume_deleting(ctx: Context, call: Call, data: SnapshotObjectTO) -> None:
     """What a dead command began is done. Idempotent."""
     ref, _ = snapshot_name(data)
-    pool = ctx.pool(data.store)
+    pool = ctx.pool(call.hypervisor, data.store)
     await pool.records.discard(ref, None, token=call.token)
-    await SnapshotRecords(pool.store).discard_all(ref, token=call.token)
+    for name in await pool.snapshots.names(ref):
+        await pool.discard_snapshot(ref, name, token=call.token)
     await delete(ctx, call, data)
 
 
@@ -252,7 +256,7 @@ async def _delete(call: Call, volume: Volume, record: SnapshotRecord) -> None:
 
 async def require_none(pool: Pool, ref: str) -> None:
     """`ImageInUse` while the volume has snapshots. Points alone are none."""
-    found = [record.name for record in await SnapshotRecords(pool.store).of(ref) if record.kept is not Kept.GONE]
+    found = [record.name for record in await pool.snapshots.of(ref) if record.kept is not Kept.GONE]
     if found:
         raise ImageInUse(
             f"{ref} has {len(found)} snapshots; delete them first: {', '.join(found[:10])}", ref=ref, snapshots=found
@@ -261,9 +265,8 @@ async def require_none(pool: Pool, ref: str) -> None:
 
 async def remove_points(pool: Pool, ref: str) -> None:
     """With their volume. Idempotent."""
-    snapshots = SnapshotRecords(pool.store)
-    for record in await snapshots.of(ref):
-        await snapshots.remove(record)
+    for record in await pool.snapshots.of(ref):
+        await pool.snapshots.remove(record)
 
 
 async def before_shrinking(volume: Volume, token: str) -> None:

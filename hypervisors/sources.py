@@ -12,7 +12,7 @@ from hypervisors.digesting import DigestingReader
 from hypervisors.images.gate import HEAD, GateLimits, Verdict, inspect, inspect_head
 from hypervisors.inspected import InspectedReader, InspectedStore
 from hypervisors.narrowing import as_reader, as_stream
-from hypervisors.records import Records
+from hypervisors.primary import Pool
 from stores.contract import DataStore, Kind, MiB, ObjectInfo, RangeReader
 from stores.errors import InvalidReference, StoreUnsupported
 from stores.resolver import CacheUse
@@ -71,19 +71,19 @@ async def examine(
         yield Examined(store, info, await _examined_in_order(store, info, declared, limits), None)
 
 
-async def vouched_for(store: DataStore, info: ObjectInfo, declared: ImageFormat | None) -> Examined:
+async def vouched_for(pool: Pool, info: ObjectInfo, declared: ImageFormat | None) -> Examined:
     """An image of a pool: its format is what we recorded, else what the command says; its bytes are not asked, since a guest
     may have written them."""
-    record = await Records(store).load(info.ref)
+    record = await pool.records.load(info.ref)
     image_format = record.format if record is not None else declared
     if image_format is None:
         raise InvalidReference(
             f"the format of {info.ref} is neither recorded in its pool nor in the command, and is never guessed;"
             " name it in the command",
-            store=store.id,
+            store=pool.store.id,
             ref=info.ref,
         )
-    return Examined(store, info, ImageSpec(image_format), None)
+    return Examined(pool.store, info, ImageSpec(image_format), None)
 
 
 @asynccontextmanager
@@ -115,20 +115,28 @@ async def opened(
 
 
 @asynccontextmanager
-async def with_parents(
-    ctx: Context, examined: Examined, kinds: Sequence[Kind] = (Kind.LOCAL_PATH,)
-) -> AsyncIterator[Source]:
+async def with_parents(ctx: Context, pool: Pool, examined: Examined, kinds: Sequence[Kind]) -> AsyncIterator[Source]:
     """An image of a pool, in the first of `kinds` that fits, with every parent that our records name."""
-    records = Records(examined.store)
-    record = await records.load(examined.info.ref)
+    record = await pool.records.load(examined.info.ref)
     async with AsyncExitStack() as stack:
         parents = []
-        for parent, above in await records.chain(record) if record is not None else ():
+        for parent, above in await pool.records.chain(record) if record is not None else ():
             info = await examined.store.stat(parent.ref)
             presentation = await stack.enter_async_context(ctx.resolver.open(examined.store, info, kinds))
             parents.append(Source(presentation, ImageSpec(above.format if above is not None else parent.format)))
         top = await stack.enter_async_context(ctx.resolver.open(examined.store, examined.info, kinds))
         yield Source(top, examined.spec, tuple(parents))
+
+
+@asynccontextmanager
+async def opened_image(
+    ctx: Context, handler: HypervisorHandler, pool: Pool, info: ObjectInfo, declared: ImageFormat | None
+) -> AsyncIterator[Source]:
+    """An image of a pool with its parents, as its own hypervisor opens it."""
+    examined = await vouched_for(pool, info, declared)
+    kinds = handler.accepts(Operation.SNAPSHOT, examined.spec, examined.spec).kinds
+    async with with_parents(ctx, pool, examined, kinds) as source:
+        yield source
 
 
 async def _examined_at_random(

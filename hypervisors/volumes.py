@@ -9,9 +9,10 @@ from hypervisors.context import Context, require_room
 from hypervisors.contract import HypervisorHandler, ImageInUse, ImageSpec, Operation, OperationUnsupported, Written
 from hypervisors.copying import answer, make_record, present
 from hypervisors.narrowing import as_reader, as_stream
+from hypervisors.primary import Pool
 from hypervisors.publishing import publishing
 from hypervisors.snapshots import before_shrinking, opened_volume, remove_points, require_none
-from hypervisors.sources import vouched_for, with_parents
+from hypervisors.sources import opened_image
 from hypervisors.verbs import Call, ComputeChecksum, Create, Delete, GetVolumeStats, Resize, named, ref_of
 from stores.contract import Kind
 from stores.errors import AlreadyExists, InvalidReference, NotFound
@@ -39,7 +40,7 @@ async def create(ctx: Context, call: Call, request: Create) -> DataTO:
         raise OperationUnsupported("encrypted volumes are not supported; nothing was written", ref=data.path)
     if not data.size or data.size < 0:
         raise InvalidReference("a new volume needs a size in bytes that is larger than 0", size=data.size)
-    handler, pool, ref = ctx.handler(call.hypervisor), ctx.pool(data.store), ref_of(data)
+    handler, pool, ref = ctx.handler(call.hypervisor), ctx.pool(call.hypervisor, data.store), ref_of(data)
     spec = ImageSpec(data.format or handler.native_format, data.size)
     kinds = handler.fills(Operation.CREATE, spec).kinds
     provisioning = data.provisioningType or ProvisioningType.THIN
@@ -58,9 +59,9 @@ async def create(ctx: Context, call: Call, request: Create) -> DataTO:
     return answer(data, ref, record, info.size)
 
 
-async def delete(ctx: Context, request: Delete) -> None:
+async def delete(ctx: Context, call: Call, request: Delete) -> None:
     """Image first, then its record: in between there is a record alone, which counts as nothing."""
-    pool, ref = ctx.pool(request.data.store), ref_of(request.data)
+    pool, ref = ctx.pool(call.hypervisor, request.data.store), ref_of(request.data)
     if children := await pool.records.children(ref):
         raise ImageInUse(
             f"{ref} is the parent of {len(children)} linked clones; delete or flatten them first: {', '.join(children[:10])}",
@@ -100,7 +101,7 @@ async def _remember_size(ctx: Context, call: Call, pool: Pool, ref: str, written
 
 
 async def volume_stats(ctx: Context, call: Call, request: GetVolumeStats) -> dict[str, VolumeStats]:
-    handler, pool = ctx.handler(call.hypervisor), ctx.pool(request.pool)
+    handler, pool = ctx.handler(call.hypervisor), ctx.pool(call.hypervisor, request.pool)
     turns = asyncio.Semaphore(_MEASURED_AT_ONCE)
 
     async def measured(path: str) -> tuple[str, VolumeStats | None]:
@@ -116,7 +117,7 @@ async def _stats(ctx: Context, handler: HypervisorHandler, pool: Pool, ref: str)
     if await pool.records.load(ref) is None:
         return None
     try:
-        async with with_parents(ctx, await vouched_for(pool.store, await pool.store.stat(ref), None)) as source:
+        async with opened_image(ctx, handler, pool, await pool.store.stat(ref), None) as source:
             written = await handler.measure(source)
     except NotFound:
         return None
@@ -126,7 +127,7 @@ async def _stats(ctx: Context, handler: HypervisorHandler, pool: Pool, ref: str)
 async def checksum(ctx: Context, call: Call, request: ComputeChecksum) -> str:
     algorithm = request.algorithm.lower().replace("-", "")
     digester = Digester([algorithm])
-    store = ctx.resolver.store(request.store)
+    store = ctx.store(call.hypervisor, request.store)
     info = await store.stat(named(request.path))
     call.progress.phase("checksum", info.size)
     if Kind.RANGE_READER in store.offers(info) and info.ranges and info.size is not None:

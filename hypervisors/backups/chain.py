@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hypervisors import documents
 from hypervisors.backups.manifest import (
     DEEPEST,
     BackupDamaged,
@@ -14,6 +13,7 @@ from hypervisors.backups.manifest import (
     manifest_ref,
     parsed,
 )
+from hypervisors.documents import read_object
 from hypervisors.narrowing import as_reader
 from stores.contract import DataStore, Kind, ObjectInfo, Progress
 from stores.errors import NotFound
@@ -30,7 +30,7 @@ class Link:
 
 async def load_manifest(store: DataStore, ref: str) -> Manifest | None:
     """None if there is no such backup. `BrokenChain` for a manifest that is not whole."""
-    text = await documents.read(store, manifest_ref(ref))
+    text = await read_object(store, manifest_ref(ref))
     return None if text is None else parsed(ref, text)
 
 

@@ -44,7 +44,7 @@ async def restore(ctx: Context, call: Call, request: Copy) -> Copied:
     """See `Operations.copy`."""
     source, destination = request.source, request.destination
     assert source.type == "snapshot"
-    handler, pool, ref = ctx.handler(call.hypervisor), ctx.pool(destination.store), ref_of(destination)
+    handler, pool, ref = ctx.handler(call.hypervisor), ctx.pool(call.hypervisor, destination.store), ref_of(destination)
     call.progress.phase("inspect")
     async with to_restore(ctx, call, source) as (given, disk_of):
         wanted = sized(target_spec(handler, given.spec.format, destination), given.spec)

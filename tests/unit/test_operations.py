@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from hypervisors.context import Pool, require_room
+from hypervisors.context import require_room
 from hypervisors.contract import HypervisorType, OperationUnsupported
 from hypervisors.explaining import How, compression_of
 from hypervisors.pools import Entry, entry_below
+from hypervisors.primary import pool_of_store
 from hypervisors.publishing import publishing
-from hypervisors.records import Record, Records
+from hypervisors.records import Record
 from hypervisors.verbs import (
     AttachIso,
     Call,
@@ -234,7 +235,7 @@ async def make_image(here: World, *, meanwhile: bytes | None = None) -> None:
     """`meanwhile`: what somebody else publishes under the name."""
     store = here.resolver.store(here.pool())
     async with (
-        publishing(Pool(store, Records(store)), "v") as publication,
+        publishing(pool_of_store(store), "v") as publication,
         store.write("v", Kind.LOCAL_PATH, token="c-1") as pending,
     ):
         if meanwhile is not None:
@@ -328,7 +329,7 @@ async def test_resize_has_either_size(here: World) -> None:
     assert recovered.outcome == "finished"
     assert isinstance(recovered.answer, VolumeObjectTO)
     assert recovered.answer.size == 8 * MiB
-    record = await Records(here.resolver.store(here.pool())).load("v1")
+    record = await pool_of_store(here.resolver.store(here.pool())).records.load("v1")
     assert record is not None
     assert (record.virtual_size, record.token) == (8 * MiB, "c-1")
 

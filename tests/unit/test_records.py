@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypervisors.documents import HIDDEN, StoreDocuments, document_ref
 from hypervisors.narrowing import as_pending_stream
-from hypervisors.records import HIDDEN, Origin, Parent, Record, Records, record_ref, same_origin
+from hypervisors.records import Origin, Parent, Record, Records, about_record, same_origin
 from stores.backends.memory import MemoryStore
 from stores.contract import Kind, ObjectInfo
 from stores.errors import AlreadyExists, IntegrityError
@@ -31,7 +32,7 @@ def store() -> MemoryStore:
 
 @pytest.fixture
 def records(store: MemoryStore) -> Records:
-    return Records(store)
+    return Records(StoreDocuments(store))
 
 
 async def names(store: MemoryStore) -> list[str]:
@@ -73,7 +74,7 @@ async def test_children_are_those_whose_records_say_so(records: Records, store: 
     await records.save("one", record(parent="t"), token="c")
     await records.save("two", record(parent="t"), token="c")
     await records.save("other", record(parent="t2"), token="c")
-    await store.delete(record_ref("two"))  # a crash between the two halves of `remove`
+    await store.delete(document_ref(about_record("two")))  # a crash between the two halves of `remove`
     assert await records.children("t") == ["one"]
     assert await records.children("t2") == ["other"]
     assert await records.children("none") == []
@@ -81,7 +82,7 @@ async def test_children_are_those_whose_records_say_so(records: Records, store: 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"layout": 1}', b'{"layout": 99, "format": "RAW"}', b"x" * (2 << 20)])
 async def test_a_damaged_record_is_not_taken_for_none(records: Records, store: MemoryStore, damage: bytes) -> None:
-    await put(store, record_ref("v1"), damage)
+    await put(store, document_ref(about_record("v1")), damage)
     with pytest.raises(IntegrityError, match="v1"):
         await records.load("v1")
 
