@@ -7,26 +7,22 @@ was tracked between them) stays: then the disk is read, and laid out anew.
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from hypervisors.context import Context
 from hypervisors.contract import Accepts, ImageSpec, Operation
 from hypervisors.copying import Copied
-from hypervisors.images.qcow2_stream import layout
-from hypervisors.images.streaming import LayoutReader
+from hypervisors.images.disk_image import DiskImage
 from hypervisors.local_file import open_file
 from hypervisors.narrowing import as_local
-from hypervisors.outgoing import Commit, Outgoing, both_or_neither
+from hypervisors.outgoing import Commit, Outgoing
 from hypervisors.relaying import present
 from hypervisors.snapshots import opened_volume
 from hypervisors.verbs import Call, Copy, ref_of
 from stores.contract import Kind, ObjectInfo, PendingUpload, RangeReader
 from stores.errors import StoreError
 from stores.resolver import Durability
-from stores.to import DataTO, ImageFormat
-from stores.transfer.engine import TransferEngine
-from stores.transfer.pieces import known_size
+from stores.to import DataTO
 from stores.transfer.sending import send_all
 from stores.uninterrupted import uninterrupted
 
@@ -36,7 +32,10 @@ async def export(ctx: Context, call: Call, request: Copy) -> Copied:
     that name is `AlreadyExists`."""
     source, target = request.source, request.destination
     outgoing = Outgoing(ctx, call, target.store, ref_of(target), request.durability)
-    async with opened_volume(ctx, call, source.store, ref_of(source), source.format) as volume:
+    async with (
+        outgoing.both_or_neither() as commit,
+        opened_volume(ctx, call, source.store, ref_of(source), source.format) as volume,
+    ):
         await volume.handler.snapshots.require_idle(volume.source)
         measured = await volume.handler.measure(volume.source)
         spec = ImageSpec(target.format or measured.format, measured.virtual_size)
@@ -45,36 +44,41 @@ async def export(ctx: Context, call: Call, request: Copy) -> Copied:
         if as_it_is and await volume.handler.snapshots.plain(volume.source):
             path = as_local(volume.source.presentation).path
             async with open_file(path, ctx.engine) as image:
-                info = await present(ctx, call, outgoing, image) or await _send_file(path, image, outgoing, fills)
+                there = await present(ctx, call, outgoing, image)
+                info = there or await _send_file(path, image, outgoing, fills, commit)
         else:
-            async with volume.handler.snapshots.disk(volume.source) as disk:
-                laid_out = await image_of(ctx.engine, disk, spec)
-                info = await present(ctx, call, outgoing, laid_out) or (await outgoing.send(laid_out, fills))[0]
+            async with volume.handler.snapshots.image(volume.source, None, spec) as made:
+                info = await _send_image(ctx, call, outgoing, made, fills, commit)
     return Copied(exported(target, spec, info), info.upload)
 
 
-async def image_of(engine: TransferEngine, disk: RangeReader, spec: ImageSpec) -> RangeReader:
-    """The disk as an image of that format, laid out before its data are read."""
-    if spec.format is not ImageFormat.QCOW2:
-        return disk
-    size = known_size(disk)
-    laid_out = await engine.run(partial(layout, size, await disk.extents(0, size)))
-    return LayoutReader(laid_out, disk, engine.network.of(disk))
+async def _send_image(
+    ctx: Context, call: Call, outgoing: Outgoing, made: DiskImage, fills: Accepts, commit: Commit
+) -> ObjectInfo:
+    """The image, unless an earlier try has sent the very same: one that can be read only once is not compared."""
+    if isinstance(made.content, RangeReader):
+        there = await present(ctx, call, outgoing, made.content)
+        if there is not None:
+            return there
+    else:
+        await outgoing.require_free()
+    return (await outgoing.send(made.content, fills, commit))[0]
 
 
-async def _send_file(path: Path, image: RangeReader, outgoing: Outgoing, fills: Accepts) -> ObjectInfo:
+async def _send_file(path: Path, image: RangeReader, outgoing: Outgoing, fills: Accepts, commit: Commit) -> ObjectInfo:
     """In parts where the store takes them, each straight from the file; else in order."""
     store, ref, call = outgoing.store, outgoing.ref, outgoing.call
     if Kind.UPLOAD not in store.writes or outgoing.durability is not Durability.STORED:
-        return (await outgoing.send(image, fills))[0]
+        return (await outgoing.send(image, fills, commit))[0]
     call.progress.phase("send", image.info.size)
     async with outgoing.ctx.resolver.noted(outgoing.to, store, ref, token=call.token):
         try:
-            async with both_or_neither(store, ref) as commit, store.upload(ref, path, token=call.token) as upload:
+            async with store.upload(ref, path, token=call.token) as upload:
                 return await send_all(_Committed(upload, commit), progress=call.progress)
         except BaseException:
-            with suppress(StoreError):  # then later: it is noted
-                await uninterrupted(store.discard(ref, token=call.token))  # nobody goes on with it
+            if commit.info is None:
+                with suppress(StoreError):  # then later: it is noted
+                    await uninterrupted(store.discard(ref, token=call.token))  # nobody goes on with it
             raise
 
 

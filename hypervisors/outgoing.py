@@ -11,11 +11,12 @@ from hypervisors.contract import Accepts
 from hypervisors.landing import verify
 from hypervisors.narrowing import as_pending_file, as_pending_stream
 from hypervisors.verbs import Call
-from stores.contract import DataStore, Kind, ObjectInfo, PendingUpload, PendingWrite, RangeReader
+from stores.contract import ByteStream, DataStore, Kind, ObjectInfo, PendingUpload, PendingWrite, RangeReader
 from stores.errors import AlreadyExists, NotFound
 from stores.resolver import Durability
 from stores.to import DataStoreTO
 from stores.transfer.digests import Checksum
+from stores.transfer.engine import Fetched
 from stores.uninterrupted import uninterrupted
 
 DIGEST = "sha256"
@@ -37,25 +38,33 @@ class Outgoing:
         return self.ctx.resolver.store(self.to)
 
     async def send(
-        self, image: RangeReader, fills: Accepts, *, checksum: Checksum | None = None
-    ) -> tuple[ObjectInfo, str]:
-        """All of the image, and its digest. The object is there as a whole when this returns, or not at all.
+        self, image: RangeReader | ByteStream, fills: Accepts, commit: Commit, *, checksum: Checksum | None = None
+    ) -> tuple[ObjectInfo, Fetched]:
+        """All of the image, and its size and digest. The object is there as a whole when this returns, and stays if the context
+        that gave `commit` (`both_or_neither`) ends well.
         `ChecksumMismatch` when `checksum` is not that of the image."""
         engine, progress = self.ctx.engine, self.call.progress
         wanted = [DIGEST] if checksum is None else [*{DIGEST, checksum.algorithm}]
         progress.phase("send", image.info.size)
-        async with (
-            both_or_neither(self.store, self.ref) as commit,
-            self._create(fills.kinds, image.info.size) as pending,
-        ):
-            if pending.kind is Kind.LOCAL_PATH:
-                path = as_pending_file(pending).path
-                sent = await engine.fetch(image, path, digests=wanted, progress=progress)
-            else:
-                sent = await engine.send(image, as_pending_stream(pending), digests=wanted, progress=progress)
+        async with self._create(fills.kinds, image.info.size) as pending:
+            match image, pending.kind:
+                case RangeReader(), Kind.LOCAL_PATH:
+                    sent = await engine.fetch(image, as_pending_file(pending).path, digests=wanted, progress=progress)
+                case RangeReader(), _:
+                    sent = await engine.send(image, as_pending_stream(pending), digests=wanted, progress=progress)
+                case ByteStream(), Kind.LOCAL_PATH:
+                    path = as_pending_file(pending).path
+                    sent = await engine.store_stream(image, path, digests=wanted, progress=progress)
+                case ByteStream(), _:
+                    stream = as_pending_stream(pending)
+                    sent = await engine.send_stream(image, stream, digests=wanted, progress=progress)
             verify(checksum, sent.digests, image.info.ref)
             progress.phase("publish")
-            return await commit.of(pending), sent.digests[DIGEST]
+            return await commit.of(pending), sent
+
+    def both_or_neither(self) -> AbstractAsyncContextManager[Commit]:
+        """See the function of that name."""
+        return both_or_neither(self.store, self.ref)
 
     async def require_free(self) -> None:
         """`AlreadyExists` where something has that name, `UploadPending` while something is on its way there."""
@@ -104,6 +113,10 @@ class Commit:
             return self.info
 
         return await uninterrupted(carried_out())
+
+    def forget(self) -> None:
+        """What was committed is somebody else's by now."""
+        self.info = None
 
 
 @asynccontextmanager

@@ -39,7 +39,7 @@ async def relay(ctx: Context, call: Call, request: Copy) -> Copied:
     call.progress.phase("inspect")
     store = ctx.resolver.store(source.store)
     info = await store.stat(ref_of(source))
-    async with examine(store, info, source.format, ctx.limits) as examined:
+    async with outgoing.both_or_neither() as commit, examine(store, info, source.format, ctx.limits) as examined:
         if examined.reader is None:
             raise StoreUnsupported(
                 f"{store.id} gives {info.ref} only in order, and a copy to another image store needs ranges",
@@ -47,7 +47,7 @@ async def relay(ctx: Context, call: Call, request: Copy) -> Copied:
             )
         sent = await present(ctx, call, outgoing, examined.reader)
         if sent is None:
-            sent, _ = await outgoing.send(examined.reader, WRITES, checksum=checksum)
+            sent, _ = await outgoing.send(examined.reader, WRITES, commit, checksum=checksum)
     return Copied(_answer(target, sent, info, examined.spec), sent.upload)
 
 

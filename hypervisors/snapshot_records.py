@@ -66,6 +66,7 @@ class Sent(BaseModel):
     token: str
     manifest: str | None = None
     size: int | None = None  # of the object
+    format: ImageFormat = ImageFormat.QCOW2
     parent: str | None = None  # ref
 
 

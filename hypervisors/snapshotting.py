@@ -11,10 +11,13 @@ import abc
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hypervisors.contract import ImageSpec, Source, Written
+from hypervisors.images.disk_image import DiskImage
 from hypervisors.snapshot_records import Kept
 from stores.contract import PendingWrite, Progress, RangeReader
+from stores.to import ImageFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,9 @@ class Frozen:
 
 class Snapshots(abc.ABC):
     """Of volumes, which come with their parents from our own records."""
+
+    backup_format: ClassVar[ImageFormat]
+    """Of the objects that backups are."""
 
     @abc.abstractmethod
     async def freeze(self, volume: Source, tag: str, points: Sequence[str], target: PendingWrite) -> Frozen:
@@ -75,14 +81,24 @@ class Snapshots(abc.ABC):
         """The volume that a file of its own holds as it was, as the content of `target`."""
 
     @abc.abstractmethod
-    def disk(self, image: Source, tag: str | None = None) -> AbstractAsyncContextManager[RangeReader]:
-        """The disk as a guest would see it, with its extents, parents included; of the snapshot `tag` inside the image if it
-        is given. Nobody may write to the image meanwhile."""
+    def image(self, image: Source, tag: str | None, spec: ImageSpec) -> AbstractAsyncContextManager[DiskImage]:
+        """The disk as a guest would see it, parents included, as an image of `spec.format` to be sent; of the snapshot `tag`
+        inside the image if it is given. Nobody may write to the image meanwhile."""
 
     @abc.abstractmethod
-    async def changes(self, image: Source, points: Sequence[str]) -> Sequence[tuple[int, int]] | None:
-        """(offset, length) of what changed since the first of `points`, in order and apart, by what the image tracked under
-        each of them. Perhaps more than changed, never less; None where that cannot be told any more."""
+    def delta(
+        self, image: Source, tag: str | None, points: Sequence[str], virtual_size: int
+    ) -> AbstractAsyncContextManager[DiskImage | None]:
+        """What changed in a disk of `virtual_size` bytes since the first of `points`, by what is tracked from each of them to
+        the next, in the hypervisor's own format for backups. Perhaps more than changed, never less; None where that cannot be
+        told any more."""
+
+    @abc.abstractmethod
+    async def extract(
+        self, image: Source, tag: str | None, target: PendingWrite, spec: ImageSpec, progress: Progress
+    ) -> Written:
+        """The disk as a guest would see it, of the snapshot `tag` inside the image if it is given, as an image of its own in
+        `target`, grown to `spec.virtual_size`; the caller commits."""
 
     @abc.abstractmethod
     async def fill(self, disk: RangeReader, target: PendingWrite, spec: ImageSpec, progress: Progress) -> Written:

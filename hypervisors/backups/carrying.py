@@ -19,7 +19,6 @@ from stores.contract import Kind
 from stores.errors import AlreadyExists, InvalidReference
 from stores.to import SnapshotObjectTO
 from stores.transfer.digests import Checksum
-from stores.uninterrupted import uninterrupted
 
 NAME = "copy a backup between image stores"
 
@@ -54,19 +53,14 @@ async def carry(ctx: Context, call: Call, request: Copy) -> Copied:
 
 async def _send(ctx: Context, call: Call, request: Copy, manifest: Manifest, outgoing: Outgoing) -> None:
     store, content = ctx.resolver.store(request.source.store), manifest.content
-    async with store.present(await store.stat(content.ref), Kind.RANGE_READER) as presentation:
+    async with (
+        outgoing.both_or_neither() as commit,
+        store.present(await store.stat(content.ref), Kind.RANGE_READER) as presentation,
+    ):
         image = as_reader(presentation)
-        ours = await present(ctx, call, outgoing, image) is None
-        try:
-            if ours:
-                await outgoing.send(image, WRITES, checksum=Checksum(DIGEST, content.sha256))
-            await replace(outgoing, ref=manifest_ref(manifest.ref)).send_small(text_of(manifest))
-        except AlreadyExists:
-            raise  # somebody else's, who has written it meanwhile
-        except BaseException:
-            if ours:
-                await uninterrupted(outgoing.store.delete(content.ref))
-            raise
+        if await present(ctx, call, outgoing, image) is None:
+            await outgoing.send(image, WRITES, commit, checksum=Checksum(DIGEST, content.sha256))
+        await replace(outgoing, ref=manifest_ref(manifest.ref)).send_small(text_of(manifest))
 
 
 def _answer(target: SnapshotObjectTO, manifest: Manifest) -> SnapshotObjectTO:

@@ -9,11 +9,10 @@ from hypervisors.backups.restoring import to_restore
 from hypervisors.context import Context
 from hypervisors.contract import Accepts, ImageSpec, Operation
 from hypervisors.copying import Copied
-from hypervisors.exporting import exported, image_of
+from hypervisors.exporting import exported
 from hypervisors.outgoing import Outgoing
 from hypervisors.verbs import Call, Copy, ref_of
 from stores.contract import Kind
-from stores.to import ImageFormat
 
 NAME = "make an image of a snapshot"
 READS = Accepts((Kind.RANGE_READER,), "the disk of the snapshot is read, each part from where it is newest")
@@ -33,13 +32,13 @@ async def flatten(ctx: Context, call: Call, request: Copy) -> Copied:
     """See `Operations.copy`."""
     source, target = request.source, request.destination
     assert source.type == "snapshot"
+    handler = ctx.handler(call.hypervisor)
     outgoing = Outgoing(ctx, call, target.store, ref_of(target), request.durability)
     call.progress.phase("inspect")
     await outgoing.require_free()
-    async with to_restore(ctx, call, source) as (given, disk_of):
-        size = given.spec.virtual_size or given.most
-        spec = ImageSpec(target.format or ImageFormat.QCOW2, size)
-        fills = ctx.handler(call.hypervisor).fills(Operation.EXPORT_VOLUME, spec)
-        async with disk_of(size) as disk:
-            info, _ = await outgoing.send(await image_of(ctx.engine, disk, spec), fills)
+    async with outgoing.both_or_neither() as commit, to_restore(ctx, call, source) as given:
+        spec = ImageSpec(target.format or handler.snapshots.backup_format, given.spec.virtual_size or given.most)
+        fills = handler.fills(Operation.EXPORT_VOLUME, spec)
+        async with given.image(spec) as made:
+            info, _ = await outgoing.send(made.content, fills, commit)
     return Copied(exported(target, spec, info), info.upload)

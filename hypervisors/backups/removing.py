@@ -15,9 +15,8 @@ from hypervisors.backups.disk import chain_disk
 from hypervisors.backups.manifest import SUFFIX, Content, Manifest, digest_of, manifest_ref, text_of
 from hypervisors.context import Context
 from hypervisors.contract import ImageInUse, ImageSpec, Operation
-from hypervisors.images.qcow2_stream import layout
-from hypervisors.images.streaming import LayoutReader
-from hypervisors.outgoing import Outgoing
+from hypervisors.images.disk_image import laid_out
+from hypervisors.outgoing import DIGEST, Outgoing
 from hypervisors.verbs import Call, Delete, ref_of
 from stores.contract import DataStore
 from stores.uninterrupted import uninterrupted
@@ -62,15 +61,14 @@ async def _make_independent(ctx: Context, call: Call, request: Delete, links: Se
     fills = ctx.handler(call.hypervisor).fills(Operation.BACK_UP, spec)
     ref = f"{child.ref}.full-{digest_of(child)[:16]}"
     outgoing = Outgoing(ctx, call, request.data.store, ref, replaces=True)
-    async with chain_disk(ctx, store, links) as disk:
-        extents = await disk.extents(0, child.virtual_size)
-        laid_out = await ctx.engine.run(layout, child.virtual_size, extents)
-        info, digest = await outgoing.send(LayoutReader(laid_out, disk, ctx.engine.network.of(disk)), fills)
+    async with outgoing.both_or_neither() as commit, chain_disk(ctx, store, links) as disk:
+        made = await laid_out(ctx.engine, disk, child.format)
+        info, sent = await outgoing.send(made.content, fills, commit)
     merged = child.model_copy(
         update={
-            "content": Content(ref=ref, size=laid_out.size, sha256=digest, version=info.version),
-            "cluster_size": laid_out.cluster,
-            "changed": sum(extent.length for extent in extents if not extent.zero),
+            "content": Content(ref=ref, size=sent.size, sha256=sent.digests[DIGEST], version=info.version),
+            "cluster_size": made.cluster,
+            "changed": made.changed(),
             "parent": None,
             "depth": 0,
             "replaces": (*child.replaces, digest_of(child)),

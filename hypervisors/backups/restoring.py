@@ -6,23 +6,23 @@ objects nothing but data gets into it, each part from the newest that has it, ea
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from hypervisors.backups.chain import load_chain, require_unchanged
-from hypervisors.backups.disk import Sized, chain_disk
+from hypervisors.backups.disk import chain_disk
 from hypervisors.backups.manifest import digest_of
 from hypervisors.context import Context, require_room
-from hypervisors.contract import ImageSpec, Operation
+from hypervisors.contract import ImageSpec, Operation, Written
 from hypervisors.copying import Copied, answer, as_before, make_record, present, sized, target_spec
+from hypervisors.images.disk_image import DiskImage, laid_out
 from hypervisors.publishing import publishing
 from hypervisors.records import Origin
 from hypervisors.snapshots import content, found, opened_volume
 from hypervisors.verbs import Call, Copy, named, ref_of, snapshot_name
-from stores.contract import ObjectInfo, RangeReader
+from stores.contract import ObjectInfo, PendingWrite
 from stores.to import SnapshotObjectTO
 
 
@@ -34,10 +34,15 @@ class Given:
     info: ObjectInfo
     spec: ImageSpec
     most: int
+    fill: Fill
+    image: ImageOf
 
 
-DiskOf: TypeAlias = Callable[[int], AbstractAsyncContextManager[RangeReader]]
-"""Opens the disk, as large as asked: what it lacks is zero."""
+Fill: TypeAlias = Callable[[PendingWrite, ImageSpec], Awaitable[Written]]
+"""Writes the disk, as large as asked (what it lacks is zero), into what its caller then commits."""
+
+ImageOf: TypeAlias = Callable[[ImageSpec], AbstractAsyncContextManager[DiskImage]]
+"""Opens the disk as an image to be sent."""
 
 
 async def restore(ctx: Context, call: Call, request: Copy) -> Copied:
@@ -46,7 +51,7 @@ async def restore(ctx: Context, call: Call, request: Copy) -> Copied:
     assert source.type == "snapshot"
     handler, pool, ref = ctx.handler(call.hypervisor), ctx.pool(call.hypervisor, destination.store), ref_of(destination)
     call.progress.phase("inspect")
-    async with to_restore(ctx, call, source) as (given, disk_of):
+    async with to_restore(ctx, call, source) as given:
         wanted = sized(target_spec(handler, given.spec.format, destination), given.spec)
         kinds = handler.fills(Operation.RESTORE, wanted).kinds
         existing = await present(pool, ref)
@@ -57,10 +62,9 @@ async def restore(ctx: Context, call: Call, request: Copy) -> Copied:
         async with (
             publishing(pool, ref) as publication,
             ctx.resolver.create(pool.store, ref, kinds, token=call.token) as pending,
-            disk_of(size) as disk,
         ):
             call.progress.phase("restore", size)
-            written = await handler.snapshots.fill(disk, pending, wanted, call.progress)
+            written = await given.fill(pending, replace(wanted, virtual_size=size))
             call.progress.phase("publish")
             origin = Origin(store=given.store, ref=given.info.ref, version=given.info.version)
             record = make_record(ctx, call, written, origin=origin, backing=None)
@@ -68,42 +72,58 @@ async def restore(ctx: Context, call: Call, request: Copy) -> Copied:
     return Copied(answer(destination, ref, record, published.size))
 
 
-def to_restore(ctx: Context, call: Call, source: SnapshotObjectTO) -> AbstractAsyncContextManager[tuple[Given, DiskOf]]:
+def to_restore(ctx: Context, call: Call, source: SnapshotObjectTO) -> AbstractAsyncContextManager[Given]:
     """A snapshot in a pool, or a backup with all that it builds on, checked: `BrokenChain` or `BackupDamaged`."""
     return _local(ctx, call, source) if source.store.storeType == "primary" else _remote(ctx, call, source)
 
 
 @asynccontextmanager
-async def _remote(ctx: Context, call: Call, source: SnapshotObjectTO) -> AsyncIterator[tuple[Given, DiskOf]]:
-    store = ctx.resolver.store(source.store)
+async def _remote(ctx: Context, call: Call, source: SnapshotObjectTO) -> AsyncIterator[Given]:
+    store, handling = ctx.resolver.store(source.store), ctx.handler(call.hypervisor).snapshots
     parents = [named(parent) for parent in source.parents or ()]
     links = await load_chain(store, ref_of(source), parents)
     await require_unchanged(store, ctx.engine, links, call.progress)
     newest = links[0].manifest
-    given = Given(
+
+    async def fill(target: PendingWrite, spec: ImageSpec) -> Written:
+        async with chain_disk(ctx, store, links, spec.virtual_size) as disk:
+            return await handling.fill(disk, target, spec, call.progress)
+
+    @asynccontextmanager
+    async def image(spec: ImageSpec) -> AsyncIterator[DiskImage]:
+        async with chain_disk(ctx, store, links) as disk:
+            yield await laid_out(ctx.engine, disk, spec.format or newest.format)
+
+    yield Given(
         store=store.id,
         info=ObjectInfo(newest.ref, newest.content.size, version=digest_of(newest)),
         spec=ImageSpec(newest.format, newest.virtual_size),
         most=min(newest.virtual_size, sum(link.manifest.content.size for link in links)),
+        fill=fill,
+        image=image,
     )
-    yield given, partial(chain_disk, ctx, store, links)
 
 
 @asynccontextmanager
-async def _local(ctx: Context, call: Call, source: SnapshotObjectTO) -> AsyncIterator[tuple[Given, DiskOf]]:
+async def _local(ctx: Context, call: Call, source: SnapshotObjectTO) -> AsyncIterator[Given]:
     ref, name = snapshot_name(source)
     async with opened_volume(ctx, call, source.store, ref, source.format) as volume:
-        record = await found(volume, name)
-        given = Given(
+        record, handling = await found(volume, name), volume.handler.snapshots
+
+        async def fill(target: PendingWrite, spec: ImageSpec) -> Written:
+            async with content(ctx, volume, record) as (image, tag):
+                return await handling.extract(image, tag, target, spec, call.progress)
+
+        @asynccontextmanager
+        async def image(spec: ImageSpec) -> AsyncIterator[DiskImage]:
+            async with content(ctx, volume, record) as (kept, tag), handling.image(kept, tag, spec) as made:
+                yield made
+
+        yield Given(
             store=volume.pool.store.id,
             info=ObjectInfo(f"{ref}/{name}", None, version=record.tag),
             spec=ImageSpec(record.format, record.virtual_size),
             most=record.virtual_size,
+            fill=fill,
+            image=image,
         )
-
-        @asynccontextmanager
-        async def disk_of(size: int) -> AsyncIterator[RangeReader]:
-            async with content(ctx, volume, record) as (image, tag), volume.handler.snapshots.disk(image, tag) as disk:
-                yield Sized(disk, record.virtual_size, size)
-
-        yield given, disk_of

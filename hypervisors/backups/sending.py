@@ -8,12 +8,13 @@ next try. What was stored before is never touched: a failed incremental harms no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import structlog
 
-from hypervisors.backups.chain import load_chain, load_manifest, remove
+from hypervisors.backups.chain import load_chain, load_manifest
 from hypervisors.backups.manifest import (
     DEEPEST,
     SUFFIX,
@@ -28,30 +29,29 @@ from hypervisors.backups.manifest import (
 from hypervisors.context import Context
 from hypervisors.contract import Accepts, ImageSpec, Operation, Source
 from hypervisors.copying import Copied
-from hypervisors.images.qcow2_stream import Layout, layout
-from hypervisors.images.streaming import LayoutReader
-from hypervisors.outgoing import Outgoing
+from hypervisors.images.disk_image import DiskImage
+from hypervisors.outgoing import DIGEST, Commit, Outgoing
 from hypervisors.snapshot_records import Sent, SnapshotRecord
 from hypervisors.snapshots import Volume, content, found, opened_volume
 from hypervisors.verbs import Call, Copy, parent_of, ref_of, snapshot_name
 from stores.cache.writeback.errors import UploadCancelled
-from stores.contract import DataStore, Extent, KiB, ObjectInfo, RangeReader
+from stores.contract import DataStore, ObjectInfo
 from stores.errors import AlreadyExists, InvalidReference, NotFound
 from stores.resolver import Durability
 from stores.to import DataTO, ImageFormat, SnapshotObjectTO
+from stores.transfer.engine import Fetched
 from stores.uninterrupted import uninterrupted
-
-CLUSTER = 64 * KiB
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is sent: what changed since `parent`, or without one everything, because of `note` if a parent was asked for."""
+    """What is sent: what changed since `parent`, whose point is the first of `points`; or without one everything, because of
+    `note` if a parent was asked for."""
 
     parent: Manifest | None = None
-    changed: Sequence[tuple[int, int]] = ()
+    points: Sequence[str] = ()
     note: str | None = None
 
 
@@ -68,36 +68,26 @@ async def back_up(ctx: Context, call: Call, request: Copy) -> Copied:
         fills = _fills(volume, target)
         under_way = await _under_way(ctx, volume, record, store, backup)
         if under_way is not None:
-            sent, upload = under_way
-            return Copied(answer(target, sent), upload)
+            earlier, pending = under_way
+            return Copied(answer(target, earlier), pending)
         existing = await load_manifest(store, backup)
         if existing is not None:
             return Copied(await _as_before(call, volume, record, store, existing, target))
-        async with content(ctx, volume, record) as (image, tag):
-            call.progress.phase("inspect")
-            plan = await _plan(volume, record, store, image, backup, parent_of(target))
-            if plan.note is not None:
-                _log.warning("backup is full", volume=ref, snapshot=name, ref=backup, why=plan.note)
-            outgoing = Outgoing(ctx, call, target.store, backup, request.durability)
-            outgoing = replace(outgoing, replaces=await _ours_is_there(outgoing, volume, record))
-            async with volume.handler.snapshots.disk(image, tag) as disk:
-                extents = await _extents(disk, record.virtual_size, plan)
-                laid_out = await ctx.engine.run(_layout, record.virtual_size, extents, plan.parent is not None)
-                reader = LayoutReader(laid_out, disk, ctx.engine.network.of(disk))
-                info, digest = await outgoing.send(reader, fills)
-        changed = sum(extent.length for extent in extents if plan.parent is not None or not extent.zero)
-        manifest = _manifest(record, backup, laid_out, info, digest, changed, plan)
-        sent = _sent(call, store, manifest)
-        try:
-            await _publish(outgoing, manifest, plan, info.upload)
-            await uninterrupted(volume.snapshots.note(record, sent))
-        except AlreadyExists:
-            raise  # somebody else's, who has written it meanwhile
-        except BaseException:
-            if info.upload is None:
-                await uninterrupted(remove(store, manifest))
-            raise
-    return Copied(answer(target, sent), info.upload, plan.note)
+        outgoing = Outgoing(ctx, call, target.store, backup, request.durability)
+        async with outgoing.both_or_neither() as commit:
+            manifest, plan, upload = await _content(outgoing, volume, record, parent_of(target), fills, commit)
+            sent = _sent(call, store, manifest)
+            try:
+                await _publish(outgoing, manifest, plan, upload)
+                await uninterrupted(volume.snapshots.note(record, sent))
+            except AlreadyExists:
+                commit.forget()  # somebody else's, who has written it meanwhile
+                raise
+            except BaseException:
+                if upload is None:
+                    await uninterrupted(store.delete(manifest_ref(backup)))
+                raise
+    return Copied(answer(target, sent), upload, plan.note)
 
 
 def answer(target: SnapshotObjectTO, sent: Sent) -> SnapshotObjectTO:
@@ -106,7 +96,7 @@ def answer(target: SnapshotObjectTO, sent: Sent) -> SnapshotObjectTO:
     now = {
         "path": sent.ref,
         "physicalSize": sent.size,
-        "format": ImageFormat.QCOW2,
+        "format": sent.format,
         "parentSnapshotPath": sent.parent,
         "parents": parents,
     }
@@ -143,7 +133,7 @@ def _backup_ref(target: SnapshotObjectTO) -> str:
 
 
 def _fills(volume: Volume, target: SnapshotObjectTO) -> Accepts:
-    return volume.handler.fills(Operation.BACK_UP, ImageSpec(target.format or ImageFormat.QCOW2))
+    return volume.handler.fills(Operation.BACK_UP, ImageSpec(target.format or volume.handler.snapshots.backup_format))
 
 
 async def _under_way(
@@ -211,12 +201,13 @@ def _sent(call: Call, store: DataStore, manifest: Manifest) -> Sent:
         token=call.token,
         manifest=digest_of(manifest),
         size=manifest.content.size,
+        format=manifest.format,
         parent=manifest.parent.ref if manifest.parent else None,
     )
 
 
 async def _plan(
-    volume: Volume, record: SnapshotRecord, store: DataStore, image: Source, ref: str, parent_ref: str | None
+    record: SnapshotRecord, store: DataStore, ref: str, parent_ref: str | None, image_format: ImageFormat
 ) -> Plan:
     if parent_ref is None:
         return Plan()
@@ -224,16 +215,12 @@ async def _plan(
         parent = (await load_chain(store, parent_ref))[0].manifest
     except BrokenChain as error:
         return Plan(note=_full(error.message))
-    if obstacle := why_not(parent, record, ref):
+    if obstacle := why_not(parent, record, ref, image_format):
         return Plan(note=_full(obstacle))
-    points = record.since[record.since.index(parent.point) :]
-    changed = await volume.handler.snapshots.changes(image, points)
-    if changed is None:
-        return Plan(note=_full(f"what changed since {parent.snapshot} is not known any more"))
-    return Plan(parent, changed)
+    return Plan(parent, record.since[record.since.index(parent.point) :])
 
 
-def why_not(parent: Manifest, record: SnapshotRecord, ref: str) -> str | None:
+def why_not(parent: Manifest, record: SnapshotRecord, ref: str, image_format: ImageFormat) -> str | None:
     """What keeps a backup of that snapshot from building on `parent`. Pure."""
     if parent.ref.rpartition("/")[0] != ref.rpartition("/")[0]:
         return f"{parent.ref} is not in the same folder: backups that build on one another are kept together"
@@ -241,8 +228,8 @@ def why_not(parent: Manifest, record: SnapshotRecord, ref: str) -> str | None:
         return f"what changed between {parent.snapshot} of {parent.volume} and {record.name} is not known"
     if record.virtual_size < parent.virtual_size:
         return f"the volume was larger when {parent.ref} was made"
-    if parent.cluster_size != CLUSTER:
-        return f"{parent.ref} has clusters of {parent.cluster_size} bytes"
+    if parent.format != image_format:
+        return f"{parent.ref} is a {parent.format} image, and this one is to be {image_format}"
     if parent.depth + 1 > DEEPEST:
         return f"{parent.ref} builds on {parent.depth} others already"
     return None
@@ -255,34 +242,57 @@ def _full(why: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- object
 
 
-async def _extents(disk: RangeReader, size: int, plan: Plan) -> list[Extent]:
-    """What the object says something about, in order: everything, or what changed."""
-    wanted: Sequence[tuple[int, int]] = [(0, size)] if plan.parent is None else plan.changed
-    return [
-        extent
-        for offset, length in wanted
-        if offset < size
-        for extent in await disk.extents(offset, min(length, size - offset))
-    ]
+async def _content(
+    outgoing: Outgoing,
+    volume: Volume,
+    record: SnapshotRecord,
+    parent_ref: str | None,
+    fills: Accepts,
+    commit: Commit,
+) -> tuple[Manifest, Plan, str | None]:
+    """The object is sent: its manifest, what was really done, and the id of its upload if it is not stored yet."""
+    outgoing.call.progress.phase("inspect")
+    async with content(outgoing.ctx, volume, record) as (image, tag):
+        backup_format = volume.handler.snapshots.backup_format
+        plan = await _plan(record, outgoing.store, outgoing.ref, parent_ref, backup_format)
+        outgoing = replace(outgoing, replaces=await _ours_is_there(outgoing, volume, record))
+        async with _image(volume, record, image, tag, plan) as (made, done):
+            if done.note is not None:
+                _log.warning("backup is full", volume=record.volume, snapshot=record.name, why=done.note)
+            info, sent = await outgoing.send(made.content, fills, commit)
+    return _manifest(record, outgoing.ref, made, info, sent, done), done, info.upload
 
 
-def _layout(size: int, extents: Sequence[Extent], delta: bool) -> Layout:
-    return layout(size, extents, cluster=CLUSTER, delta=delta)
+@asynccontextmanager
+async def _image(
+    volume: Volume, record: SnapshotRecord, image: Source, tag: str | None, plan: Plan
+) -> AsyncIterator[tuple[DiskImage, Plan]]:
+    """What the object will be, and what is really done: everything, where what changed cannot be told."""
+    handling = volume.handler.snapshots
+    async with AsyncExitStack() as stack:
+        if plan.parent is not None:
+            delta = handling.delta(image, tag, plan.points, record.virtual_size)
+            if (made := await stack.enter_async_context(delta)) is not None:
+                yield made, plan
+                return
+            plan = Plan(note=_full(f"what changed since {plan.parent.snapshot} is not known any more"))
+        spec = ImageSpec(handling.backup_format, record.virtual_size)
+        yield await stack.enter_async_context(handling.image(image, tag, spec)), plan
 
 
 def _manifest(
-    record: SnapshotRecord, ref: str, laid_out: Layout, info: ObjectInfo, digest: str, changed: int, plan: Plan
+    record: SnapshotRecord, ref: str, made: DiskImage, info: ObjectInfo, sent: Fetched, plan: Plan
 ) -> Manifest:
     parent = plan.parent
     return Manifest(
         ref=ref,
         content=Content(
-            ref=ref, size=laid_out.size, sha256=digest, version=info.version if info.upload is None else None
+            ref=ref, size=sent.size, sha256=sent.digests[DIGEST], version=info.version if info.upload is None else None
         ),
-        format=ImageFormat.QCOW2,
-        virtual_size=laid_out.virtual_size,
-        cluster_size=laid_out.cluster,
-        changed=changed,
+        format=made.format,
+        virtual_size=made.virtual_size,
+        cluster_size=made.cluster,
+        changed=made.changed(),
         parent=Below(ref=parent.ref, manifest=digest_of(parent)) if parent is not None else None,
         depth=parent.depth + 1 if parent is not None else 0,
         volume=record.volume,

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 from hypervisors.contract import ImageSpec, Source, Written
-from hypervisors.images.qcow2_stream import layout
-from hypervisors.images.streaming import LayoutReader
+from hypervisors.images.disk_image import DiskImage, delta_laid_out, laid_out
+from hypervisors.images.sized import Sized
 from hypervisors.kvm.image_locks import require_no_writer
 from hypervisors.landing import clone_file, copy_file
-from hypervisors.narrowing import as_local, as_pending_file
+from hypervisors.narrowing import as_local, as_pending_file, as_reader
 from hypervisors.nbd.client import DIRTY_BITMAP, connect
 from hypervisors.process import ToolRunner
 from hypervisors.qemu.exports import Exported, exported
@@ -39,6 +38,8 @@ MOST_POINTS = 16
 
 
 class KvmSnapshots(Snapshots):
+    backup_format = ImageFormat.QCOW2
+
     def __init__(self, engine: TransferEngine, qemu_img: QemuImg, runner: ToolRunner, runtime_dir: Path) -> None:
         """Sockets of exports live below `runtime_dir`."""
         self._engine = engine
@@ -125,7 +126,48 @@ class KvmSnapshots(Snapshots):
     # ------------------------------------------------------------------------------------------------------ content
 
     @asynccontextmanager
+    async def image(self, image: Source, tag: str | None, spec: ImageSpec) -> AsyncIterator[DiskImage]:
+        async with self.disk(image, tag) as disk:
+            yield await laid_out(self._engine, disk, spec.format or known_format(image))
+
+    @asynccontextmanager
+    async def delta(
+        self, image: Source, tag: str | None, points: Sequence[str], virtual_size: int
+    ) -> AsyncIterator[DiskImage | None]:
+        changed = await self.changes(image, points)
+        if changed is None:
+            yield None
+            return
+        async with self.disk(image, tag) as disk:
+            extents = [
+                extent
+                for offset, length in changed
+                if offset < virtual_size
+                for extent in await disk.extents(offset, min(length, virtual_size - offset))
+            ]
+            yield await delta_laid_out(self._engine, disk, virtual_size, extents)
+
+    async def extract(
+        self, image: Source, tag: str | None, target: PendingWrite, spec: ImageSpec, progress: Progress
+    ) -> Written:
+        async with self.disk(image, tag) as disk:
+            size = known_size(disk)
+            return await self.fill(Sized(disk, size, spec.virtual_size or size), target, spec, progress)
+
+    async def fill(self, disk: RangeReader, target: PendingWrite, spec: ImageSpec, progress: Progress) -> Written:
+        path = as_pending_file(target).path
+        image = await laid_out(self._engine, disk, spec.format or self.backup_format)
+        await self._engine.fetch(as_reader(image.content), path, progress=progress)
+        filled = Source(LocalPath(path, image.content.info), spec)
+        sizes = await self._qemu_img.sizes(own_node(filled))
+        return Written(known_format(filled), sizes.virtual, sizes.physical)
+
+    async def plain(self, image: Source) -> bool:
+        return not image.backing and await self._history(image) == History()
+
+    @asynccontextmanager
     async def disk(self, image: Source, tag: str | None = None) -> AsyncIterator[RangeReader]:
+        """The disk with its extents, parents included; of the snapshot `tag` inside the image if it is given."""
         async with (
             self._exported(image, snapshot=tag) as (socket, export),
             connect(socket, export, engine=self._engine) as disk,
@@ -133,6 +175,7 @@ class KvmSnapshots(Snapshots):
             yield disk
 
     async def changes(self, image: Source, points: Sequence[str]) -> Sequence[tuple[int, int]] | None:
+        """(offset, length) of what changed since the first of `points`, in order and apart."""
         bitmaps = (await self._history(image)).bitmaps
         if any(point not in bitmaps or bitmaps[point].broken for point in points):
             return None
@@ -145,20 +188,6 @@ class KvmSnapshots(Snapshots):
             ):
                 found += await disk.dirty(context, 0, disk.size)
         return joined(found)
-
-    async def plain(self, image: Source) -> bool:
-        return not image.backing and await self._history(image) == History()
-
-    async def fill(self, disk: RangeReader, target: PendingWrite, spec: ImageSpec, progress: Progress) -> Written:
-        path, image = as_pending_file(target).path, disk
-        if spec.format is ImageFormat.QCOW2:
-            size = known_size(disk)
-            laid_out = await self._engine.run(partial(layout, size, await disk.extents(0, size)))
-            image = LayoutReader(laid_out, disk, self._engine.network.of(disk))
-        await self._engine.fetch(image, path, progress=progress)
-        filled = Source(LocalPath(path, image.info), spec)
-        sizes = await self._qemu_img.sizes(own_node(filled))
-        return Written(known_format(filled), sizes.virtual, sizes.physical)
 
     def _exported(
         self, image: Source, *, snapshot: str | None = None, bitmap: str | None = None

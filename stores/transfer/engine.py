@@ -161,6 +161,25 @@ class TransferEngine:
         await relay.run(progress or Silent())
         return Fetched(known_size(source), digester.hexdigests())
 
+    async def send_stream(
+        self,
+        source: ByteStream,
+        pending: PendingStream,
+        *,
+        digests: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Fetched:
+        """The same from a source that comes in order."""
+        progress = progress or Silent()
+        digester = Digester(digests)
+        position = 0
+        async for piece in source:
+            await self._calls.run(partial(digester.update, piece))
+            await pending.write(piece)
+            position += len(piece)
+            progress.advance(len(piece))
+        return Fetched(position, digester.hexdigests())
+
     def stream(self, reader: RangeReader) -> ByteStream:
         """The object in order, read ahead in parallel."""
         return ReadAhead(self.buffers, reader, width=min(reader.parallel, WIDTH_LIMIT))

@@ -20,7 +20,8 @@ from hypervisors.backups.manifest import (
     parsed,
     text_of,
 )
-from hypervisors.backups.sending import CLUSTER, why_not
+from hypervisors.backups.sending import why_not
+from hypervisors.images.disk_image import CLUSTER
 from hypervisors.snapshot_records import Kept, SnapshotRecord
 from stores.to import ImageFormat
 
@@ -126,7 +127,7 @@ def test_one_that_stands_in_for_others() -> None:
         ({}, {"since": ()}, "not known"),
         ({"virtual_size": 1 << 21}, {}, "larger"),
         ({"ref": "snapshots/w/monday"}, {}, "folder"),
-        ({"cluster_size": 2 * CLUSTER}, {}, "clusters"),
+        ({"format": ImageFormat.VHD}, {}, "VHD image"),
         ({"depth": DEEPEST - 1}, {}, None),
         ({"depth": DEEPEST}, {}, "builds on"),
     ],
@@ -134,5 +135,5 @@ def test_one_that_stands_in_for_others() -> None:
 def test_what_keeps_a_backup_from_building_on_another(
     parent: dict[str, Any], record: dict[str, Any], reason: str | None
 ) -> None:
-    found = why_not(manifest(**parent), snapshot(**record), "snapshots/v/tuesday")
+    found = why_not(manifest(**parent), snapshot(**record), "snapshots/v/tuesday", ImageFormat.QCOW2)
     assert found is None if reason is None else reason in (found or "")

@@ -1,0 +1,77 @@
+"""A disk as an image on its way to a store: laid out before its data are read, or as a hypervisor gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from uuid import uuid4
+
+from hypervisors.contract import OperationUnsupported
+from hypervisors.images import qcow2_stream, vhd_stream
+from hypervisors.images.pieces import ImageLayout
+from hypervisors.images.streaming import LayoutReader
+from stores.contract import ByteStream, Extent, KiB, RangeReader
+from stores.to import ImageFormat
+from stores.transfer.engine import TransferEngine
+from stores.transfer.pieces import known_size
+
+CLUSTER = 64 * KiB
+"""Of the qcow2 images that we lay out."""
+
+WRITTEN = (ImageFormat.QCOW2, ImageFormat.VHD, ImageFormat.RAW)
+"""What `laid_out` can make."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskImage:
+    """All of a disk of `virtual_size` bytes, or what changed of it.
+
+    `cluster`: the image's granularity in bytes, 1 for a raw one. `changed`: how many bytes of the disk it says something about;
+    known once all of `content` was read.
+    """
+
+    content: RangeReader | ByteStream
+    format: ImageFormat
+    virtual_size: int
+    cluster: int
+    changed: Callable[[], int]
+
+
+async def laid_out(engine: TransferEngine, disk: RangeReader, image_format: ImageFormat) -> DiskImage:
+    """All of the disk. `OperationUnsupported` for a format that is not `WRITTEN`."""
+    size = known_size(disk)
+    extents = await disk.extents(0, size)
+    changed = sum(extent.length for extent in extents if not extent.zero)
+    match image_format:
+        case ImageFormat.RAW:
+            return DiskImage(disk, image_format, size, 1, lambda: changed)
+        case ImageFormat.QCOW2:
+            layout: ImageLayout = await engine.run(partial(qcow2_stream.layout, size, extents, cluster=CLUSTER))
+            return _read_from(engine, disk, layout, image_format, size, CLUSTER, changed)
+        case ImageFormat.VHD:
+            layout = await engine.run(partial(vhd_stream.layout, size, extents, unique_id=uuid4()))
+            return _read_from(engine, disk, layout, image_format, size, vhd_stream.BLOCK, changed)
+    raise OperationUnsupported(
+        f"a disk is sent as {', '.join(WRITTEN)}, not as {image_format}", format=image_format.value
+    )
+
+
+async def delta_laid_out(engine: TransferEngine, disk: RangeReader, size: int, extents: Sequence[Extent]) -> DiskImage:
+    """What `extents` of a disk of `size` bytes hold, as a qcow2 image that says nothing of the rest."""
+    layout = await engine.run(partial(qcow2_stream.layout, size, extents, cluster=CLUSTER, delta=True))
+    changed = sum(extent.length for extent in extents)
+    return _read_from(engine, disk, layout, ImageFormat.QCOW2, size, CLUSTER, changed)
+
+
+def _read_from(
+    engine: TransferEngine,
+    disk: RangeReader,
+    layout: ImageLayout,
+    image_format: ImageFormat,
+    size: int,
+    cluster: int,
+    changed: int,
+) -> DiskImage:
+    content = LayoutReader(layout, disk, engine.network.of(disk))
+    return DiskImage(content, image_format, size, cluster, lambda: changed)
