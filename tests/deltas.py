@@ -24,9 +24,9 @@ async def held(made: DiskImage, folder: Path) -> bytes:
     image, raw = folder / "sent", folder / "sent.raw"
     image.write_bytes(await sent(made))
     if made.format is ImageFormat.VHD:
-        source = ("--image-opts", f"driver=vpc,force_size_calc=current_size,file.filename={image}")
+        source = ["--image-opts", f"driver=vpc,force_size_calc=current_size,file.filename={image}"]
     else:
-        source = ("-f", made.format.value.lower(), str(image))
+        source = ["-f", made.format.value.lower(), str(image)]
     qemu_img("convert", "-O", "raw", *source, str(raw))
     return raw.read_bytes()
 
