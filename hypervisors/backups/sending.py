@@ -258,7 +258,9 @@ async def _content(
         outgoing = replace(outgoing, replaces=await _ours_is_there(outgoing, volume, record))
         async with _image(volume, record, image, tag, plan) as (made, done):
             if done.note is not None:
-                _log.warning("backup is full", volume=record.volume, snapshot=record.name, why=done.note)
+                _log.warning(
+                    "backup is full", volume=record.volume, snapshot=record.name, ref=outgoing.ref, why=done.note
+                )
             info, sent = await outgoing.send(made.content, fills, commit)
     return _manifest(record, outgoing.ref, made, info, sent, done), done, info.upload
 
