@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import AsyncIterator
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from stores.transfer.engine import TransferEngine
 
 pytest_plugins = ["tests.servers", "tests.postgres", "tests.ledgers", "tests.secret_scan"]
 
@@ -17,3 +21,12 @@ def pytest_collection_finish() -> None:
     """Thousands of tests stay to the end; whoever collects garbage to count what is left need not look through them."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[TransferEngine]:
+    """No buffer of it is out at the end."""
+    engine = TransferEngine()
+    yield engine
+    assert engine.buffers.taken == 0
+    await engine.aclose()

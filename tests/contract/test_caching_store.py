@@ -34,13 +34,6 @@ __all__ = ["seaweed_bucket"]
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
-
-
-@pytest.fixture
 async def cache(engine: TransferEngine) -> AsyncIterator[Cache]:
     """In memory: there are many tests here, and each makes a pool. `tests/flows` has pools on a disk."""
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="cache-") as directory:

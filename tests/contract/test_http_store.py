@@ -35,13 +35,6 @@ class HttpContract(StoreReads):
         temporary.rename(path)
 
 
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
-
-
 class TestRanges(HttpContract):
     @pytest.fixture
     async def store(self, nginx: NginxServer, engine: TransferEngine) -> AsyncIterator[HttpStore]:

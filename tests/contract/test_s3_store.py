@@ -27,13 +27,6 @@ from tests.servers import S3Server
 NAMES_WITHOUT_BACKSLASH = [ref for ref in STRANGE_REFS if "\\" not in ref]
 
 
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
-
-
 @pytest.fixture(scope="module")
 def seaweed_bucket(seaweed: S3Server) -> Iterator[tuple[Any, str]]:
     with made_bucket(seaweed) as made:

@@ -28,13 +28,6 @@ UNIT = charge_of(SIZE)
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
-
-
-@pytest.fixture
 def requests() -> Requests:
     return Requests()
 

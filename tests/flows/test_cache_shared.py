@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,6 @@ from tests.processes import forking
 
 SIZE = 24 * MiB + 77
 DATA = content(SIZE)
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
 
 
 @pytest.fixture

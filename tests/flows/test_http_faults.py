@@ -47,13 +47,6 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
-
-
 @asynccontextmanager
 async def opened(
     engine: TransferEngine, url: str, settings: StoreSettings = QUICK, resolve: Resolve = system_resolve

@@ -46,13 +46,6 @@ def run() -> Iterator[Path]:
         yield Path(directory)
 
 
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
-
-
 @pytest.fixture(autouse=True)
 async def nothing_is_left(run: Path) -> AsyncIterator[None]:
     gc.collect()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
 from pathlib import Path
-
-import pytest
 
 from hypervisors.images.qcow2_stream import layout
 from hypervisors.images.streaming import LayoutReader
@@ -24,13 +21,6 @@ from tests.images import disk_digest, file_source, make_qcow2, opened
 
 SIZE = 64 * MiB
 BITMAP = "changes"
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
 
 
 async def backup(disk: Path, target: Path, engine: TransferEngine, *, bitmap: str | None = None) -> int:

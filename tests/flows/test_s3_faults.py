@@ -66,13 +66,6 @@ def bucket(made: tuple[Any, str]) -> Iterator[str]:
     empty(*made)
 
 
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
-
-
 @asynccontextmanager
 async def opened(
     engine: TransferEngine,

@@ -52,13 +52,6 @@ def bucket(made: tuple[Any, str]) -> Iterator[tuple[Any, str]]:
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
-
-
-@pytest.fixture
 def source(tmp_path: Path) -> Path:
     path = tmp_path / "source"
     path.write_bytes(random.Random(1).randbytes(300_000))

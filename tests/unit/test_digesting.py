@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given, settings
@@ -38,13 +37,6 @@ class Slow(RangeReader):
             raise Unavailable("the server is gone")
         buffer[:] = CONTENT[offset : offset + len(buffer)]
         self.read_bytes += len(buffer)
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    made = TransferEngine()
-    yield made
-    await made.aclose()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -34,13 +34,6 @@ from stores.os_errors import translate
 from stores.transfer.engine import TransferEngine
 from tests.doubles.mounts import mounted_ext4, mounted_tmpfs
 from tests.objects import TOKEN, content, read_stream, refs, sending, sha
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,14 +20,6 @@ from tests.objects import content, sha
 
 TOKEN = "command"
 SIZE = 2 * PART + 5
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    assert engine.buffers.taken == 0
-    await engine.aclose()
 
 
 @pytest.fixture

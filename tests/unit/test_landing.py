@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,6 @@ from stores.transfer.digests import Checksum
 from stores.transfer.engine import TransferEngine
 from stores.transfer.threads import Threads
 from tests.doubles.disk_images import disk_content, file_hash
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    made = TransferEngine()
-    yield made
-    await made.aclose()
-
 
 # --------------------------------------------------------------------------------------------- what the gate has seen
 

@@ -60,13 +60,6 @@ def socket() -> Iterator[Path]:
         yield Path(directory) / "s"
 
 
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
-
-
 @pytest.fixture(autouse=True)
 async def nothing_is_left(socket: Path) -> AsyncIterator[None]:
     gc.collect()

@@ -160,13 +160,6 @@ def test_refusal_names_what_was_needed_offered_and_missing() -> None:
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
-
-
-@pytest.fixture
 def settings(tmp_path: Path) -> StoreSettings:
     for name in ("pools", "mnt", "run", "secondary"):
         (tmp_path / name).mkdir()

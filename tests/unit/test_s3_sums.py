@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,14 +35,6 @@ def test_parts_cover_the_file_once(size: int, part: int) -> None:
     assert all(before[1] == after[0] for before, after in pairwise(ranges))
     assert all(0 < end - start <= part for start, end in ranges) or size == 0
     assert sum(cut.length(number) for number in range(1, cut.count + 1)) == size
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    assert engine.buffers.taken == 0
-    await engine.aclose()
 
 
 @pytest.mark.parametrize("size", [0, 1, 5 * MiB + 3])

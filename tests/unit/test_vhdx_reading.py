@@ -7,7 +7,7 @@ import random
 import struct
 import subprocess
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,13 +37,6 @@ SOME = settings(max_examples=15, deadline=None, suppress_health_check=[HealthChe
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LARGEST = 64 * 1024 * GiB
 METADATA, ITEMS, TABLE = 2 * MiB, 2 * MiB + 64 * KiB, 3 * MiB
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    made = TransferEngine()
-    yield made
-    await made.aclose()
 
 
 async def opened_chain(images: Sequence[bytes | bytearray | RangeReader]) -> VhdxDisk:

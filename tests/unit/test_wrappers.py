@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
 from inspect import getmembers, isfunction
 
 import pytest
@@ -192,13 +191,6 @@ def test_integrity_failures_may_pass_but_wrong_content_stays_wrong() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- verified
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[TransferEngine]:
-    engine = TransferEngine()
-    yield engine
-    await engine.aclose()
 
 
 def sha256(data: bytes) -> Checksum:
