@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
-from stores.contract import ByteStream, DataStore, Kind, ObjectInfo, PendingStream, RangeReader
+from stores.contract import ByteStream, DataStore, Kind, MiB, ObjectInfo, PendingStream, RangeReader
 
 TOKEN = "command-1"
 
@@ -26,6 +26,13 @@ def sha(data: bytes) -> str:
 
 async def read_stream(stream: ByteStream) -> bytes:
     return b"".join([bytes(piece) async for piece in stream])
+
+
+async def read_all(store: DataStore, info: ObjectInfo) -> bytes:
+    """The object as one stream."""
+    async with store.present(info, Kind.BYTE_STREAM) as stream:
+        assert isinstance(stream, ByteStream)
+        return await read_stream(stream)
 
 
 async def consume(store: DataStore, info: ObjectInfo, kind: Kind) -> None:
@@ -45,6 +52,16 @@ async def sending(
     async with store.write(ref, Kind.BYTE_STREAM, token=token, size=size, replace=replace) as pending:
         assert pending.kind is Kind.BYTE_STREAM
         yield cast(PendingStream, pending)
+
+
+async def send(
+    store: DataStore, ref: str, data: bytes, *, size: int | None = None, replace: bool = False
+) -> ObjectInfo:
+    """`data` as one object, in writes of a MiB."""
+    async with sending(store, ref, size=size, replace=replace) as pending:
+        for start in range(0, len(data), MiB):
+            await pending.write(memoryview(data)[start : start + MiB])
+        return await pending.commit()
 
 
 async def refs(listing: AsyncIterator[ObjectInfo]) -> list[str]:

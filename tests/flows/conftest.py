@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.buckets import empty, made_bucket
 from tests.doubles.disk_images import DiskImages, make_disk_images
 from tests.doubles.shelf import Shelf
 from tests.doubles.world import World, world
@@ -18,6 +20,19 @@ def disk_images(tmp_path_factory: pytest.TempPathFactory) -> DiskImages:
     """One small disk in every format."""
     directory: Path = tmp_path_factory.mktemp("disk-images")
     return make_disk_images(directory)
+
+
+@pytest.fixture(scope="module")
+def bucket_of_module(seaweed: S3Server) -> Iterator[tuple[Any, str]]:
+    with made_bucket(seaweed) as made:
+        yield made
+
+
+@pytest.fixture
+def emptied_bucket(bucket_of_module: tuple[Any, str]) -> Iterator[tuple[Any, str]]:
+    """A client and the name of a bucket that is empty at the start of each test."""
+    yield bucket_of_module
+    empty(*bucket_of_module)
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import hashlib
 import os
-import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +15,7 @@ from aiohttp import web
 
 from stores.backends.connecting import Resolve, system_resolve
 from stores.backends.http import HttpStore
-from stores.contract import ByteStream, HttpUrl, Kind, MiB, ObjectInfo, RangeReader
+from stores.contract import HttpUrl, Kind, MiB, ObjectInfo, RangeReader
 from stores.errors import (
     AccessDenied,
     IntegrityError,
@@ -33,18 +31,11 @@ from stores.errors import (
 from stores.settings import StoreSettings, UrlSettings
 from stores.transfer.engine import TransferEngine
 from tests.doubles.fault_proxy import FaultProxy
+from tests.objects import content, read_all, sha
 from tests.servers import NginxServer
 
 LOOPBACK = UrlSettings(allow_http=True, ports=(), allow_networks=(ip_network("127.0.0.0/8"),))
 QUICK = StoreSettings(urls=LOOPBACK, connect_timeout=5, read_timeout=5, attempts=5)
-
-
-def content(size: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 @asynccontextmanager
@@ -56,12 +47,6 @@ async def opened(
         yield store
     finally:
         await store.aclose()
-
-
-async def read_all(store: HttpStore, info: ObjectInfo) -> bytes:
-    async with store.present(info, Kind.BYTE_STREAM) as stream:
-        assert isinstance(stream, ByteStream)
-        return b"".join([bytes(piece) async for piece in stream])
 
 
 @pytest.fixture

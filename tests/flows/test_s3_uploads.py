@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -24,8 +23,9 @@ from stores.to import S3TO
 from stores.transfer.engine import TransferEngine
 from stores.transfer.outgoing import OUTGOING
 from stores.transfer.sending import send_all
-from tests.buckets import empty, keys, made_bucket, uploads
+from tests.buckets import empty, keys, uploads
 from tests.doubles.request_proxy import Fault, RequestProxy, Seen
+from tests.objects import sha
 from tests.servers import S3Server
 
 Way: TypeAlias = Callable[[S3Store, Path], Awaitable[ObjectInfo]]
@@ -34,21 +34,9 @@ REF = "dir/object"
 TOKEN = "command"
 
 
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def made(seaweed: S3Server) -> Iterator[tuple[Any, str]]:
-    with made_bucket(seaweed) as made:
-        yield made
-
-
 @pytest.fixture
-def bucket(made: tuple[Any, str]) -> Iterator[tuple[Any, str]]:
-    """A client and the name of a bucket that is empty at the start of each test."""
-    yield made
-    empty(*made)
+def bucket(emptied_bucket: tuple[Any, str]) -> tuple[Any, str]:
+    return emptied_bucket
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from stores.resolver import Durability, Resolver
 from stores.settings import StoreSettings
 from stores.to import S3TO
 from stores.transfer.engine import TransferEngine
-from tests.buckets import empty, keys, made_bucket, uploads
+from tests.buckets import keys, uploads
 from tests.doubles.caches import Requests, nothing_left, pool_settings, running
 from tests.doubles.fault_proxy import FaultProxy
 from tests.objects import content
@@ -36,17 +36,9 @@ WAIT_S = 60.0
 SETTINGS = WritebackSettings(first_retry_s=0.05, last_retry_s=0.2, first_probe_s=0.05, last_probe_s=0.2)
 
 
-@pytest.fixture(scope="module")
-def made(seaweed: S3Server) -> Iterator[tuple[Any, str]]:
-    with made_bucket(seaweed) as made:
-        yield made
-
-
 @pytest.fixture
-def bucket(made: tuple[Any, str]) -> Iterator[tuple[Any, str]]:
-    """A client and the name of a bucket that is empty at the start of each test."""
-    yield made
-    empty(*made)
+def bucket(emptied_bucket: tuple[Any, str]) -> tuple[Any, str]:
+    return emptied_bucket
 
 
 @pytest.fixture

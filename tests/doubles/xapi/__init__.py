@@ -2,7 +2,7 @@
 
 It exists because there is no XenServer to be had here. What it does is what the public sources and documents of XAPI say;
 nothing of it has been compared with a real host. It shares no code with the agent, neither for VHD nor for the wire;
-`tests/flows/test_fake_xapi.py` holds it against XAPI's own Python client, curl, libvhdi, qemu-img and NBD's tools.
+`tests/flows/fake_xapi/` holds it against XAPI's own Python client, curl, libvhdi, qemu-img and NBD's tools.
 
 Starting one
 ------------

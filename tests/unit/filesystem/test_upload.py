@@ -23,21 +23,14 @@ SIZE = 2 * PART + 5
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "pool"
-    root.mkdir()
-    return root
-
-
-@pytest.fixture
 def source(tmp_path: Path) -> Path:
     path = tmp_path / "source"
     path.write_bytes(content(SIZE))
     return path
 
 
-def store_at(root: Path, engine: TransferEngine) -> FilesystemStore:
-    return FilesystemStore(root, engine, id="directory:test", allowed=[root])
+def store_at(pool: Path, engine: TransferEngine) -> FilesystemStore:
+    return FilesystemStore(pool, engine, id="directory:test", allowed=[pool])
 
 
 async def send(store: FilesystemStore, source: Path, ref: str = "object") -> ObjectInfo:
@@ -46,45 +39,45 @@ async def send(store: FilesystemStore, source: Path, ref: str = "object") -> Obj
 
 
 async def test_what_a_crash_left_in_the_unfinished_file_is_not_trusted(
-    root: Path, engine: TransferEngine, source: Path
+    pool: Path, engine: TransferEngine, source: Path
 ) -> None:
     """After a loss of power it may have zeroes where data were, or another length."""
-    unfinished = root / unfinished_name("object", "object", TOKEN)
+    unfinished = pool / unfinished_name("object", "object", TOKEN)
     for left in (b"", bytes(SIZE), content(SIZE)[: PART + 9], content(SIZE) + b"more", content(SIZE, 2)):
         unfinished.write_bytes(left)
-        await send(store_at(root, engine), source)
-        assert sha((root / "object").read_bytes()) == sha(source.read_bytes())
-        assert os.listdir(root) == ["object"]
-        (root / "object").unlink()
+        await send(store_at(pool, engine), source)
+        assert sha((pool / "object").read_bytes()) == sha(source.read_bytes())
+        assert os.listdir(pool) == ["object"]
+        (pool / "object").unlink()
 
 
 async def test_name_of_the_unfinished_file_taken_by_a_link_is_refused(
-    root: Path, engine: TransferEngine, source: Path, tmp_path: Path
+    pool: Path, engine: TransferEngine, source: Path, tmp_path: Path
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
-    (root / unfinished_name("object", "object", TOKEN)).symlink_to(victim)
+    (pool / unfinished_name("object", "object", TOKEN)).symlink_to(victim)
     with pytest.raises(InvalidReference):
-        await send(store_at(root, engine), source)
+        await send(store_at(pool, engine), source)
     assert victim.read_bytes() == b"precious"
 
 
-async def test_holes_of_the_file_take_no_room(root: Path, engine: TransferEngine, tmp_path: Path) -> None:
+async def test_holes_of_the_file_take_no_room(pool: Path, engine: TransferEngine, tmp_path: Path) -> None:
     source = tmp_path / "sparse"
     with source.open("wb") as file:
         file.truncate(4 * PART)
         file.seek(PART)
         file.write(b"data" * 1024)
-    await send(store_at(root, engine), source)
-    assert (root / "object").stat().st_blocks * 512 <= MiB
-    assert sha((root / "object").read_bytes()) == sha(source.read_bytes())
+    await send(store_at(pool, engine), source)
+    assert (pool / "object").stat().st_blocks * 512 <= MiB
+    assert sha((pool / "object").read_bytes()) == sha(source.read_bytes())
 
 
-async def test_directory_of_that_name_is_left_alone(root: Path, engine: TransferEngine, source: Path) -> None:
-    (root / "object").mkdir()
+async def test_directory_of_that_name_is_left_alone(pool: Path, engine: TransferEngine, source: Path) -> None:
+    (pool / "object").mkdir()
     with pytest.raises(AlreadyExists):
-        await send(store_at(root, engine), source)
-    assert os.listdir(root) == ["object"]
+        await send(store_at(pool, engine), source)
+    assert os.listdir(pool) == ["object"]
 
 
 @pytest.fixture
