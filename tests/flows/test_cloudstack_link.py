@@ -467,6 +467,23 @@ async def test_maintenance_cancels_nothing(server: ManagementServer, tmp_path: P
         assert (await running)[1]["result"]
 
 
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("ConsoleAccessAuthenticationCommand", "AgentControlAnswer"),
+        ("ConsoleProxyLoadReportCommand", "AgentControlAnswer"),
+        ("CleanupNetworkRulesCmd", "Answer"),
+    ],
+)
+async def test_commands_for_what_this_agent_has_not_are_answered_with_success(
+    server: ManagementServer, tmp_path: Path, command: str, answer: str
+) -> None:
+    async with linked(server, state=tmp_path):
+        agent = await server.agent()
+        name, fields = await agent.ask(f"{API}{command}", {"interval": 1})
+        assert (name, fields["result"]) == (f"{API}{answer}", True)
+
+
 # --------------------------------------------------------------------------------------------- several servers
 
 

@@ -9,7 +9,10 @@ from agent.security import SecuritySetup
 from agent.transports.cloudstack.identity import IdentityStore
 from agent.transports.cloudstack.models import UnsupportedAnswer, WireAnswer, WireCommand
 from agent.transports.cloudstack.models_session import (
+    AgentControlAnswer,
+    AgentControlCommand,
     CancelCommand,
+    CleanupNetworkRulesCmd,
     MaintainAnswer,
     MaintainCommand,
     MigrateAgentConnectionAnswer,
@@ -50,6 +53,10 @@ class Control:
                 return MigrateAgentConnectionAnswer(result=True)
             case MaintainCommand():
                 return MaintainAnswer(result=True, willMigrate=True)
+            case AgentControlCommand():
+                return AgentControlAnswer(result=True)  # as of an agent in which nobody listens
+            case CleanupNetworkRulesCmd():
+                return WireAnswer(result=True, details="this agent makes no network rules, so none are left over")
             case ShutdownCommand():
                 return WireAnswer(result=True)
             case CancelCommand():

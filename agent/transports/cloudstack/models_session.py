@@ -181,6 +181,39 @@ class AgentControlAnswer(WireAnswer):
     java = f"{API}.AgentControlAnswer"
 
 
+class AgentControlCommand(WireCommand):
+    """com.cloud.agent.api.AgentControlCommand: for a part of an agent that listens to it. Only its subclasses are sent."""
+
+    answered_by = AgentControlAnswer
+
+
+class ConsoleAccessAuthenticationCommand(AgentControlCommand):
+    """Whether somebody may see a guest's console."""
+
+    java = f"{API}.ConsoleAccessAuthenticationCommand"
+    host: str | None = Field(default=None, alias="_host")
+    port: str | None = Field(default=None, alias="_port")
+    vmId: str | None = Field(default=None, alias="_vmId")
+    sid: Secret | None = Field(default=None, alias="_sid")
+    ticket: Secret | None = Field(default=None, alias="_ticket")
+    isReauthenticating: bool = Field(default=False, alias="_isReauthenticating")
+
+
+class ConsoleProxyLoadReportCommand(AgentControlCommand):
+    """How many look at consoles."""
+
+    java = f"{API}.ConsoleProxyLoadReportCommand"
+    proxyVmId: int = Field(default=0, alias="_proxyVmId")
+    loadInfo: str | None = Field(default=None, alias="_loadInfo")
+
+
+class CleanupNetworkRulesCmd(WireCommand):
+    """Remove the network rules of guests that are gone, now and every `interval` seconds."""
+
+    java = f"{API}.CleanupNetworkRulesCmd"
+    interval: int = 0
+
+
 # ----------------------------------------------------------------------------------------- servers to talk to
 
 

@@ -57,7 +57,8 @@ final class Beans {
             StartupRoutingCommand.class, StartupSecondaryStorageCommand.class, StartupAnswer.class, ReadyCommand.class,
             ReadyAnswer.class, PingCommand.class, PingRoutingCommand.class, PingStorageCommand.class, PingAnswer.class,
             ShutdownCommand.class, MaintainCommand.class, MaintainAnswer.class, CancelCommand.class,
-            AgentControlAnswer.class, MigrateAgentConnectionCommand.class, MigrateAgentConnectionAnswer.class,
+            AgentControlAnswer.class, ConsoleAccessAuthenticationCommand.class, ConsoleProxyLoadReportCommand.class,
+            CleanupNetworkRulesCmd.class, MigrateAgentConnectionCommand.class, MigrateAgentConnectionAnswer.class,
             CheckNetworkCommand.class, CheckNetworkAnswer.class, CheckHealthCommand.class, CheckHealthAnswer.class,
             GetHostStatsCommand.class, GetHostStatsAnswer.class);
         in("com.cloud.agent.api.storage", ResizeVolumeCommand.class, ResizeVolumeAnswer.class, MigrateVolumeCommand.class,
@@ -572,6 +573,22 @@ final class Beans {
     }
 
     static class AgentControlAnswer extends Answer { }
+
+    static class ConsoleAccessAuthenticationCommand extends Command {
+        @SerializedName("_host") String host;
+        @SerializedName("_port") String port;
+        @SerializedName("_vmId") String vmId;
+        @SerializedName("_sid") String sid;
+        @SerializedName("_ticket") String ticket;
+        @SerializedName("_isReauthenticating") boolean isReauthenticating;
+    }
+
+    static class ConsoleProxyLoadReportCommand extends Command {
+        @SerializedName("_proxyVmId") long proxyVmId;
+        @SerializedName("_loadInfo") String loadInfo;
+    }
+
+    static class CleanupNetworkRulesCmd extends Command { int interval; }
 
     static class SetupMSListCommand extends Command {
         List<String> msList, avoidMsList;
