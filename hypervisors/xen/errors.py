@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hypervisors.contract import HandlerError
-from stores.errors import AccessDenied, Retry, StorageError
+from hypervisors.contract import HandlerError, ImageLocked
+from stores.errors import AccessDenied, NotFound, Retry, StorageError
 
 SESSION_INVALID = "SESSION_INVALID"
 HOST_IS_SLAVE = "HOST_IS_SLAVE"
 HANDLE_INVALID = "HANDLE_INVALID"
+UUID_INVALID = "UUID_INVALID"
+MAP_DUPLICATE_KEY = "MAP_DUPLICATE_KEY"
 TASK_CANCELLED = "TASK_CANCELLED"
+
+NO_SPACE = frozenset({"SR_BACKEND_FAILURE_44", "SR_FULL"})
+_IN_USE = frozenset({"VDI_IN_USE", "OTHER_OPERATION_IN_PROGRESS", "SR_BACKEND_FAILURE_24"})
 
 
 class XapiFailure(HandlerError):
@@ -77,3 +82,17 @@ def failure(code: str, params: Sequence[object], *, doing: str) -> StorageError:
     sort = XapiBusy if code in _BUSY else XapiRefused if code in _OPERATOR else XapiFailure
     said = ", ".join(param for param in told if param)
     return sort(f"{doing}: XAPI answers {code}" + (f" ({said})" if said else ""), code=code, params=told)
+
+
+def of_disk(problem: XapiFailure, ref: str) -> StorageError:
+    """What `problem` with the disk `ref` is to whoever knows stores; itself where it is no more than XAPI's."""
+    if problem.code in _IN_USE:
+        return ImageLocked(
+            f"{ref} is in use: {problem.message}; try again when it is not",
+            ref=ref,
+            code=problem.code,
+            params=problem.params,
+        )
+    if problem.code in (HANDLE_INVALID, UUID_INVALID) and problem.params[:1] == ("VDI",):
+        return NotFound(f"there is no disk {ref} any more", ref=ref)
+    return problem

@@ -1,0 +1,285 @@
+"""One storage repository and its VDIs: XAPI's calls on them, with our errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from hypervisors.xen.errors import (
+    HANDLE_INVALID,
+    MAP_DUPLICATE_KEY,
+    NO_SPACE,
+    UUID_INVALID,
+    XapiBusy,
+    XapiFailure,
+    of_disk,
+)
+from hypervisors.xen.marks import Disk
+from hypervisors.xen.pool import XenPool
+from stores.contract import Usage
+from stores.errors import InvalidReference, NoSpace, NotFound, StorageError
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """An SR that was found. `handle` is XAPI's reference."""
+
+    pool: XenPool
+    handle: str
+    uuid: str
+    name: str
+
+    # ---------------------------------------------------------------------------------------------------- looking
+
+    async def named(self, name: str) -> list[Disk]:
+        """All VDIs called so."""
+        return await self._shown(await self.pool.call("VDI.get_by_name_label", name))
+
+    async def by_uuid(self, uuid: str) -> Disk | None:
+        try:
+            handle = await self.pool.call("VDI.get_by_uuid", uuid)
+        except XapiFailure as problem:
+            if problem.code in (UUID_INVALID, HANDLE_INVALID):
+                return None
+            raise
+        return next(iter(await self._shown([handle])), None)
+
+    async def disk(self, handle: str) -> Disk:
+        """`NotFound` if it is gone."""
+        found = await self._shown([handle])
+        if not found:
+            raise NotFound(f"SR {self.name} does not have that VDI any more", sr=self.uuid)
+        return found[0]
+
+    async def disks(self) -> list[Disk]:
+        """All VDIs, in one call, which is long where there are thousands."""
+        records = await self.pool.call("VDI.get_all_records_where", f'field "SR"="{self.handle}"')
+        return [disk_of(handle, record) for handle, record in records.items()]
+
+    async def _shown(self, handles: Sequence[str]) -> list[Disk]:
+        async def shown(handle: str) -> Disk | None:
+            try:
+                record = await self.pool.call("VDI.get_record", handle)
+            except XapiFailure as problem:
+                if problem.code == HANDLE_INVALID:  # gone since
+                    return None
+                raise
+            return disk_of(handle, record) if record["SR"] == self.handle else None
+
+        return [disk for disk in await asyncio.gather(*map(shown, handles)) if disk is not None]
+
+    async def config(self) -> dict[str, str]:
+        """The SR's own `other_config`."""
+        return dict(await self.pool.call("SR.get_other_config", self.handle))
+
+    async def usage(self) -> Usage:
+        """As XAPI knows it, which asks the storage now and then only."""
+        record = await self.pool.call("SR.get_record", self.handle)
+        capacity = int(record["physical_size"])
+        return Usage(used=max(0, int(record["physical_utilisation"])), capacity=capacity if capacity > 0 else None)
+
+    # --------------------------------------------------------------------------------------------------- changing
+
+    async def create(self, name: str, size: int, config: Mapping[str, str]) -> str:
+        """An empty VDI's handle. `NoSpace`; `Unavailable` leaves open whether it was made."""
+        record = {
+            "name_label": name,
+            "name_description": "",
+            "SR": self.handle,
+            "virtual_size": size,
+            "type": "user",
+            "sharable": False,
+            "read_only": False,
+            "other_config": dict(config),
+            "xenstore_data": {},
+            "sm_config": {},
+            "tags": [],
+        }
+        try:
+            return str(await self.pool.call("VDI.create", record))
+        except XapiFailure as problem:
+            raise await self.explained(problem, name, needed=size) from problem
+
+    async def copy(self, disk: Disk, *, frozen: bool) -> str:
+        """A snapshot's or clone's handle. As `create`."""
+        try:
+            return str(await self.pool.call("VDI.snapshot" if frozen else "VDI.clone", disk.handle, {}))
+        except XapiFailure as problem:
+            raise await self.explained(problem, disk.name) from problem
+
+    async def add_key(self, kind: str, handle: str, key: str, value: str) -> bool:
+        """Whether `key` has that value now; False where it has another one. `kind`: VDI or SR."""
+        try:
+            await self.pool.surely(f"{kind}.add_to_other_config", handle, key, value)
+        except XapiFailure as problem:
+            if problem.code != MAP_DUPLICATE_KEY:
+                raise
+            config: dict[str, str] = await self.pool.call(f"{kind}.get_other_config", handle)
+            return config.get(key) == value
+        return True
+
+    async def remove_keys(self, kind: str, handle: str, keys: Sequence[str]) -> None:
+        """One after the other, in this order."""
+        for key in keys:
+            await self.pool.surely(f"{kind}.remove_from_other_config", handle, key)
+
+    async def explained(self, problem: XapiFailure, ref: str, *, needed: int | None = None) -> StorageError:
+        """The store's error for what XAPI says of a disk."""
+        if problem.code not in NO_SPACE:
+            return of_disk(problem, ref)
+        available = None
+        try:
+            usage = await self.usage()
+            available = max(0, usage.capacity - usage.used) if usage.capacity is not None else None
+        except StorageError as further:
+            _log.info("free space of the sr is not known", sr=self.uuid, error=further.message)
+        return NoSpace(
+            f"SR {self.name} has no room for {ref}: {needed or 'some more'} bytes are needed and"
+            f" {available if available is not None else 'fewer'} are available; free space or use another SR",
+            needed=needed,
+            available=available,
+            sr=self.uuid,
+        )
+
+    @contextmanager
+    def telling(self, ref: str) -> Iterator[None]:
+        """As `explained`, for what is not about room."""
+        try:
+            yield
+        except XapiFailure as problem:
+            raise of_disk(problem, ref) from problem
+
+    # -------------------------------------------------------------------------------------------------- destroying
+
+    async def destroy(self, disk: Disk) -> None:
+        """Idempotent. `ImageLocked` while it is attached or something goes on with it."""
+        with self.telling(disk.name):
+            await self._gone("VDI.destroy", disk)
+
+    async def destroy_content(self, disk: Disk) -> None:
+        """Of a snapshot: what is left says which blocks had changed. As `destroy`."""
+        with self.telling(disk.name):
+            await self._gone("VDI.data_destroy", disk)
+
+    async def destroy_unfinished(self, disk: Disk) -> None:
+        """What is ours alone, and nobody else's yet: where a host still has it attached for a transfer that has ended, that is
+        waited for, and then ended. As `destroy`."""
+        told = self.pool.settings
+        turns = max(1, round(told.grace_s / told.pause_s)) if told.pause_s > 0 else 1
+        for turn in range(turns + 1):
+            try:
+                await self._gone("VDI.destroy", disk)
+                return
+            except XapiBusy as problem:
+                if turn == turns:
+                    raise of_disk(problem, disk.name) from problem
+                if 4 * turn >= turns:  # it may have been about to end by itself
+                    await unplug_from_control_domains(self.pool, await self._vbds(disk))
+                await self.pool.sleep(told.pause_s)
+
+    async def _gone(self, method: str, disk: Disk) -> None:
+        try:
+            await self.pool.surely(method, disk.handle)
+        except XapiFailure as problem:
+            if problem.code != HANDLE_INVALID:
+                raise
+
+    async def _vbds(self, disk: Disk) -> Sequence[str]:
+        found = await self._shown([disk.handle])
+        return found[0].vbds if found else ()
+
+
+async def unplug_from_control_domains(pool: XenPool, vbds: Sequence[str]) -> None:
+    """Those of `vbds` that attach a disk to a control domain. What cannot be unplugged is left: whoever needs it finds out."""
+    for vbd in vbds:
+        try:
+            record = await pool.call("VBD.get_record", vbd)
+            if not await pool.call("VM.get_is_control_domain", record["VM"]):
+                continue
+            if record["currently_attached"]:
+                await pool.surely("VBD.unplug", vbd)
+            await pool.surely("VBD.destroy", vbd)
+            _log.warning("disk detached from a control domain", vbd=vbd)
+        except XapiFailure as problem:
+            _log.info("disk not detached from a control domain", vbd=vbd, error=problem.message)
+
+
+def disk_of(handle: str, record: Mapping[str, Any]) -> Disk:
+    """From a VDI's record. 64 bit integers may be text."""
+    return Disk(
+        handle=handle,
+        uuid=str(record["uuid"]),
+        name=str(record["name_label"]),
+        virtual_size=int(record["virtual_size"]),
+        physical_size=max(0, int(record["physical_utilisation"])),
+        config=dict(record["other_config"]),
+        type=str(record["type"]),
+        usable=bool(record["managed"]) and not record["missing"],
+        snapshot=bool(record["is_a_snapshot"]),
+        tracked=bool(record["cbt_enabled"]),
+        vbds=tuple(record["VBDs"]),
+    )
+
+
+class Finder:
+    """The SR that a primary store's `name` means, in one of several pools: by its uuid, else by its name, as CloudStack names
+    them."""
+
+    def __init__(self, name: str, pools: Sequence[XenPool]) -> None:
+        self.name = name
+        self._pools = pools
+        self._found: Repository | None = None
+        self._turn = asyncio.Lock()
+
+    async def found(self) -> Repository:
+        """`NotFound` says which there are; `InvalidReference` if several have that name. A pool that cannot be asked is an
+        error only where no other has it."""
+        async with self._turn:
+            if self._found is None or not await self._is_there(self._found):
+                self._found = await self._find()
+            return self._found
+
+    async def _is_there(self, sr: Repository) -> bool:
+        """Whether XAPI still knows it by that reference: with an SR that was introduced anew, no VDI would be in it."""
+        try:
+            return str(await sr.pool.call("SR.get_uuid", sr.handle)) == sr.uuid
+        except XapiFailure as problem:
+            if problem.code != HANDLE_INVALID:
+                raise
+            return False
+
+    def forget(self) -> None:
+        self._found = None
+
+    async def _find(self) -> Repository:
+        problem: StorageError | None = None
+        others: list[str] = []
+        for pool in self._pools:
+            try:
+                known: dict[str, dict[str, Any]] = await pool.call("SR.get_all_records")
+            except StorageError as error:
+                problem = error
+                continue
+            for wanted in ("uuid", "name_label"):
+                named = [handle for handle, record in known.items() if record[wanted] == self.name]
+                if len(named) > 1:
+                    raise InvalidReference(
+                        f"{len(named)} SRs of pool {pool.settings.name} are called {self.name}; name the one by its uuid",
+                        seen=[known[handle]["uuid"] for handle in named],
+                    )
+                for handle in named:
+                    return Repository(pool, handle, str(known[handle]["uuid"]), str(known[handle]["name_label"]))
+            others += [f"{record['name_label']} ({record['uuid']})" for record in known.values()]
+        if problem is not None:
+            raise problem
+        raise NotFound(
+            f"no configured pool has an SR with the uuid or name {self.name}; there are: {', '.join(sorted(others)) or 'none'}",
+            sr=self.name,
+        )
