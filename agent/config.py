@@ -321,6 +321,25 @@ class TlsSection(Section):
     )
 
 
+class SmbSection(Section):
+    """SMB shares: image stores with a cifs:// URL, and pools of type SMB. The agent mounts nothing for them."""
+
+    encryption: bool = Field(True, description="Refuse servers that do not encrypt. It needs SMB 3.")
+    signing: bool = Field(
+        True, description="Refuse sessions that are not signed; what is encrypted is protected anyway."
+    )
+    authentication: Literal["negotiate", "kerberos", "ntlm"] = Field(
+        "negotiate",
+        description="`negotiate` is Kerberos where that works, else NTLM. Kerberos needs the package smbprotocol[kerberos].",
+    )
+    credentials: dict[str, SecretFile] = Field(
+        {},
+        description="For stores that come without credentials: files with lines username=, password= and domain=, by host or"
+        " host/share. After a restart the agent knows no others. Without any, its own Kerberos ticket counts.",
+        examples=[{"files.example.org": "credential:smb", "hv1.example.org/vms": "/etc/storage-agent/hv1"}],
+    )
+
+
 class ApiSection(Section):
     """The HTTP API. Listeners that systemd passes take the place of the addresses given here."""
 
@@ -522,6 +541,7 @@ class Config(Section):
     uploads: UploadsSection = UploadsSection()
     images: ImagesSection = ImagesSection()
     tls: TlsSection = TlsSection()
+    smb: SmbSection = SmbSection()
     api: ApiSection = ApiSection()
     cloudstack: CloudStackSection = CloudStackSection()
     logs: LogsSection = LogsSection()

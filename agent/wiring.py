@@ -34,7 +34,7 @@ from hypervisors.process import ToolRunner
 from hypervisors.registry import handlers
 from stores.leftovers import Leftovers
 from stores.resolver import Resolver
-from stores.settings import CacheSettings, StoreSettings, UrlSettings
+from stores.settings import CacheSettings, SmbSettings, StoreSettings, UrlSettings
 from stores.transfer.engine import TransferEngine
 
 if TYPE_CHECKING:  # what they stand on takes time to import, and is only needed where there is a cache, or a link
@@ -249,6 +249,12 @@ def store_settings(config: Config) -> StoreSettings:
             prefer=frozenset(config.cache.prefer),
             wait_s=config.cache.wait_s,
             preferred_wait_s=config.cache.preferred_wait_s,
+        ),
+        smb=SmbSettings(
+            encryption=config.smb.encryption,
+            signing=config.smb.signing,
+            authentication=config.smb.authentication,
+            credentials=config.smb.credentials,
         ),
         ca_file=config.tls.ca_file,
         connect_timeout=transfer.connect_timeout_s,

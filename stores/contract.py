@@ -339,6 +339,12 @@ class DataStore(abc.ABC):
         sent in the store, invisible, until `discard` removes it. Only where `writes` has `Kind.UPLOAD`."""
         raise self._unsupported("upload")
 
+    async def copy(self, source: ObjectInfo, ref: str, *, token: str, replace: bool = False) -> ObjectInfo:
+        """A second object with the content of `source`, which this store holds and which has to be unchanged, made by the store
+        itself: no byte comes here. Otherwise as `write` and its `commit`. `StoreUnsupported` where it cannot do that, before
+        anything is visible: then the bytes go by `present` and `write`."""
+        raise self._unsupported("copying by itself")
+
     async def discard(self, ref: str, *, token: str) -> None:
         """Remove what an interrupted `write(ref, token=...)` or `upload` of a process that is gone left behind. Idempotent.
         Touches nothing that is not provably of that write."""

@@ -9,6 +9,9 @@ from stores.errors import InvalidReference
 from stores.secret import Secret
 from stores.to import DataStoreTO, PrimaryDataStoreTO
 
+SMB_POOLS = ("SMB",)
+"""Pool types that are a folder of an SMB share: reached by host and port, with the credentials of their details."""
+
 
 def identity_of(to: DataStoreTO) -> Hashable:
     """Everything that decides which place is meant and who asks: all fields of the object except those that only describe.
@@ -16,7 +19,8 @@ def identity_of(to: DataStoreTO) -> Hashable:
     Credentials and endpoint are both part of it: two endpoints may know the same access key.
     """
     if isinstance(to, PrimaryDataStoreTO):
-        return (to.storeType, to.poolType, to.uuid, to.path)
+        reached = (to.host, to.port, *sorted((to.details or {}).items())) if to.poolType in SMB_POOLS else ()
+        return (to.storeType, to.poolType, to.uuid, to.path, *reached)
     return (to.storeType, *(getattr(to, name) for name in sorted(type(to).model_fields)))
 
 

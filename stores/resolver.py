@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from stores.contract import DataStore, Kind, LocalPath, ObjectInfo, PendingWrite, Presentation, Progress, RangeReader
 from stores.errors import CacheFailure, InvalidReference, PolicyRefused, RequirementNotMet, StoreUnsupported
-from stores.locations import export_name, identity_of, split_url
+from stores.locations import SMB_POOLS, export_name, identity_of, split_url
 from stores.negotiation import CacheUse, Negotiation, Reason, Via, negotiate
 from stores.paths import check_ref
 from stores.settings import StoreSettings
@@ -25,7 +25,8 @@ from stores.transfer.engine import TransferEngine
 from stores.wrappers.reporting import ReportingStore, StoreObserver
 from stores.wrappers.retrying import RetryingStore
 
-if TYPE_CHECKING:  # what it stands on is only loaded where there is a cache
+if TYPE_CHECKING:  # what they stand on is only loaded where it is needed
+    from stores.backends.smb_place import SmbPlace
     from stores.cache.cache import Cache
     from stores.cache.proxy import CachingStore
     from stores.cache.writeback.queue import UploadQueue
@@ -40,10 +41,11 @@ MOUNTED_POOLS = ("NetworkFilesystem",)
 """Pool types that the host has mounted by their uuid."""
 
 SUPPORTED = (
-    *(f"primary storage of type {pool}" for pool in (*DIRECTORY_POOLS, *MOUNTED_POOLS)),
+    *(f"primary storage of type {pool}" for pool in (*DIRECTORY_POOLS, *MOUNTED_POOLS, *SMB_POOLS)),
     "image stores with an http://, https:// or file:// URI",
     "S3",
     "NFS exports that the host has mounted",
+    "SMB shares, as secondary storage with a cifs:// URL",
 )
 """Of what `Resolver.store` can make a store."""
 
@@ -331,6 +333,10 @@ class Resolver:
         if to.poolType in MOUNTED_POOLS:
             root = self._settings.mount_root
             return self._directory(root / to.uuid, f"pool:{to.uuid}", allowed=(root,), mounted=True)
+        if to.poolType in SMB_POOLS:
+            from stores.backends.smb_place import place_of_pool
+
+            return self._smb(place_of_pool(to), f"pool:{to.uuid}")
         raise _unsupported(f"primary storage of type {to.poolType}")
 
     def _image(self, to: ImageStoreTO) -> DataStore:
@@ -352,6 +358,11 @@ class Resolver:
 
     def _nfs(self, to: NfsTO) -> DataStore:
         url = split_url(to.url)
+        if url.scheme in ("cifs", "smb"):
+            from stores.backends.smb_place import place_of_url
+
+            place = place_of_url(to)
+            return self._smb(place, f"smb:{place.name}")
         if url.scheme != "nfs":
             raise _unsupported(f"secondary storage with a {url.scheme or 'relative'} URL")
         name = export_name(url)
@@ -362,6 +373,12 @@ class Resolver:
                 export=f"nfs://{name}",
             )
         return self._directory(mounts[name], f"nfs:{name}", allowed=(mounts[name],), mounted=True)
+
+    def _smb(self, place: SmbPlace, identity: str) -> DataStore:
+        from stores.backends.smb import SmbStore
+
+        store = SmbStore(place, self._settings, self._engine, id=identity)
+        return RetryingStore(store, attempts=self._settings.attempts)
 
     def _directory(self, root: Path, identity: str, *, allowed: Sequence[Path], mounted: bool = False) -> DataStore:
         from stores.backends.filesystem import FilesystemStore

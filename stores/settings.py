@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from typing import Literal
 
 SOCKET_PATH_LIMIT = 107
 """Longest path of a unix socket: sizeof(sockaddr_un.sun_path) on Linux less the closing NUL (unix(7))."""
@@ -58,6 +59,24 @@ class CacheSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SmbSettings:
+    """How SMB servers are spoken to."""
+
+    encryption: bool = True
+    """Refuse servers that do not encrypt. Without it a server may still ask for encryption."""
+
+    signing: bool = True
+    """Refuse sessions that are not signed. What is encrypted is protected more than by that."""
+
+    authentication: Literal["negotiate", "kerberos", "ntlm"] = "negotiate"
+    """Kerberos where there is a ticket or a realm, else NTLM; or one of the two alone."""
+
+    credentials: Mapping[str, Path] = field(default_factory=dict)
+    """Files with `username=`, `password=` and `domain=` (as mount.cifs has them) by `host` or `host/share`, for stores that
+    come without credentials of their own. Read for each connection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
     """Settings of all stores."""
 
@@ -77,6 +96,7 @@ class StoreSettings:
     """Permissions of files that are written into directories."""
 
     urls: UrlSettings = UrlSettings()
+    smb: SmbSettings = SmbSettings()
     cache: CacheSettings = CacheSettings()
 
     ca_file: Path | None = None

@@ -56,8 +56,11 @@ def _places(engine: TransferEngine) -> list[Place]:
     stores: Sequence[tuple[str, DataStoreTO, bool]] = (
         ("directory pool", PrimaryDataStoreTO(uuid="p", poolType="Filesystem", path="/srv/pool"), True),
         ("NetworkFilesystem pool", PrimaryDataStoreTO(uuid="n", poolType="NetworkFilesystem"), True),
+        # For KVM a source like any other: its pools have to be directories.
+        ("SMB pool", PrimaryDataStoreTO(uuid="s", poolType="SMB", host="host", path="/share"), False),
         ("image directory (`file://`)", ImageStoreTO(uri=Secret("file:///srv/images")), False),
         ("mounted NFS export", NfsTO.model_validate({"_url": "nfs://host/export"}), False),
+        ("SMB share", NfsTO.model_validate({"_url": "cifs://host/share"}), False),
         ("HTTP(S)", ImageStoreTO(uri=Secret("https://images.example.org/base")), False),
         ("S3", S3TO(bucketName="templates"), False),
     )

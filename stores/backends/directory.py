@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from stores.backends.folders import in_order
 from stores.contract import Extent, ObjectInfo, Usage
 from stores.errors import DeviceFault, IntegrityError, InvalidReference, NotFound, ObjectChanged
 from stores.os_errors import translated
@@ -251,8 +252,7 @@ def _entries(descriptor: int, folder: Sequence[str]) -> list[ObjectInfo]:
                     found.append(ObjectInfo(ref, None, is_dir=True))
                 elif entry.is_file(follow_symlinks=False):
                     found.append(info_of(ref, entry.stat(follow_symlinks=False)))
-    # Everything below a directory begins with its name and a slash: so does its place in the order.
-    return sorted(found, key=lambda info: info.ref + "/" if info.is_dir else info.ref)
+    return in_order(found)
 
 
 def _is_mount_point(descriptor: int) -> bool:

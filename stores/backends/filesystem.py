@@ -10,7 +10,6 @@ trusted users can write into the directory. The other presentations hold the fil
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from functools import partial
@@ -20,6 +19,7 @@ from typing import ClassVar
 from stores.backends.directory import Directory, OpenedFile
 from stores.backends.draft import Draft
 from stores.backends.filesystem_upload import FileUpload
+from stores.backends.folders import DraftStream, Infos, walk
 from stores.contract import (
     BlockingCalls,
     DataStore,
@@ -33,10 +33,8 @@ from stores.contract import (
     RangeReader,
     Usage,
 )
-from stores.errors import NotFound
-from stores.paths import check_prefix, check_ref, in_listing
+from stores.paths import check_prefix, check_ref
 from stores.streams import presented
-from stores.transfer.buffers import PIECE
 from stores.transfer.engine import TransferEngine
 from stores.transfer.outgoing import Share
 from stores.uninterrupted import uninterrupted
@@ -105,7 +103,11 @@ class FilesystemStore(DataStore):
             await self._engine.run(draft.create, room=streaming)
             if streaming:
                 with closing(Share(self._engine.outgoing)) as memory:
-                    yield _PendingStream(draft, self._engine, memory)
+                    yield DraftStream(
+                        lambda data: self._engine.run(draft.write, data),
+                        partial(self._engine.run, draft.publish),
+                        memory,
+                    )
             else:
                 yield _PendingFile(draft, self._engine)
         finally:
@@ -134,24 +136,11 @@ class FilesystemStore(DataStore):
         await self._engine.run(self._directory.remove, ref)
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
-        prefix = check_prefix(prefix)
-        folder = prefix.split("/") if prefix else []
-        found = await self._engine.run(self._directory.entries, folder)
-        if prefix and not found:
-            try:
-                yield await self.stat(prefix)
-            except NotFound:
-                return
-        waiting = found[::-1]
-        while waiting:
-            info = waiting.pop()
-            if not in_listing(info.ref, prefix):
-                continue
-            if info.is_dir:
-                below = await self._engine.run(self._directory.entries, info.ref.split("/"))
-                waiting.extend(reversed(below))
-            else:
-                yield info
+        async def entries(folder: str) -> Infos:
+            return await self._engine.run(self._directory.entries, folder.split("/") if folder else [])
+
+        async for info in walk(check_prefix(prefix), entries, self.stat):
+            yield info
 
     async def usage(self) -> Usage:
         return await self._engine.run(self._directory.usage)
@@ -188,30 +177,6 @@ class _PendingFile:
         self.path = draft.path
         self._draft = draft
         self._engine = engine
-
-    async def commit(self) -> ObjectInfo:
-        return await self._engine.run(self._draft.publish)
-
-
-class _PendingStream:
-    kind: ClassVar[Kind] = Kind.BYTE_STREAM
-
-    def __init__(self, draft: Draft, engine: TransferEngine, memory: Share) -> None:
-        self._draft = draft
-        self._engine = engine
-        self._memory = memory
-        self._rooms: deque[memoryview] = deque()  # whole buffers, of which rooms may be the beginning
-
-    async def write(self, data: memoryview) -> None:
-        await self._engine.run(self._draft.write, data)
-
-    async def room(self, most: int) -> memoryview:
-        self._rooms.append(await self._memory.take(PIECE))
-        return self._rooms[-1][:most]
-
-    async def filled(self, room: memoryview) -> None:
-        await self._engine.run(self._draft.write, room)
-        self._memory.give(self._rooms.popleft())
 
     async def commit(self) -> ObjectInfo:
         return await self._engine.run(self._draft.publish)

@@ -36,6 +36,9 @@ class WrapperStore(DataStore):
     ) -> AbstractAsyncContextManager[PendingUpload]:
         return self.inner.upload(ref, source, token=token, replace=replace)
 
+    async def copy(self, source: ObjectInfo, ref: str, *, token: str, replace: bool = False) -> ObjectInfo:
+        return await self.inner.copy(source, ref, token=token, replace=replace)
+
     async def discard(self, ref: str, *, token: str) -> None:
         await self.inner.discard(ref, token=token)
 

@@ -102,6 +102,10 @@ class ReportingStore(WrapperStore):
                 pending = await stack.enter_async_context(self.inner.upload(ref, source, token=token, replace=replace))
             yield _PendingUpload(pending, self)
 
+    async def copy(self, source: ObjectInfo, ref: str, *, token: str, replace: bool = False) -> ObjectInfo:
+        with self.measured("copy"):
+            return await self.inner.copy(source, ref, token=token, replace=replace)
+
     async def discard(self, ref: str, *, token: str) -> None:
         with self.measured("discard"):
             await self.inner.discard(ref, token=token)
