@@ -278,7 +278,7 @@ async def test_remote_stores_are_made_without_contacting_them(resolver: Resolver
         (pool("VMFS"), "VMFS"),
         (image("ftp://images.example.org/"), "ftp"),
         (image("relative/path"), "relative"),
-        (nfs("cifs://host/share?user=u&password=hunter2"), "cifs"),
+        (nfs("afp://host/share?user=u&password=hunter2"), "afp"),
     ],
 )
 def test_unsupported_store_gets_the_list_of_supported_ones(resolver: Resolver, to: DataStoreTO, named: str) -> None:
