@@ -15,8 +15,12 @@ from stores.backends.smb_names import is_name
 from stores.contract import DataStore
 from stores.settings import StoreSettings
 from stores.transfer.engine import TransferEngine
-from tests.contract.store_contract import STRANGE_REFS, StoreLists, StoreReads, StoreWrites, refs
+from tests.contract.store_hooks import STRANGE_REFS
+from tests.contract.store_lists import StoreLists
+from tests.contract.store_reads import StoreReads
+from tests.contract.store_writes import StoreWrites
 from tests.contract.test_filesystem_store import DirectoryHooks
+from tests.objects import refs
 from tests.samba import SambaServer
 
 NAMES = [ref for ref in STRANGE_REFS if is_name(ref)]
@@ -38,15 +42,13 @@ class TestSamba(DirectoryHooks, StoreReads, StoreLists, StoreWrites):
         return self.root
 
     @pytest.fixture
-    async def store(self, samba: SambaServer, folder: Path) -> AsyncIterator[SmbStore]:
-        engine = TransferEngine()
+    async def store(self, samba: SambaServer, folder: Path, engine: TransferEngine) -> AsyncIterator[SmbStore]:
         before = set(os.listdir("/proc/self/fd"))
         store = SmbStore(samba.place(folder.name), StoreSettings(), engine, id="smb:test")
         yield store
         await store.aclose()
         assert set(os.listdir("/proc/self/fd")) <= before, "descriptors are left open"
         assert not [thread.name for thread in threading.enumerate() if "msg_worker" in thread.name]
-        await engine.aclose()
 
     @pytest.mark.parametrize("ref", NAMES)
     async def test_unusual_names_are_taken_literally(self, store: DataStore, ref: str) -> None:
