@@ -17,6 +17,7 @@ from hypervisors.contract import ImageInUse, ImageLocked, ImageRefused, Operatio
 from hypervisors.process import ToolTimeout
 from hypervisors.xen.errors import XapiBusy, XapiFailure
 from stores import errors
+from stores.cache.errors import LeaseLost
 from stores.cache.health import PoolSick
 from stores.cache.writeback.errors import QueueDraining, UploadCancelled, UploadOver, UploadPending
 from stores.errors import Retry, StorageError
@@ -150,6 +151,7 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     XapiBusy: 503,
     errors.CacheFailure: 503,
     PoolSick: 503,
+    LeaseLost: 503,
     UploadPending: 503,
     UploadCancelled: 409,
     UploadOver: 409,

@@ -14,11 +14,11 @@ from typing import Protocol, TypeAlias
 
 import structlog
 
+from stores.cache.errors import LeaseLost
 from stores.cache.filling import Copy, Filling, Landed, Source
 from stores.cache.flights import Flight, Flights, Stage
 from stores.cache.health import PoolSick
 from stores.cache.ladder import STEP, CacheUnavailable, Ladder, Room, Turn
-from stores.cache.ledger import LeaseLost
 from stores.cache.pool import Fill, Following, Held, Missing, Pool
 from stores.contract import DataStore, ObjectInfo, Progress, Silent
 from stores.errors import AccessDenied, AlreadyExists, NotFound, StorageError

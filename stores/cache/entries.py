@@ -15,7 +15,8 @@ from pathlib import Path
 
 from stores.cache.description import DESCRIPTION_LIMIT, Description
 from stores.cache.directory import FILL, OBJECTS, QUARANTINE, PoolDirectory, checked
-from stores.cache.ledger import Entry, Facts, LeaseLost, file_of
+from stores.cache.errors import LeaseLost
+from stores.cache.ledger import Entry, Facts, file_of
 from stores.errors import IntegrityError, NotFound
 
 

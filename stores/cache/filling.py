@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+from stores.cache.errors import LeaseLost
 from stores.cache.flights import Flight
 from stores.cache.health import PoolSick
 from stores.cache.ladder import Ladder, Room
-from stores.cache.ledger import LeaseLost
 from stores.cache.pool import Held, Pool
 from stores.contract import ByteStream, DataStore, Kind, ObjectInfo, RangeReader, Silent
 from stores.errors import IntegrityError, NoSpace, StoreError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stores.cache import ledger
 from stores.cache.access import Access
-from stores.cache.ledger import LeaseLost
+from stores.cache.errors import LeaseLost
 from stores.cache.sqlite import boot_clock
 
 MARGIN = 0.1

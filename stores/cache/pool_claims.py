@@ -17,8 +17,9 @@ from stores.cache.bound import capacity_of
 from stores.cache.claims import Fill, Following, Found, Gone, Held, Missing
 from stores.cache.database import Transaction
 from stores.cache.description import Description
+from stores.cache.errors import LeaseLost
 from stores.cache.health import PoolSick
-from stores.cache.ledger import Answer, Entry, Facts, LeaseLost, WrongState, charge_of, is_staged
+from stores.cache.ledger import Answer, Entry, Facts, WrongState, charge_of, is_staged
 from stores.cache.policy import Decision, Evict, Grant, Hold, Refuse, Wait
 from stores.cache.pool_base import PoolBase, new_id
 from stores.cache.schema import EntryState

@@ -13,8 +13,9 @@ from sqlalchemy import select
 from stores.cache import ledger
 from stores.cache.claims import Gone
 from stores.cache.database import Transaction
+from stores.cache.errors import LeaseLost
 from stores.cache.lease import boot_id
-from stores.cache.ledger import Entry, LeaseLost, Reservation
+from stores.cache.ledger import Entry, Reservation
 from stores.cache.ledger.rows import to_entry, to_reservation
 from stores.cache.ledger.sums import pool_row
 from stores.cache.pool_claims import PoolClaims

@@ -11,8 +11,9 @@ from stores.cache import ledger
 from stores.cache.bound import available
 from stores.cache.claims import Gone
 from stores.cache.database import Transaction
+from stores.cache.errors import LeaseLost
 from stores.cache.health import PoolSick
-from stores.cache.ledger import Entry, LeaseLost, Relief
+from stores.cache.ledger import Entry, Relief
 from stores.cache.pool_claims import PoolClaims
 from stores.cache.reconcile import reconcile
 from stores.cache.recovery import bury_dead, open_up, recover

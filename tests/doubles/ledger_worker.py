@@ -10,7 +10,8 @@ from pathlib import Path
 
 from stores.cache import ledger
 from stores.cache.database import Transaction
-from stores.cache.ledger import Facts, Follow, Hit, LeaseLost, Leaving, Miss, TakeOver, charge_of
+from stores.cache.errors import LeaseLost
+from stores.cache.ledger import Facts, Follow, Hit, Leaving, Miss, TakeOver, charge_of
 from stores.cache.policy import Grant
 from stores.cache.sqlite import SqliteDatabase
 from stores.errors import AlreadyExists

@@ -25,7 +25,8 @@ from sqlalchemy import select
 
 from stores.cache import ledger, policy
 from stores.cache.database import Database, Transaction
-from stores.cache.ledger import Facts, Follow, Hit, LeaseLost, Leaving, Miss, TakeOver, WrongState, charge_of
+from stores.cache.errors import LeaseLost
+from stores.cache.ledger import Facts, Follow, Hit, Leaving, Miss, TakeOver, WrongState, charge_of
 from stores.cache.policy import Evict, Grant, Limits, PoolState, Refuse
 from stores.cache.postgres import PostgresDatabase
 from stores.cache.schema import EntryState, entries, metadata, pins, reservations, versions, waiters

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from stores.cache.description import DESCRIPTION_LIMIT, Description
 from stores.cache.directory import FOLDERS, PoolDirectory, directory_mode
 from stores.cache.entries import Entries
-from stores.cache.ledger import Entry, LeaseLost
+from stores.cache.errors import LeaseLost
+from stores.cache.ledger import Entry
 from stores.cache.policy import Queue
 from stores.cache.schema import EntryState
 from stores.errors import AccessDenied, IntegrityError, StoreError, TooLarge

@@ -9,7 +9,8 @@ from sqlalchemy import update
 
 from stores.cache import ledger
 from stores.cache.database import Transaction
-from stores.cache.ledger import Abandoned, Follow, Hit, LeaseLost, Leaving, Miss, TakeOver, WrongState
+from stores.cache.errors import LeaseLost
+from stores.cache.ledger import Abandoned, Follow, Hit, Leaving, Miss, TakeOver, WrongState
 from stores.cache.policy import Evict, Grant, Hold, Limits, Queue, Refuse, Wait
 from stores.cache.schema import EntryState, pools
 from stores.errors import AlreadyExists, NotFound

@@ -11,7 +11,7 @@ import pytest
 
 from stores.cache import ledger
 from stores.cache.claims import Gone
-from stores.cache.ledger import LeaseLost
+from stores.cache.errors import LeaseLost
 from stores.cache.policy import Hold, Refuse, Wait
 from stores.cache.pool import Fill, Following, Held, Missing, Pool
 from stores.errors import AlreadyExists, IntegrityError

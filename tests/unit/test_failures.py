@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from agent import failures
 from agent.commands import COMMAND
 from agent.failures import Internal, InvalidCommand, http_status, tell
+from stores.cache.errors import LeaseLost
 from stores.errors import NoSpace, NotFound, Retry, Unavailable
 from stores.secret import Secret
 from tests.error_classes import error_classes
@@ -41,7 +42,7 @@ def test_statuses_agree_with_whether_to_retry() -> None:
     for error in error_classes().values():
         if error.retry is Retry.NO:
             assert http_status(error) != 503, error
-    assert http_status(Unavailable) == 503
+    assert http_status(Unavailable) == http_status(LeaseLost) == 503
     assert http_status(NotFound) == 404
 
 

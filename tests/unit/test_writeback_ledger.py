@@ -10,7 +10,8 @@ from sqlalchemy import text
 
 from stores.cache import ledger
 from stores.cache.database import Transaction
-from stores.cache.ledger import Entry, Facts, LeaseLost, Leaving, uploads
+from stores.cache.errors import LeaseLost
+from stores.cache.ledger import Entry, Facts, Leaving, uploads
 from stores.cache.ledger.uploads import Admission, Upload, Wanted
 from stores.cache.policy import Hold, Limits
 from stores.cache.schema import MIGRATIONS, EntryState, UploadState, migrate

@@ -9,12 +9,12 @@ from sqlalchemy import bindparam, delete, insert, select, text, update
 
 from stores.cache import policy
 from stores.cache.database import Transaction
+from stores.cache.errors import LeaseLost
 from stores.cache.ledger.eviction import recall
 from stores.cache.ledger.room import drop, owned
 from stores.cache.ledger.rows import (
     Entry,
     Facts,
-    LeaseLost,
     Reservation,
     charge_of,
     entry,

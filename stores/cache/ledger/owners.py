@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from sqlalchemy import and_, bindparam, delete, exists, insert, select, update
 
 from stores.cache.database import Transaction
+from stores.cache.errors import LeaseLost
 from stores.cache.ledger.content import unpin
-from stores.cache.ledger.rows import OF_STAGED, Entry, LeaseLost, Reservation, require_lease, to_entry, to_reservation
+from stores.cache.ledger.rows import OF_STAGED, Entry, Reservation, require_lease, to_entry, to_reservation
 from stores.cache.schema import EntryState, entries, owners, pins, reservations, waiters
 
 _RENEW = (

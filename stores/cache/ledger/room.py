@@ -9,8 +9,9 @@ from sqlalchemy import Row, bindparam, delete, insert, select, update
 
 from stores.cache import policy
 from stores.cache.database import Transaction
+from stores.cache.errors import LeaseLost
 from stores.cache.ledger.eviction import mark_victims
-from stores.cache.ledger.rows import Entry, LeaseLost, Reservation, entry, require_lease, to_reservation
+from stores.cache.ledger.rows import Entry, Reservation, entry, require_lease, to_reservation
 from stores.cache.ledger.sums import LAST_PLACE, account, pool_state
 from stores.cache.policy import Decision, Evict, Grant, Wait
 from stores.cache.schema import reservations, waiters

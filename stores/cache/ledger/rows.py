@@ -9,10 +9,11 @@ from typing import Any
 from sqlalchemy import Row, bindparam, select
 
 from stores.cache.database import Transaction
+from stores.cache.errors import LeaseLost
 from stores.cache.policy import Queue
 from stores.cache.schema import EntryState, entries, owners
 from stores.contract import KiB
-from stores.errors import NotFound, Retry, StoreError
+from stores.errors import NotFound
 
 BLOCK = 4 * KiB
 METADATA = 8 * KiB  # the entry's own description, its names in directories, its row
@@ -41,12 +42,6 @@ def staged_key(store: str, ref: str, token: str) -> str:
 
 def is_staged(key: str) -> bool:
     return key.endswith(OF_STAGED)
-
-
-class LeaseLost(StoreError):
-    """This process was silent for longer than its lease, and others went on without it. Nothing of it was published."""
-
-    retry = Retry.YES
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ import asyncio
 from pathlib import Path
 from typing import ClassVar
 
+from stores.cache.errors import LeaseLost
 from stores.cache.health import PoolSick
-from stores.cache.ledger import LeaseLost, uploads
+from stores.cache.ledger import uploads
 from stores.cache.ledger.rows import existing
 from stores.cache.ledger.uploads import Upload
 from stores.cache.pool import Pool

@@ -17,9 +17,10 @@ from typing import ClassVar
 
 from stores.cache.claims import Fill, Following, Held
 from stores.cache.description import Description
+from stores.cache.errors import LeaseLost
 from stores.cache.health import PoolSick
 from stores.cache.ladder import POLL_S, STEP, CacheUnavailable, Ladder, LargerThanCache, Turn
-from stores.cache.ledger import LeaseLost, WrongState, charge_of, uploads
+from stores.cache.ledger import WrongState, charge_of, uploads
 from stores.cache.ledger.uploads import Admission, Upload, Wanted
 from stores.cache.pool import Pool
 from stores.cache.schema import UploadState

@@ -13,9 +13,10 @@ import structlog
 from stores.cache.cache import key_of
 from stores.cache.claims import Gone
 from stores.cache.database import Transaction
+from stores.cache.errors import LeaseLost
 from stores.cache.health import PoolSick
 from stores.cache.ladder import Turn
-from stores.cache.ledger import Entry, LeaseLost, uploads
+from stores.cache.ledger import Entry, uploads
 from stores.cache.ledger.uploads import Finished, Upload
 from stores.cache.pool import Pool
 from stores.cache.schema import UploadState

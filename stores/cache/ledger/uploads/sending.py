@@ -11,9 +11,10 @@ from typing import Any
 from sqlalchemy import and_, exists, func, or_, select
 
 from stores.cache.database import Transaction
+from stores.cache.errors import LeaseLost
 from stores.cache.ledger.content import confirm, set_state
 from stores.cache.ledger.eviction import mark
-from stores.cache.ledger.rows import Entry, LeaseLost, require_lease
+from stores.cache.ledger.rows import Entry, require_lease
 from stores.cache.ledger.uploads.rows import (
     BLOCKED,
     OVER,

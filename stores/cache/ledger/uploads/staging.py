@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from sqlalchemy import delete, insert, select
 
 from stores.cache.database import Transaction
+from stores.cache.errors import LeaseLost
 from stores.cache.ledger.content import WrongState, publish, unpin
-from stores.cache.ledger.rows import Entry, Facts, LeaseLost, existing, require_lease
+from stores.cache.ledger.rows import Entry, Facts, existing, require_lease
 from stores.cache.ledger.uploads.rows import BLOCKED, Upload, Wanted, change, find, find_by_key, living, unstored_bytes
 from stores.cache.schema import UploadState, uploads
 
