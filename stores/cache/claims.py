@@ -75,11 +75,8 @@ class Counts:
     """What happened in one pool since the process began."""
 
     evictions: Counter[Gone] = field(default_factory=Counter)
-    evicted_bytes: int = 0
-    published: int = 0
     adopted: int = 0  # fills that an earlier process had finished but for the ledger
     taken_over: int = 0  # fills that an earlier process had begun
-    discarded: int = 0  # unfinished fills of earlier processes
     quarantined: int = 0
     lease_losses: int = 0
     ailments: int = 0  # times that the pool turned sick

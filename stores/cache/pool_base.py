@@ -136,11 +136,8 @@ class PoolBase:
     async def _remove(self, entries: Sequence[Entry], why: Gone, remember: bool) -> None:
         await self.access.touch(lambda: self.access.entries.remove(entries))
         ids, owner = [entry.id for entry in entries], self.lease.owner
-        freed = await self.access.transact(
-            lambda tx: ledger.evicted(tx, self.name, ids, owner=owner, remember=remember)
-        )
+        await self.access.transact(lambda tx: ledger.evicted(tx, self.name, ids, owner=owner, remember=remember))
         self.counts.evictions[why] += len(ids)
-        self.counts.evicted_bytes += freed
 
     def _lose_fills(self) -> None:
         for fill in self._fills.values():

@@ -259,7 +259,6 @@ class PoolClaims(PoolBase):
         self._require(fill)
         held = await self._published(fill.reservation, facts, fill.owner, reason)
         self._fills.pop(fill.reservation, None)
-        self.counts.published += 1
         self.changed()
         return held
 

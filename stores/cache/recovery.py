@@ -73,7 +73,6 @@ async def recover(pool: PoolClaims) -> None:
             await pool.unpin(adopted)
         else:
             await discard(pool, filling)
-            pool.counts.discarded += 1
     await pool.remove(left.leaving, Gone.LEFT)
 
 
