@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from stores.bridge.options import Inbox
 from stores.bridge.wire import (
     CLIENT_FLAGS,
     CONTEXT,
@@ -19,8 +20,6 @@ from stores.bridge.wire import (
     MAX_PAYLOAD,
     OPTION,
     OPTION_MAGIC,
-    OPTION_REPLY,
-    OPTION_REPLY_MAGIC,
     U16,
     U32,
     HandshakeFlag,
@@ -31,9 +30,6 @@ from stores.bridge.wire import (
     TransmissionFlag,
 )
 from stores.errors import AccessDenied, NotFound, StoreError, StoreUnsupported, Unavailable
-
-LONGEST_REPLY = 64 * 1024
-"""Most bytes of one reply to an option: those in use stay under 5 KiB (a name of 4096 bytes and a few numbers)."""
 
 _MOST_REPLIES = 1000
 """To one option; servers send two or three."""
@@ -66,7 +62,7 @@ class Negotiation:
         """`context`: the one to be asked about by block status; None for a connection that only reads."""
         self._name = name
         self._context = context
-        self._buffer = bytearray()
+        self._inbox = Inbox()
         self._greeted = False
         self._options = [Option.STRUCTURED_REPLY, *([Option.SET_META_CONTEXT] if context else []), Option.GO]
         self._replies = 0
@@ -83,22 +79,18 @@ class Negotiation:
         `NotFound` for an unknown export, `AccessDenied`, `StoreUnsupported` for a server without what we need, `Unavailable`
         for one that shuts down; `ProtocolError` for what is not NBD.
         """
-        self._buffer += data
+        self._inbox.add(data)
         answer = b""
         if not self._greeted:
-            if len(self._buffer) < GREETING.size:
+            greeting = self._inbox.numbers(GREETING)
+            if greeting is None:
                 return b""
-            answer = self._greet(*GREETING.unpack(self._take(GREETING.size)))
-        while self.export is None and (reply := self._next_reply()) is not None:
+            answer = self._greet(*greeting)
+        while self.export is None and (reply := self._inbox.option_reply()) is not None:
             answer += self._handle(*reply)
-        if self.export is not None and self._buffer:
+        if self.export is not None and self._inbox.rest:
             raise ProtocolError("the server speaks before it is asked")
         return answer
-
-    def _take(self, count: int) -> bytes:
-        piece = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return piece
 
     def _greet(self, magic: int, style: int, flags: int) -> bytes:
         if magic != MAGIC:
@@ -121,19 +113,6 @@ class Negotiation:
             # Block sizes are not asked for: a server that has been asked may insist on aligned requests.
             data = U32.pack(len(name)) + name + U16.pack(0)
         return OPTION.pack(OPTION_MAGIC, option, len(data)) + data
-
-    def _next_reply(self) -> tuple[int, int, bytes] | None:
-        if len(self._buffer) < OPTION_REPLY.size:
-            return None
-        magic, option, kind, length = OPTION_REPLY.unpack_from(self._buffer)
-        if magic != OPTION_REPLY_MAGIC:
-            raise ProtocolError(f"option reply magic is {magic:#018x}")
-        if length > LONGEST_REPLY:
-            raise ProtocolError(f"a reply of {length} bytes to option {option}")
-        if len(self._buffer) < OPTION_REPLY.size + length:
-            return None
-        self._take(OPTION_REPLY.size)
-        return option, kind, self._take(length)
 
     def _handle(self, option: int, kind: int, data: bytes) -> bytes:
         asked = self._options[0]

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from enum import StrEnum, auto
 
+from stores.bridge.options import Inbox
 from stores.bridge.wire import (
     ALLOCATION,
     CLIENT_FLAGS,
@@ -18,7 +19,6 @@ from stores.bridge.wire import (
     INFO_EXPORT,
     MAGIC,
     MAX_PAYLOAD,
-    OPTION,
     OPTION_MAGIC,
     OPTION_REPLY,
     OPTION_REPLY_MAGIC,
@@ -37,7 +37,6 @@ ALLOCATION_ID = 1
 
 _EXPORT_NAME_REPLY = struct.Struct(">QH")
 
-_LONGEST_OPTION = 64 * 1024  # far beyond what any option of ours needs
 _MOST_QUERIES = 1024
 _TRANSMISSION_FLAGS = TransmissionFlag.HAS_FLAGS | TransmissionFlag.READ_ONLY | TransmissionFlag.CAN_MULTI_CONN
 
@@ -93,7 +92,7 @@ class Negotiation:
         self._export = export
         self._size = size
         self._preferred = preferred
-        self._buffer = bytearray()
+        self._inbox = Inbox()
         self._no_zeroes = False
         self.phase = Phase.FLAGS
         self.structured = False
@@ -118,22 +117,17 @@ class Negotiation:
     @property
     def rest(self) -> bytes:
         """Bytes of the transmission phase that came along with the last option."""
-        return bytes(self._buffer)
+        return self._inbox.rest
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the client; what to answer. Look at `phase` afterwards. `ProtocolError` when it is not NBD."""
-        self._buffer += data
+        self._inbox.add(data)
         answer = b""
-        if self.phase is Phase.FLAGS and len(self._buffer) >= CLIENT_FLAGS.size:
-            self._client_flags(CLIENT_FLAGS.unpack(self._take(CLIENT_FLAGS.size))[0])
-        while self.phase is Phase.OPTIONS and (option := self._next_option()) is not None:
+        if self.phase is Phase.FLAGS and (flags := self._inbox.numbers(CLIENT_FLAGS)) is not None:
+            self._client_flags(*flags)
+        while self.phase is Phase.OPTIONS and (option := self._inbox.option()) is not None:
             answer += self._answer(*option)
         return answer
-
-    def _take(self, count: int) -> bytes:
-        piece = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return piece
 
     def _client_flags(self, flags: int) -> None:
         known = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)  # ~ of an IntFlag drops unknown bits
@@ -141,19 +135,6 @@ class Negotiation:
             raise ProtocolError(f"unknown client flags {flags:#x}")
         self._no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)
         self.phase = Phase.OPTIONS
-
-    def _next_option(self) -> tuple[int, bytes] | None:
-        if len(self._buffer) < OPTION.size:
-            return None
-        magic, option, length = OPTION.unpack_from(self._buffer)
-        if magic != OPTION_MAGIC:
-            raise ProtocolError(f"option magic is {magic:#018x}")
-        if length > _LONGEST_OPTION:
-            raise ProtocolError(f"option {option} with {length} bytes, at most {_LONGEST_OPTION} are allowed")
-        if len(self._buffer) < OPTION.size + length:
-            return None
-        self._take(OPTION.size)
-        return option, self._take(length)
 
     def _answer(self, option: int, data: bytes) -> bytes:
         handler = self._handlers.get(option)
