@@ -9,6 +9,7 @@ import json
 import os
 import select
 import signal
+import socket as socket_module
 import subprocess
 import sys
 import tempfile
@@ -57,11 +58,17 @@ async def nothing_is_left(run: Path) -> AsyncIterator[None]:
     assert (len(os.listdir("/proc/self/fd")), children()) == before
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody takes connections there. The file is there a moment earlier."""
+    with socket_module.socket(socket_module.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 @asynccontextmanager
 async def served(argv: Sequence[str], socket: Path) -> AsyncIterator[None]:
     """Another server than the agent's own."""
     async with TOOLS.running(argv) as server:
-        while not socket.exists():
+        while not listens(socket):
             assert (failure := await server.ended(within_s=0.01)) is None, failure
         yield
     socket.unlink(missing_ok=True)
