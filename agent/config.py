@@ -324,9 +324,8 @@ class TlsSection(Section):
 class SmbSection(Section):
     """SMB shares: image stores with a cifs:// URL, and pools of type SMB. The agent mounts nothing for them."""
 
-    encryption: bool = Field(True, description="Refuse servers that do not encrypt. It needs SMB 3.")
-    signing: bool = Field(
-        True, description="Refuse sessions that are not signed; what is encrypted is protected anyway."
+    encryption: bool = Field(
+        True, description="Refuse servers that do not encrypt, which needs SMB 3. Without it everything is signed."
     )
     authentication: Literal["negotiate", "kerberos", "ntlm"] = Field(
         "negotiate",

@@ -252,7 +252,6 @@ def store_settings(config: Config) -> StoreSettings:
         ),
         smb=SmbSettings(
             encryption=config.smb.encryption,
-            signing=config.smb.signing,
             authentication=config.smb.authentication,
             credentials=config.smb.credentials,
         ),

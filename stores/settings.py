@@ -63,10 +63,7 @@ class SmbSettings:
     """How SMB servers are spoken to."""
 
     encryption: bool = True
-    """Refuse servers that do not encrypt. Without it a server may still ask for encryption."""
-
-    signing: bool = True
-    """Refuse sessions that are not signed. What is encrypted is protected more than by that."""
+    """Refuse servers that do not encrypt. Without it everything is signed, and encrypted only where a server asks for it."""
 
     authentication: Literal["negotiate", "kerberos", "ntlm"] = "negotiate"
     """Kerberos where there is a ticket or a realm, else NTLM; or one of the two alone."""

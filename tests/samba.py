@@ -14,6 +14,7 @@ import pytest
 
 from stores.backends.smb_place import SmbLogin, SmbPlace
 from stores.secret import Secret
+from tests.secret_scan import register_secret
 from tests.servers import free_ports, running, wait_for
 
 SHARE = "share"
@@ -73,7 +74,7 @@ def run_samba(directory: Path, *, more: str = "") -> Iterator[SambaServer]:
     (port,) = free_ports(1)
     config = directory / "smb.conf"
     config.write_text(SMB_CONF.format(dir=directory, port=port, root=root, share=SHARE, more=more))
-    password = "pw-" + uuid.uuid4().hex
+    password = register_secret("pw-" + uuid.uuid4().hex, "password of a Samba user")
     subprocess.run(
         ["smbpasswd", "-c", str(config), "-s", "-a", "root"],
         input=f"{password}\n{password}\n",

@@ -41,7 +41,7 @@ from stores.backends.smb_link import Link
 from stores.backends.smb_links import Hold, Links
 from stores.backends.smb_names import check_name, wire_path
 from stores.contract import ObjectInfo
-from stores.errors import AlreadyExists, IntegrityError, NoSpace, StoreError, Unavailable
+from stores.errors import AlreadyExists, IntegrityError, NoSpace, NotFound, StoreError, Unavailable
 from stores.os_errors import no_space
 
 _log = structlog.get_logger(__name__)
@@ -155,23 +155,29 @@ class SmbDraft:
                         f"{self._ref} is being written by the same command already; discard what that left",
                         ref=self._ref,
                     ) from None
-                if status not in MISSING | {NOT_A_DIRECTORY} or len(self._folders) == 1:
+                if status not in MISSING | {NOT_A_DIRECTORY}:
                     raise
                 # Another writer has cleaned up the folder that it had made, before our file was in it.
-                self._refuse_object_in_path(link)
+                self._refuse_other_path(link)
         raise Unavailable(f"{self._ref} cannot be written: its folder keeps vanishing", ref=self._ref)
 
     def _make_folders(self, link: Link) -> None:
         for folder in self._folders[1:]:
+            if found(link, folder) is not None:
+                continue
+            if folder not in self._made:
+                self._made.append(folder)  # before it is: the answer may get lost
             try:
                 close(link, create(link, folder, LOOK, CREATE, FOLDER))
-                if folder not in self._made:
-                    self._made.append(folder)
             except SMBResponseException as error:
+                self._made.remove(folder)
                 if status_of(error) not in MISSING | {NAME_COLLISION, NOT_A_DIRECTORY}:
                     raise
 
-    def _refuse_object_in_path(self, link: Link) -> None:
+    def _refuse_other_path(self, link: Link) -> None:
+        """Unless it may be there at the next try."""
+        if found(link, self._folders[0]) is None:
+            raise NotFound(f"the folder {self._links.place.name} does not exist; make it there", ref=self._ref)
         for folder in self._folders[1:]:
             there = found(link, folder)
             if there is not None and not there.is_dir:

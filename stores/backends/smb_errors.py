@@ -107,10 +107,10 @@ def translate(error: Exception, what: str, **details: object) -> StoreError:
 
 
 def not_private(what: str, needed: str) -> StoreError:
-    """A server or session without the encryption or signing that the settings ask for."""
+    """A server or session without what protects it."""
     return PolicyRefused(
-        f"{what} gives no {needed}, which the settings of SMB ask for: turn it on at the server (SMB 3), or off in the"
-        " section smb",
+        f"{what} gives no {needed}: turn it on at the server (SMB 3); encryption alone can be done without"
+        " (smb.encryption)",
         needed=needed,
     )
 

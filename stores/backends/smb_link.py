@@ -22,6 +22,7 @@ from stores.backends.smb_errors import Lost, not_private, translated
 from stores.backends.smb_place import SmbLogin, SmbPlace
 from stores.backends.smb_transport import Transport
 from stores.contract import KiB, MiB
+from stores.errors import AccessDenied
 from stores.settings import SmbSettings
 
 PIECE = 1 * MiB
@@ -46,11 +47,11 @@ for _name in ("smbprotocol", "spnego"):
 class _Connection(Connection):  # type: ignore[misc]  # the library has no types
     """smbprotocol's, with our transport, our way to wait, and no trust in answers without protection."""
 
-    def __init__(self, place: SmbPlace, settings: SmbSettings, transport: Transport, silence_s: float) -> None:
+    def __init__(self, place: SmbPlace, transport: Transport, silence_s: float) -> None:
         self._ours = transport
         self._silence_s = silence_s
         self._stop_at: float | None = None
-        super().__init__(uuid.uuid4(), place.host, place.port, require_signing=settings.signing)
+        super().__init__(uuid.uuid4(), place.host, place.port, require_signing=True)
 
     @property
     def transport(self) -> Transport:
@@ -126,7 +127,7 @@ class Link:
         self._settings = settings
         self._silence_s = silence_s
         self._transport = Transport(place.host, place.port, connect_timeout_s=connect_timeout_s, silence_s=silence_s)
-        self._connection = _Connection(place, settings, self._transport, silence_s)
+        self._connection = _Connection(place, self._transport, silence_s)
         self._session: Any = None
         self._tree: Any = None
         self._sending = threading.Lock()
@@ -156,11 +157,16 @@ class Link:
             self._session.connect()
         except (SMBResponseException, SMBAuthenticationError):
             raise
+        except ImportError:
+            raise AccessDenied(
+                f"{self.place.name}: Kerberos needs the package smbprotocol[kerberos]; install it, or allow NTLM by"
+                " smb.authentication"
+            ) from None
         except SMBException:  # a guest's session has no keys
             raise not_private(self.place.name, "session with a user of its own") from None
         self._session.password = None  # the library keeps it, and nothing needs it any more
         self._tree = TreeConnect(self._session, self.place.unc)
-        self._tree.connect(require_secure_negotiate=self._settings.encryption or self._settings.signing)
+        self._tree.connect()
         self._tree.is_dfs_share = False  # paths go to this server as they are; a DFS link is an error
         self._take_credits()
 
