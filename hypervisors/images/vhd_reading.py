@@ -88,6 +88,8 @@ class VhdReading:
         self._end = bytearray()  # the last bytes that came, once the end is due
         self._footer = b""
         self._parser = self._parse()
+        self.present = 0
+        """Bytes of the disk that are in blocks of the image, once its table has come, whatever sectors of them are there."""
 
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[Event]:
         """What the next bytes of the image say, any number of them. The events have to be taken to the end.
@@ -129,7 +131,10 @@ class VhdReading:
         size = whole_sectors(header.entries * 4)
         table = _numbers((yield from self._collected(size, "VHD block table")))[: header.entries]
         _check_beyond(table, header, footer.virtual_size)
-        yield from _absent_blocks(table, header.block, footer.virtual_size)
+        self.present = footer.virtual_size
+        for absent in _absent_blocks(table, header.block, footer.virtual_size):
+            self.present -= absent.length
+            yield absent
         for place, number in _in_order_of_places(table):
             yield from self._block(place * SECTOR, number * header.block, header.block, footer.virtual_size)
         yield from self._last_sector()

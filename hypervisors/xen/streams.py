@@ -32,7 +32,8 @@ _MOST_REDIRECTS = 3
 
 @dataclass
 class _Transfer:
-    task: str
+    task: str = ""
+    """Empty before it is made."""
     running: bool = False
     """Whether a host may be at work on it: from its 200 on."""
 
@@ -233,12 +234,17 @@ class DiskStreams:
     @asynccontextmanager
     async def _transfer(self) -> AsyncIterator[_Transfer]:
         """With a task of ours, which is gone afterwards whatever happened, and so is what the host did for it."""
-        transfer = _Transfer(str(await self._client.call("task.create", self._label, "")))
+        transfer = _Transfer()
         try:
+            await uninterrupted(self._begin(transfer))  # one that was made without our knowing would stay for a day
             yield transfer
         finally:
             # Also when cancelled, and then to its end: else the host would keep the disk attached behind our back.
-            await uninterrupted(self._discard(transfer))
+            if transfer.task:
+                await uninterrupted(self._discard(transfer))
+
+    async def _begin(self, transfer: _Transfer) -> None:
+        transfer.task = str(await self._client.call("task.create", self._label, "", timeout_s=2 * self._grace_s))
 
     async def _discard(self, transfer: _Transfer) -> None:
         task = transfer.task

@@ -9,7 +9,7 @@ The event loop decides, threads move: each receives pieces and writes them, one 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from stores.transfer.buffers import BufferPool
 from stores.transfer.connections import Connections
 from stores.transfer.digests import Digester
 from stores.transfer.outgoing import Outgoing
-from stores.transfer.pieces import known_size
+from stores.transfer.pieces import Piece, known_size
 from stores.transfer.placed import PlacedFile
 from stores.transfer.pump import WIDTH_LIMIT, Pump
 from stores.transfer.readahead import ReadAhead
@@ -182,13 +182,21 @@ class TransferEngine:
 
     def stream(self, reader: RangeReader) -> ByteStream:
         """The object in order, read ahead in parallel."""
-        return ReadAhead(self.buffers, reader, width=min(reader.parallel, WIDTH_LIMIT))
+        return self._ahead(reader)
+
+    def placed(self, reader: RangeReader) -> AsyncGenerator[tuple[Piece, memoryview | None], None]:
+        """The same for who has no use for holes: each piece and its bytes, None for a hole, of which nothing is read. The bytes
+        are valid until the next piece is asked for. To be closed (`aclosing`)."""
+        return self._ahead(reader).placed()
 
     async def aclose(self) -> None:
         """Gives back threads, connections and buffers; waits for calls that still run. Idempotent."""
         for threads in (self.network, self.disk, self._calls):
             await asyncio.to_thread(threads.close)
         self.connections.close()
+
+    def _ahead(self, reader: RangeReader) -> ReadAhead:
+        return ReadAhead(self.buffers, reader, width=min(reader.parallel, WIDTH_LIMIT))
 
     @asynccontextmanager
     async def _opened(self, path: Path, size: int, *, kept: bool = False) -> AsyncIterator[PlacedFile]:

@@ -28,6 +28,16 @@ class ReadAhead(ByteStream):
         return self.pieces()
 
     async def pieces(self) -> AsyncGenerator[memoryview, None]:
+        async with aclosing(self.placed()) as placed:
+            async for piece, data in placed:
+                if data is None:
+                    for view in zero_views(piece.length):
+                        yield view
+                else:
+                    yield data
+
+    async def placed(self) -> AsyncGenerator[tuple[Piece, memoryview | None], None]:
+        """Each piece and its bytes, None for a hole. The bytes are valid until the next is asked for."""
         ahead: deque[tuple[Piece, asyncio.Task[memoryview] | None]] = deque()
         try:
             async with aclosing(_each(self._reader)) as plan:
@@ -43,12 +53,11 @@ class ReadAhead(ByteStream):
                         break
                     piece, read = ahead[0]
                     if read is None:
-                        for view in zero_views(piece.length):
-                            yield view
+                        yield piece, None
                         ahead.popleft()
                         continue
                     buffer = await read
-                    yield buffer[: piece.length]
+                    yield piece, buffer[: piece.length]
                     ahead.popleft()
                     self._buffers.release(self, buffer)
         finally:

@@ -7,72 +7,19 @@ import asyncio
 import hashlib
 import struct
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hypervisors.xen.chunks import ChunkEncoder
 from hypervisors.xen.errors import XapiBusy, XapiFailure, XapiRefused
-from hypervisors.xen.events import TaskWaiter, watching
 from hypervisors.xen.hosts import Host, Trust, parse_host
-from hypervisors.xen.session import PoolClient
-from hypervisors.xen.streams import DiskStreams
-from hypervisors.xen.wire import Patience
-from hypervisors.xen.xapi import Xapi
 from stores.contract import MiB
 from stores.errors import AccessDenied, IntegrityError, StorageError, TlsFailed, Unavailable
-from stores.secret import Secret
 from tests.doubles.xapi import Pool, Settings, running
 from tests.images import content
-
-SIZE = 8 * MiB
-PATIENCE = Patience(connect_s=10.0, head_s=10.0, stall_s=10.0)
-
-
-@dataclass(frozen=True)
-class Agent:
-    client: PoolClient
-    tasks: TaskWaiter
-    streams: DiskStreams
-    pool: Pool
-
-    async def disk(self, sr: str = "shared") -> str:
-        ref = (await self.client.call("SR.get_by_name_label", sr))[0]
-        told = {"SR": ref, "virtual_size": SIZE, "type": "user", "sharable": False, "read_only": False}
-        return str(await self.client.call("VDI.create", told))
-
-    async def digest(self, disk: str) -> str:
-        return await self.pool.controls.digest(await self.client.call("VDI.get_uuid", disk))
-
-
-@asynccontextmanager
-async def agent(
-    pool: Pool,
-    *,
-    hosts: list[Host] | None = None,
-    password: str | None = None,
-    patience: Patience = PATIENCE,
-    grace_s: float = 10.0,
-    poll_s: float = 5.0,
-) -> AsyncIterator[Agent]:
-    """Ours, with nothing left of it in the pool at the end but disks."""
-    ca_file = Path(pool.access.sockets[0]).parent / "ca.pem"
-    ca_file.write_text(pool.access.ca_pem)
-    trust = Trust(ca_file)
-    ca_file.unlink()
-    hosts = hosts or [parse_host(url) for url in pool.access.urls]
-    secret = Secret(password or pool.access.password)
-    async with (
-        Xapi(trust) as xapi,
-        PoolClient(xapi, hosts, pool.access.user, secret, originator="agent-1", pause_s=0.02) as client,
-        watching(client, poll_s=poll_s, pause_s=0.02) as tasks,
-    ):
-        streams = DiskStreams(client, tasks, trust, label="agent-1 transfer", patience=patience, grace_s=grace_s)
-        yield Agent(client, tasks, streams, pool)
-    left = await pool.controls.left()
-    assert (left["tasks"], left["sessions"], left["dom0_vbds"]) == ([], [], [])
+from tests.xapi_agent import PATIENCE, SIZE, Agent, agent, in_pieces, sha256, until_detached
 
 
 @pytest.fixture
@@ -86,19 +33,6 @@ async def pool(tmp_path: Path) -> AsyncIterator[Pool]:
 async def ours(pool: Pool) -> AsyncIterator[Agent]:
     async with agent(pool) as one:
         yield one
-
-
-async def in_pieces(data: bytes, size: int = MiB) -> AsyncIterator[memoryview]:
-    """All in one buffer, as a byte stream's pieces may be."""
-    buffer = bytearray(size)
-    for offset in range(0, len(data), size):
-        part = data[offset : offset + size]
-        buffer[: len(part)] = part
-        yield memoryview(buffer)[: len(part)]
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 # -------------------------------------------------------------------------------------------------------- sessions
@@ -417,13 +351,6 @@ async def transferred(ours: Agent, where: str, disk: str) -> None:
             pass
 
 
-async def until_detached(pool: Pool) -> None:
-    """The host of the fake pool notices by itself that nobody is there, if a little late."""
-    async with asyncio.timeout(60):
-        while (await pool.controls.left())["dom0_vbds"]:
-            await asyncio.sleep(0.02)
-
-
 @pytest.mark.parametrize("length", [SIZE + 1, SIZE - MiB])
 async def test_sources_are_as_long_as_announced(ours: Agent, length: int) -> None:
     disk = await ours.disk()
@@ -499,3 +426,15 @@ async def test_sources_that_fail_end_the_upload(ours: Agent) -> None:
     with pytest.raises(Unavailable, match="the source is gone"):
         await ours.streams.upload(disk, body(), image_format="raw", length=SIZE)
     assert (await ours.pool.controls.left())["dom0_vbds"] == []
+
+
+async def test_a_transfer_that_is_cancelled_while_its_task_is_made(ours: Agent) -> None:
+    disk = await ours.disk()
+    await ours.pool.controls.arm(where="rpc", step="answer", action="delay", match="task.create", seconds=0.3)
+    transfer = asyncio.create_task(transferred(ours, "import", disk))
+    while "task.create" not in await ours.pool.controls.calls():
+        await asyncio.sleep(0.01)
+    transfer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await transfer
+    assert (await ours.pool.controls.left())["tasks"] == []

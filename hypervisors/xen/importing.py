@@ -1,0 +1,286 @@
+"""Content for a new disk of the pool: read and understood here, and sent by chunked PUT, without what is zero and without a
+file in between.
+
+| the source comes as | and is read |
+| --- | --- |
+| ranges of plain bytes, or of a disk | several pieces at once, and of holes nothing |
+| a stream of plain bytes, or a VHD | in order |
+| either of the two, compressed | in order, expanded |
+| whatever else qemu opens: a file, the bridge's NBD export | as ranges of the disk that qemu-nbd makes of it |
+
+However large the disk, memory is that of the engine's buffers and a few pieces more. The end of the body, without which the
+host takes nothing for done, is sent only when the source was whole and had the right checksum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from hypervisors.contract import OperationUnsupported, Source
+from hypervisors.images.parsing import SECTOR, refuse, truncated
+from hypervisors.images.vhd_reading import Disk, Event, Present, VhdReading
+from hypervisors.landing import verify
+from hypervisors.nbd import connect
+from hypervisors.process import ToolRunner
+from hypervisors.qemu.exports import exported
+from hypervisors.qemu.nodes import known_format
+from hypervisors.xen.chunks import ChunkEncoder
+from hypervisors.xen.hosts import Host
+from hypervisors.xen.streams import DiskStreams
+from stores.contract import ByteStream, Progress, RangeReader
+from stores.errors import IntegrityError, TooLarge
+from stores.streams import presented
+from stores.to import ImageFormat
+from stores.transfer.compression import expand
+from stores.transfer.digests import Checksum, Digester
+from stores.transfer.engine import TransferEngine
+from stores.transfer.pieces import known_size, zero_views
+
+Make: TypeAlias = Callable[[int], Awaitable[str]]
+"""Makes the disk, of at least so many bytes, all of them zero; gives its reference or uuid."""
+
+_PLAIN = frozenset({ImageFormat.RAW, ImageFormat.ISO})
+
+
+@dataclass(frozen=True, slots=True)
+class NewDisk:
+    """A disk of the pool that is made as soon as its size is known. `host`: one that sees its SR, if that is known."""
+
+    streams: DiskStreams
+    make: Make
+    host: Host | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """`virtual_size` of the source in bytes; `digests` of its object, as far as its bytes passed through here."""
+
+    virtual_size: int
+    digests: dict[str, str]
+
+
+class Importer:
+    """Cancelled or failed at any moment, it leaves nothing but the disk, whose content is then undefined."""
+
+    def __init__(self, engine: TransferEngine, tools: ToolRunner, runtime_dir: Path, *, limit: int) -> None:
+        """Sockets of exports live below `runtime_dir`. `limit`: the most bytes that a disk may have."""
+        self._engine = engine
+        self._tools = tools
+        self._runtime_dir = runtime_dir
+        self._limit = limit
+
+    async def bring(
+        self, source: Source, target: NewDisk, *, checksum: Checksum | None, progress: Progress
+    ) -> Imported:
+        """The content of an image that the gate has let pass, without its backing chain.
+
+        `checksum` is of the object's bytes: `ChecksumMismatch`, where they pass through here; where qemu reads the source, the
+        caller sees to it. `ImageRefused` for a VHD that is damaged or cannot be read forward, `TooLarge`, `IntegrityError`,
+        `OperationUnsupported` for a format that cannot be read as it comes; otherwise what the source, qemu-nbd and
+        `DiskStreams.upload` raise.
+        """
+        given, spec = source.presentation, source.spec
+        if not isinstance(given, RangeReader | ByteStream):
+            async with (
+                exported(self._tools, source, runtime_dir=self._runtime_dir) as (socket, name),
+                connect(socket, name, engine=self._engine) as disk,
+            ):
+                return await self.fill(disk, target, checksum=None, progress=progress)
+        image_format = known_format(source)
+        if image_format in _PLAIN and spec.compression is None and isinstance(given, RangeReader):
+            return await self.fill(given, target, checksum=checksum, progress=progress)
+        digester = Digester([checksum.algorithm] if checksum is not None else [])
+        if image_format is ImageFormat.VHD:
+            size = await self._vhd(source, target, digester, checksum, progress)
+        elif image_format in _PLAIN:
+            size = await self._plain(source, target, digester, checksum, progress)
+        else:
+            raise OperationUnsupported(
+                f"{given.info.ref} is a {image_format} image, which is read at random: not as a {given.kind}, or compressed",
+                ref=given.info.ref,
+                format=image_format,
+            )
+        return Imported(size, digester.hexdigests())
+
+    async def fill(
+        self, disk: RangeReader, target: NewDisk, *, checksum: Checksum | None, progress: Progress
+    ) -> Imported:
+        """The bytes of `disk`, of which holes are not read."""
+        size = self._bounded(known_size(disk))
+        progress.phase("transfer", size)
+        digester = Digester([checksum.algorithm] if checksum is not None else [])
+        encoder = ChunkEncoder(skip_zeroes=True)
+
+        async def body() -> AsyncGenerator[bytes, None]:
+            async with aclosing(self._engine.placed(disk)) as placed:
+                async for piece, data in placed:
+                    if checksum is not None:
+                        for view in zero_views(piece.length) if data is None else [data]:
+                            await self._engine.run(digester.update, view)
+                    if data is not None:
+                        for frame in await self._engine.run(_frames, encoder, piece.offset, data, size):
+                            yield frame
+                    progress.advance(piece.length)
+            verify(checksum, digester.hexdigests(), disk.info.ref)
+            for frame in _end(encoder):
+                yield frame
+
+        await self._send(target, await target.make(size), body())
+        return Imported(size, digester.hexdigests())
+
+    # ------------------------------------------------------------------------------------------------------ in order
+
+    async def _vhd(
+        self, source: Source, target: NewDisk, digester: Digester, checksum: Checksum | None, progress: Progress
+    ) -> int:
+        frames = _VhdFrames()
+        async with self._content(source, digester, progress) as pieces:
+            disk, early = await self._begun(frames, pieces)
+
+            async def body() -> AsyncGenerator[bytes, None]:
+                for frame in early:
+                    yield frame
+                async for piece in pieces:
+                    for frame in await self._engine.run(frames.feed, piece):
+                        yield frame
+                last = frames.finish()
+                verify(checksum, digester.hexdigests(), source.presentation.info.ref)
+                for frame in last:
+                    yield frame
+
+            await self._send(target, await target.make(self._bounded(disk.virtual_size)), body())
+        return disk.virtual_size
+
+    async def _begun(self, frames: _VhdFrames, pieces: AsyncIterator[memoryview]) -> tuple[Disk, list[bytes]]:
+        """What a VHD says of itself, and the frames that came with that."""
+        early: list[bytes] = []
+        async for piece in pieces:
+            early += await self._engine.run(frames.feed, piece)
+            if frames.disk is not None:
+                return frames.disk, early
+        raise truncated("VHD dynamic disk header")
+
+    async def _plain(
+        self, source: Source, target: NewDisk, digester: Digester, checksum: Checksum | None, progress: Progress
+    ) -> int:
+        size = self._bounded(await self._plain_size(source, progress))
+        encoder = ChunkEncoder(skip_zeroes=True)
+        ref = source.presentation.info.ref
+
+        async def body(pieces: AsyncIterator[memoryview]) -> AsyncGenerator[bytes, None]:
+            position = 0
+            async for piece in pieces:
+                if position + len(piece) > size:
+                    raise _other_size(ref, size, f"at least {position + len(piece)}")
+                for frame in await self._engine.run(_frames, encoder, position, piece, size):
+                    yield frame
+                position += len(piece)
+            if position != size:
+                raise _other_size(ref, size, f"{position}")
+            verify(checksum, digester.hexdigests(), ref)
+            for frame in _end(encoder):
+                yield frame
+
+        async with self._content(source, digester, progress) as pieces:
+            await self._send(target, await target.make(size), body(pieces))
+        return size
+
+    async def _plain_size(self, source: Source, progress: Progress) -> int:
+        """Of what comes compressed, it shows only at the end, and the disk is made before: then it is read twice."""
+        given, spec = source.presentation, source.spec
+        size = spec.virtual_size if spec.compression is not None else given.info.size
+        if size is not None:
+            return size
+        if not isinstance(given, RangeReader):
+            raise OperationUnsupported(
+                f"the size of the disk in {given.info.ref} shows only at the end of it, and the disk has to be made before:"
+                " use a store that can be read at random, or a VHD, which begins with its size",
+                ref=given.info.ref,
+            )
+        async with self._content(source, Digester([]), progress, phase="measure") as pieces:
+            return sum([len(piece) async for piece in pieces])
+
+    @asynccontextmanager
+    async def _content(
+        self, source: Source, digester: Digester, progress: Progress, *, phase: str = "transfer"
+    ) -> AsyncIterator[AsyncGenerator[memoryview, None]]:
+        """The object in order, expanded. What is digested and told as progress are its own bytes."""
+        given = source.presentation
+        assert isinstance(given, RangeReader | ByteStream)
+        progress.phase(phase, given.info.size)
+
+        async def passing(stream: ByteStream) -> AsyncGenerator[memoryview, None]:
+            async for piece in stream:
+                await self._engine.run(digester.update, piece)
+                yield piece
+                progress.advance(len(piece))
+
+        async with (
+            presented(self._engine.stream(given) if isinstance(given, RangeReader) else given) as stream,
+            aclosing(passing(stream)) as stored,
+        ):
+            if source.spec.compression is None:
+                yield stored
+                return
+            expanding = expand(stored, source.spec.compression, run=self._engine.run, limit=self._limit)
+            async with aclosing(expanding) as expanded:
+                yield expanded
+
+    async def _send(self, target: NewDisk, vdi: str, body: AsyncGenerator[bytes, None]) -> None:
+        async with aclosing(body):
+            await target.streams.upload(vdi, body, image_format="raw", chunked=True, host=target.host)
+
+    def _bounded(self, size: int) -> int:
+        if size > self._limit:
+            raise TooLarge(
+                f"the disk has {size} bytes, and at most {self._limit} are taken", limit=self._limit, seen=size
+            )
+        return size
+
+
+# ------------------------------------------------------------------------------------------------------------- frames
+
+
+def _frames(encoder: ChunkEncoder, offset: int, data: memoryview, size: int) -> list[bytes]:
+    """Of a part of a disk, whose last sector is filled up with zeroes. Blocking."""
+    padding = bytes(-size % SECTOR) if offset + len(data) == size else b""
+    parts = ((offset, data), (offset + len(data), padding))
+    return [bytes(frame) for start, part in parts for frame in encoder.add(start, part)]
+
+
+def _end(encoder: ChunkEncoder) -> list[bytes]:
+    return [bytes(frame) for frame in encoder.finish()]
+
+
+def _other_size(ref: str, size: int, seen: str) -> IntegrityError:
+    return IntegrityError(f"{ref} was said to hold {size} bytes, and {seen} came", needed=size)
+
+
+class _VhdFrames:
+    """A VHD in, frames out. Blocking."""
+
+    def __init__(self) -> None:
+        self.disk: Disk | None = None
+        self._reading = VhdReading()
+        self._encoder = ChunkEncoder(skip_zeroes=True)
+
+    def feed(self, piece: memoryview) -> list[bytes]:
+        return [bytes(frame) for event in self._reading.feed(piece) for frame in self._of(event)]
+
+    def finish(self) -> list[bytes]:
+        """`ImageRefused` unless the VHD was whole."""
+        self._reading.finish()
+        return _end(self._encoder)
+
+    def _of(self, event: Event) -> Iterator[bytes | memoryview]:
+        match event:
+            case Disk(parent_id=parent_id):
+                if parent_id is not None:
+                    raise refuse("vhd-parent", "the VHD is a differencing disk: send it merged with its parents")
+                self.disk = event
+            case Present(offset, data):
+                yield from self._encoder.add(offset, data)
