@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from agent.commands import Failure
 from hypervisors.backups.manifest import BackupDamaged, BrokenChain
 from hypervisors.contract import ImageInUse, ImageLocked, ImageRefused, OperationUnsupported, SizeRefused
+from hypervisors.hyperv.errors import HypervBusy, HypervFailure
 from hypervisors.process import ToolTimeout
 from hypervisors.xen.errors import XapiBusy, XapiFailure
 from stores import errors
@@ -149,6 +150,8 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     ToolTimeout: 504,
     XapiFailure: 502,
     XapiBusy: 503,
+    HypervFailure: 502,
+    HypervBusy: 503,
     errors.CacheFailure: 503,
     PoolSick: 503,
     LeaseLost: 503,

@@ -1,0 +1,1 @@
+"""Hyper-V: driven by PowerShell remoting from a gateway."""

@@ -1,0 +1,66 @@
+"""Hyper-V for tests: the double, a port to it, and what may be left when both are gone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from hypervisors.hyperv.endpoint import Endpoint
+from hypervisors.hyperv.psrp import PsrpPort
+from hypervisors.hyperv.shell import Shell
+from tests.doubles.hyperv import Host, running
+
+POOL = "D:\\pool"
+
+
+def disk(name: str) -> str:
+    return f"{POOL}\\{name}"
+
+
+def quick_shell(endpoint: Endpoint) -> Shell:
+    """One that finds out soon that a host says nothing."""
+    return Shell(endpoint, connect_s=5, answer_s=6, poll_s=1, goodbye_s=2)
+
+
+def port_to(endpoint: Endpoint, **told: Any) -> PsrpPort:
+    return PsrpPort(endpoint, **{"pause_s": 0.01, "shell": quick_shell, **told})
+
+
+@asynccontextmanager
+async def hyperv(folder: Path, **told: Any) -> AsyncIterator[Host]:
+    """A host whose `D:\\pool` is `folder / "pool"`; afterwards no thread, no shell, no record and no partial file is left."""
+    (folder / "pool").mkdir()
+    (folder / "host").mkdir()
+    async with running(folder / "host", roots={POOL: folder / "pool"}, **told) as host:
+        yield host
+        assert host.shells.open == {}
+        assert host.shells.running == 0
+        assert host.model.records == {}
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("powershell")] == []
+    assert [file.name for file in (folder / "pool").iterdir() if ".partial." in file.name] == []
+
+
+def dynamic(name: str, size: int) -> dict[str, Any]:
+    """The argument of `new-vhd` but for what belongs to its operation."""
+    return {
+        "path": disk(name),
+        "kind": "Dynamic",
+        "size": size,
+        "block_size": 1 << 20,
+        "sector_size": 512,
+        "parent": None,
+    }
+
+
+def child(name: str, parent: str) -> dict[str, Any]:
+    return {
+        **dynamic(name, 0),
+        "kind": "Differencing",
+        "size": None,
+        "block_size": None,
+        "sector_size": None,
+        "parent": disk(parent),
+    }
