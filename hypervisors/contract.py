@@ -46,6 +46,17 @@ class SizeRefused(HandlerError):
     """The size asked for would cut data off: details carry `asked` and `least` in bytes."""
 
 
+def refuse_cut(least: int, asked: int | None) -> None:
+    """`SizeRefused` if `asked` is too small for a disk of `least` bytes."""
+    if asked is not None and asked < least:
+        raise SizeRefused(
+            f"the source has {least} bytes and the volume is to have {asked}: that would cut data off; ask for at least"
+            f" {least}",
+            asked=asked,
+            least=least,
+        )
+
+
 class ImageInUse(HandlerError):
     """Other images are built on this one: details carry `children`."""
 
@@ -162,6 +173,9 @@ class HypervisorHandler(abc.ABC):
         The caller has let the head of an untrusted source pass the gate; a source that can only be read in order, or that
         is compressed, is inspected again by the handler once it is whole and before a tool opens it.
 
+        `SizeRefused` where the source turns out to be larger than `spec.virtual_size`. What is written may be a little larger
+        than asked, where the hypervisor rounds up.
+
         `checksum` is of the source object's bytes. A handler through which they all pass computes that digest, refuses a
         difference with `ChecksumMismatch`, and returns the digest; where a tool reads the source, the caller sees to it.
         """
@@ -173,7 +187,8 @@ class HypervisorHandler(abc.ABC):
         raise self._unsupported("create")
 
     async def resize(self, source: Source, new_size: int, *, shrink: bool) -> Written:
-        """Change the virtual size in place. `SizeRefused` for shrinking, unless told."""
+        """Change the virtual size in place. `SizeRefused` for shrinking, unless told; `OperationUnsupported` where told and the
+        hypervisor cannot."""
         raise self._unsupported("resize")
 
     async def measure(self, source: Source) -> Written:

@@ -13,9 +13,9 @@ from hypervisors.contract import (
     ImageSpec,
     Operation,
     OperationUnsupported,
-    SizeRefused,
     Source,
     Written,
+    refuse_cut,
 )
 from hypervisors.landing import verify
 from hypervisors.primary import Pool
@@ -187,7 +187,6 @@ async def _write(
                 checksum=checksum,
                 progress=call.progress,
             )
-        _refuse_cut(written.virtual_size, spec)  # a source that comes in order shows its size only now
         digests = written.digests
         if checksum is not None and late is not None and checksum.algorithm not in digests:
             digests = await late.digest(checksum.algorithm)
@@ -263,16 +262,5 @@ def sized(target: ImageSpec, source: ImageSpec) -> ImageSpec:
     """The target with the source's size, unless more was asked for; less is refused."""
     if source.virtual_size is None:
         return target
-    _refuse_cut(source.virtual_size, target)
+    refuse_cut(source.virtual_size, target.virtual_size)
     return replace(target, virtual_size=target.virtual_size or source.virtual_size)
-
-
-def _refuse_cut(least: int, target: ImageSpec) -> None:
-    asked = target.virtual_size
-    if asked is not None and asked < least:
-        raise SizeRefused(
-            f"the source has {least} bytes and the volume is to have {asked}: that would cut data off; ask for at least"
-            f" {least}",
-            asked=asked,
-            least=least,
-        )

@@ -17,6 +17,7 @@ from hypervisors.contract import (
     SizeRefused,
     Source,
     Written,
+    refuse_cut,
 )
 from hypervisors.images.gate import GateLimits, inspect
 from hypervisors.kvm.snapshots import KvmSnapshots
@@ -239,7 +240,9 @@ class KvmHandler(HypervisorHandler):
         progress.phase("check")
         image_format = _format(spec)
         node = _finished_node(path, image_format)
-        if spec.virtual_size is not None and spec.virtual_size > (await self._qemu_img.sizes(node)).virtual:
+        size = (await self._qemu_img.sizes(node)).virtual
+        refuse_cut(size, spec.virtual_size)
+        if spec.virtual_size is not None and spec.virtual_size > size:
             await self._qemu_img.resize(node, spec.virtual_size, shrink=False)
         if image_format is ImageFormat.QCOW2:
             await self._qemu_img.check(node)
