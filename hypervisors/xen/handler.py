@@ -1,0 +1,183 @@
+"""XenServer and XCP-ng: volumes are VDIs, and whatever goes in or out is a stream between a store and XAPI. No file anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hypervisors.contract import (
+    Accepts,
+    HypervisorHandler,
+    HypervisorType,
+    ImageSpec,
+    Operation,
+    OperationUnsupported,
+    Scratch,
+    SizeRefused,
+    Source,
+    Written,
+    refuse_cut,
+)
+from hypervisors.narrowing import as_managed
+from hypervisors.primary import Pool
+from hypervisors.qemu.nodes import driver_of
+from hypervisors.xen.importing import Importer, NewDisk
+from hypervisors.xen.moving import copied
+from hypervisors.xen.pending import as_pending_vdi
+from hypervisors.xen.pool import XenPool
+from hypervisors.xen.snapshots import XenSnapshots
+from hypervisors.xen.sr import pool_of_sr
+from hypervisors.xen.vdis import find_vdi, host_of
+from stores.contract import Kind, ManagedDisk, PendingWrite, Progress
+from stores.to import ImageFormat, PrimaryDataStoreTO, ProvisioningType
+from stores.transfer.digests import Checksum
+from stores.transfer.engine import TransferEngine
+
+_IN_ORDER = (ImageFormat.VHD, ImageFormat.RAW, ImageFormat.ISO)
+"""Formats that are understood while they come."""
+
+_OF_THE_POOL = (
+    Operation.SNAPSHOT,
+    Operation.BACK_UP,
+    Operation.EXPORT_VOLUME,
+    Operation.COPY_VOLUME,
+    Operation.LINK_TEMPLATE,
+)
+
+
+class XenHandler(HypervisorHandler):
+    type = HypervisorType.XEN
+    native_format = ImageFormat.VHD
+
+    def __init__(
+        self, engine: TransferEngine, pools: Sequence[XenPool], importer: Importer, snapshots: XenSnapshots
+    ) -> None:
+        """`pools` are opened when they are needed, and closed with the handler."""
+        self._engine = engine
+        self._pools = tuple(pools)
+        self._importer = importer
+        self._snapshots = snapshots
+        self._primaries: dict[str, Pool] = {}
+
+    def pool(self, to: PrimaryDataStoreTO) -> Pool:
+        """The SR with that uuid or name, in whichever of the pools of hosts."""
+        if to.uuid not in self._primaries:
+            self._primaries[to.uuid] = pool_of_sr(to.uuid, self._pools)
+        return self._primaries[to.uuid]
+
+    @property
+    def snapshots(self) -> XenSnapshots:
+        return self._snapshots
+
+    # ------------------------------------------------------------------------------------------- declarations
+
+    def accepts(self, operation: Operation, source: ImageSpec, target: ImageSpec) -> Accepts:
+        if source.format is not None:
+            driver_of(source.format)
+        if operation in _OF_THE_POOL:
+            return Accepts((Kind.MANAGED_DISK,), "XAPI itself copies, clones, and exports what is in an SR")
+        if operation is Operation.RESTORE:
+            return Accepts(
+                (Kind.RANGE_READER,),
+                "the objects of a chain are read at random, and only what the disk still has of each",
+            )
+        if operation is Operation.ATTACH_ISO:
+            return Accepts(
+                (Kind.LOCAL_PATH,),
+                "an SR that takes no uploads lists what lies in its folder: a file of the host that has it mounted",
+            )
+        if source.compression is not None or source.format in _IN_ORDER:
+            return Accepts(
+                (Kind.RANGE_READER, Kind.BYTE_STREAM),
+                "the image is understood while it comes, and what is not zero is sent on to the host",
+            )
+        return Accepts(
+            (Kind.LOCAL_PATH, Kind.NBD_EXPORT),
+            "such an image is read at random, by qemu-nbd, which serves its disk; what is not zero is sent on to the host",
+        )
+
+    def fills(self, operation: Operation, target: ImageSpec) -> Accepts:
+        if target.format is not ImageFormat.VHD:
+            raise OperationUnsupported(
+                f"XenServer's disks are VHD, not {target.format}: leave the format out, or name VHD",
+                hypervisor=self.type.value,
+                format=target.format,
+            )
+        if operation in (Operation.BACK_UP, Operation.EXPORT_VOLUME):
+            return Accepts((Kind.BYTE_STREAM, Kind.LOCAL_PATH), "XAPI exports a VHD in order, without what is not there")
+        return Accepts((Kind.MANAGED_DISK,), "a disk of the SR, which XAPI makes, and to which it writes what it is sent")
+
+    def keeps_bytes(self, source: ImageSpec, target: ImageSpec) -> bool:
+        """Never: XAPI lays an image out as its storage likes."""
+        return False
+
+    # --------------------------------------------------------------------------------------------------- verbs
+
+    async def copy(
+        self,
+        source: Source,
+        target: PendingWrite,
+        spec: ImageSpec,
+        *,
+        scratch: Scratch,
+        checksum: Checksum | None,
+        progress: Progress,
+    ) -> Written:
+        pending = as_pending_vdi(target)
+        if isinstance(source.presentation, ManagedDisk):
+            given = await find_vdi(self._pools, source.presentation)
+            disk = await copied(given, source.presentation, pending, self._importer, self._engine, progress)
+            return await self._finished(disk, spec)
+        made: list[ManagedDisk] = []
+
+        async def make(size: int) -> str:
+            refuse_cut(size, spec.virtual_size)
+            made.append(await pending.make(spec.virtual_size or size))
+            return made[-1].id
+
+        connection = await pending.sr.pool.connection()
+        new = NewDisk(connection.streams, make, await host_of(pending.sr))
+        brought = await self._importer.bring(source, new, checksum=checksum, progress=progress)
+        return replace(await self._finished(made[-1], spec), digests=brought.digests)
+
+    async def create(
+        self, target: PendingWrite, spec: ImageSpec, provisioning: ProvisioningType, *, backing: Source | None = None
+    ) -> Written:
+        """How much room an empty disk takes is the SR's affair: FAT is refused."""
+        pending = as_pending_vdi(target)
+        if provisioning is ProvisioningType.FAT:
+            raise OperationUnsupported(
+                "whether a disk takes all its room at once is decided by the kind of its SR: leave provisioningType out",
+                hypervisor=self.type.value,
+            )
+        if backing is None:
+            made = await pending.make(spec.virtual_size or 0)
+        else:
+            made = await pending.derive(as_managed(backing.presentation), frozen=False)
+        return await self._finished(made, spec)
+
+    async def resize(self, source: Source, new_size: int, *, shrink: bool) -> Written:
+        vdi = await find_vdi(self._pools, as_managed(source.presentation))
+        present = vdi.disk.virtual_size
+        if new_size < present and not shrink:
+            raise SizeRefused(
+                f"the disk has {present} bytes and {new_size} were asked for: a disk of XenServer only grows",
+                asked=new_size,
+                least=present,
+            )
+        if new_size < present:
+            raise OperationUnsupported("XenServer cannot make a disk smaller", hypervisor=self.type.value)
+        return await self._finished(as_managed(source.presentation), ImageSpec(ImageFormat.VHD, new_size))
+
+    async def measure(self, source: Source) -> Written:
+        return (await find_vdi(self._pools, as_managed(source.presentation))).written
+
+    async def aclose(self) -> None:
+        for pool in self._pools:
+            await pool.aclose()
+
+    # --------------------------------------------------------------------------------------------------- steps
+
+    async def _finished(self, made: ManagedDisk, spec: ImageSpec) -> Written:
+        """Grown if it shall be larger."""
+        return (await (await find_vdi(self._pools, made)).grown(spec.virtual_size)).written

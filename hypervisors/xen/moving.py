@@ -1,0 +1,75 @@
+"""A disk of a pool with the content of another one: shared in the same SR, copied by XAPI in the same pool, else passed on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypervisors.contract import ImageSpec, Source
+from hypervisors.xen.errors import HANDLE_INVALID, XapiFailure
+from hypervisors.xen.exporting import exported_vhd
+from hypervisors.xen.importing import Importer, NewDisk
+from hypervisors.xen.pending import PendingVdi
+from hypervisors.xen.vdis import Vdi, host_of
+from stores.contract import ManagedDisk, Progress
+from stores.to import ImageFormat
+from stores.transfer.engine import TransferEngine
+from stores.uninterrupted import uninterrupted
+
+NULL = "OpaqueRef:NULL"
+
+
+async def copied(
+    source: Vdi, given: ManagedDisk, target: PendingVdi, importer: Importer, engine: TransferEngine, progress: Progress
+) -> ManagedDisk:
+    """What `target` made: as large as `source`. `ImageLocked` while that is attached."""
+    if source.sr.uuid == target.sr.uuid:
+        return await target.derive(given, frozen=False)
+    if source.sr.pool is target.sr.pool:
+        made = await target.make(source.disk.virtual_size)
+        await _copied_by_xapi(source, made, progress)
+        return made
+    made_here: list[ManagedDisk] = []
+
+    async def make(size: int) -> str:
+        made_here.append(await target.make(size))
+        return made_here[-1].id
+
+    there, here = await source.sr.pool.connection(), await target.sr.pool.connection()
+    host = await host_of(source.sr)
+    async with exported_vhd(there.streams, source.disk.uuid, engine=engine, host=host) as export:
+        passing = Source(export.stream, ImageSpec(ImageFormat.VHD, source.disk.virtual_size))
+        new = NewDisk(here.streams, make, await host_of(target.sr))
+        await importer.bring(passing, new, checksum=None, progress=progress)
+    return made_here[-1]
+
+
+async def _copied_by_xapi(source: Vdi, made: ManagedDisk, progress: Progress) -> None:
+    pool, size = source.sr.pool, source.disk.virtual_size
+    progress.phase("copy", size)
+    done = 0
+
+    def told(share: float) -> None:
+        nonlocal done
+        now = int(share * size)
+        progress.advance(max(0, now - done))
+        done = max(now, done)
+
+    into = await pool.call("VDI.get_by_uuid", made.id)
+    with source.sr.telling(source.disk.name):
+        task = str(await pool.call("Async.VDI.copy", source.disk.handle, NULL, NULL, into))
+        try:
+            await (await pool.connection()).tasks.result(task, told)
+        finally:
+            await uninterrupted(_ended(pool, task))
+
+
+async def _ended(pool: Any, task: str) -> None:
+    """The task is over, and forgotten: cancelled where it was still at work."""
+    try:
+        if await pool.call("task.get_status", task) == "pending":
+            await pool.call("task.cancel", task)
+            await (await pool.connection()).tasks.ended(task)
+        await pool.call("task.destroy", task)
+    except XapiFailure as problem:
+        if problem.code != HANDLE_INVALID:
+            raise
