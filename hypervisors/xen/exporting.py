@@ -20,14 +20,19 @@ from stores.transfer.engine import TransferEngine
 class Summary:
     """What an export turned out to be, in bytes.
 
-    `size` of the VHD, `virtual_size` of the disk, `present`: of the disk in blocks that the VHD has. `whole`: all sectors of
-    these blocks are marked as there, so that their bitmaps need not be read (`hypervisors.images.vhd_map`).
+    `size` of the VHD, `virtual_size` of the disk, `present`: of the disk in blocks that the VHD has, `marked`: in sectors that
+    are marked as there.
     """
 
     size: int
     virtual_size: int
     present: int
-    whole: bool
+    marked: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether all sectors of the blocks are there, so that bitmaps need not be read (`hypervisors.images.vhd_map`)."""
+        return self.marked == self.present
 
 
 class VhdExport:
@@ -59,8 +64,7 @@ class _Checked(ByteStream):
     def summary(self) -> Summary:
         if not self._ended:
             raise RuntimeError(f"the export of {self._vdi} has not been read to its end")
-        present = self._reading.present
-        return Summary(self._size, self._virtual_size, present, whole=self._marked == present)
+        return Summary(self._size, self._virtual_size, self._reading.present, self._marked)
 
     async def __aiter__(self) -> AsyncGenerator[memoryview, None]:
         async for piece in self._pieces:

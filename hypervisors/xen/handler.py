@@ -1,4 +1,4 @@
-"""XenServer and XCP-ng: volumes are VDIs, and whatever goes in or out is a stream between a store and XAPI. No file anywhere."""
+"""XenServer and XCP-ng: volumes are VDIs, and what goes in or out is a stream between a store and XAPI. No file anywhere."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ _IN_ORDER = (ImageFormat.VHD, ImageFormat.RAW, ImageFormat.ISO)
 """Formats that are understood while they come."""
 
 _OF_THE_POOL = (
+    Operation.CREATE,
     Operation.SNAPSHOT,
     Operation.BACK_UP,
     Operation.EXPORT_VOLUME,
@@ -86,6 +87,12 @@ class XenHandler(HypervisorHandler):
                 (Kind.LOCAL_PATH,),
                 "an SR that takes no uploads lists what lies in its folder: a file of the host that has it mounted",
             )
+        if source.compression is not None and source.format not in (*_IN_ORDER, None):
+            raise OperationUnsupported(
+                f"a {source.format} image is read at random, which {source.compression} does not allow: store it uncompressed",
+                hypervisor=self.type.value,
+                format=source.format,
+            )
         if source.compression is not None or source.format in _IN_ORDER:
             return Accepts(
                 (Kind.RANGE_READER, Kind.BYTE_STREAM),
@@ -104,8 +111,12 @@ class XenHandler(HypervisorHandler):
                 format=target.format,
             )
         if operation in (Operation.BACK_UP, Operation.EXPORT_VOLUME):
-            return Accepts((Kind.BYTE_STREAM, Kind.LOCAL_PATH), "XAPI exports a VHD in order, without what is not there")
-        return Accepts((Kind.MANAGED_DISK,), "a disk of the SR, which XAPI makes, and to which it writes what it is sent")
+            return Accepts(
+                (Kind.BYTE_STREAM, Kind.LOCAL_PATH), "XAPI exports a VHD in order, without what is not there"
+            )
+        return Accepts(
+            (Kind.MANAGED_DISK,), "a disk of the SR, which XAPI makes, and to which it writes what it is sent"
+        )
 
     def keeps_bytes(self, source: ImageSpec, target: ImageSpec) -> bool:
         """Never: XAPI lays an image out as its storage likes."""

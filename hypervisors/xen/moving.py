@@ -58,7 +58,7 @@ async def _copied_by_xapi(source: Vdi, made: ManagedDisk, progress: Progress) ->
     with source.sr.telling(source.disk.name):
         task = str(await pool.call("Async.VDI.copy", source.disk.handle, NULL, NULL, into))
         try:
-            await (await pool.connection()).tasks.result(task, told)
+            await (await pool.connection()).tasks.result(task, progress=told)
         finally:
             await uninterrupted(_ended(pool, task))
 

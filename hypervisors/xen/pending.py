@@ -24,7 +24,7 @@ from hypervisors.xen.marks import (
     is_foreign_disk,
 )
 from hypervisors.xen.repository import Repository
-from stores.contract import Kind, ManagedDisk, ObjectInfo
+from stores.contract import Kind, ManagedDisk, ObjectInfo, PendingWrite
 from stores.errors import AlreadyExists, NotFound, StorageError, Unavailable
 from stores.uninterrupted import uninterrupted
 
@@ -59,7 +59,7 @@ class PendingVdi:
     kind: ClassVar[Kind] = Kind.MANAGED_DISK
 
     def __init__(self, sr: Repository, ref: str, lock: Lock, *, token: str, replace: bool) -> None:
-        self._sr = sr
+        self.sr = sr
         self._ref = ref
         self._lock = lock
         self._replace = replace
@@ -69,7 +69,7 @@ class PendingVdi:
         self._disk: Disk | None = None
 
     async def __aenter__(self) -> PendingVdi:
-        self._sr.pool.busy.add(self._mark.id)
+        self.sr.pool.busy.add(self._mark.id)
         return self
 
     async def __aexit__(self, *raised: object) -> None:
@@ -77,7 +77,7 @@ class PendingVdi:
             if self._begun and not self._committed:
                 await uninterrupted(self._abandon())
         finally:
-            self._sr.pool.busy.discard(self._mark.id)
+            self.sr.pool.busy.discard(self._mark.id)
 
     async def make(self, size: int) -> ManagedDisk:
         """XAPI rounds up to what the SR can; `NoSpace`."""
@@ -94,7 +94,7 @@ class PendingVdi:
 
     async def _make(self, size: int) -> ManagedDisk:
         self._begun = True
-        sr = self._sr
+        sr = self.sr
         try:
             handle = await sr.create(self._ref, size, {IMAGE: self._mark.text()})
         except Unavailable:
@@ -105,7 +105,7 @@ class PendingVdi:
 
     async def _derive(self, disk: ManagedDisk, *, frozen: bool) -> ManagedDisk:
         self._begun = True
-        sr = self._sr
+        sr = self.sr
         source = await sr.by_uuid(disk.id)
         if source is None:
             raise NotFound(f"SR {sr.name} does not have the disk {disk.id} any more", ref=disk.info.ref, sr=sr.uuid)
@@ -124,7 +124,7 @@ class PendingVdi:
         return await self._made(handle)
 
     async def _made(self, handle: str) -> ManagedDisk:
-        self._disk = await self._sr.disk(handle)
+        self._disk = await self.sr.disk(handle)
         return ManagedDisk(self._disk.uuid, info_of(self._ref, self._disk))
 
     async def _lost(self) -> str:
@@ -137,13 +137,13 @@ class PendingVdi:
         """All disks that this write made."""
         return [
             disk
-            for disk in await self._sr.disks()
+            for disk in await self.sr.disks()
             if self._mark.id in (disk.image and disk.image.id, disk.copied and disk.copied.id)
         ]
 
     async def _announce(self, source: Disk) -> Copying:
         """The source says that it is being copied, so that the copy does too."""
-        sr, pool = self._sr, self._sr.pool
+        sr, pool = self.sr, self.sr.pool
         attempts = max(1, round(pool.settings.grace_s / pool.settings.pause_s)) if pool.settings.pause_s > 0 else 1
         for _ in range(attempts):
             copying = Copying(
@@ -166,7 +166,7 @@ class PendingVdi:
 
     async def _commit(self) -> ObjectInfo:
         assert self._disk is not None, "nothing was made"
-        sr = self._sr
+        sr = self.sr
         await self._lock.check()
         before = await owners(sr, self._ref)
         if before and not self._replace:
@@ -185,21 +185,21 @@ class PendingVdi:
 
     async def _refuse_attached(self, old: Disk) -> None:
         for vbd in old.vbds:
-            if await self._sr.pool.call("VBD.get_currently_attached", vbd):
+            if await self.sr.pool.call("VBD.get_currently_attached", vbd):
                 raise ImageLocked(f"{self._ref} is attached, and cannot be replaced", ref=self._ref, vdi=old.uuid)
 
     async def _carry_over(self, old: Disk, new: Disk) -> None:
         """Documents of the disk that had the name. Nobody else knows the new one yet."""
         for parts, versions in about_documents(old).items():
-            await self._sr.add_key("VDI", new.handle, document_key(parts, 1), versions[max(versions)])
+            await self.sr.add_key("VDI", new.handle, document_key(parts, 1), versions[max(versions)])
 
     async def _abandon(self) -> None:
         """What cannot be removed now is found by `discard`, or when this agent starts again."""
         try:
             for disk in [self._disk] if self._disk is not None else await self._ours():
-                await self._sr.destroy_unfinished(disk)
+                await self.sr.destroy_unfinished(disk)
         except StorageError as problem:
-            _log.warning("unfinished disk left behind", ref=self._ref, sr=self._sr.uuid, error=problem.message)
+            _log.warning("unfinished disk left behind", ref=self._ref, sr=self.sr.uuid, error=problem.message)
 
 
 async def remove_replaced(sr: Repository, disks: list[Disk]) -> None:
@@ -226,3 +226,10 @@ async def end_copying(sr: Repository, source: Disk, copying: Copying | None) -> 
             await sr.remove_keys("VDI", source.handle, [COPYING])
     except NotFound:
         return
+
+
+def as_pending_vdi(pending: PendingWrite) -> PendingVdi:
+    """What the handler fills is what the store that it gave has begun."""
+    if isinstance(pending, PendingVdi):
+        return pending
+    raise TypeError(f"asked for a VDI to make, got {pending.kind}")

@@ -1,8 +1,7 @@
 """Snapshots of VDIs, and what changed between them.
 
 A snapshot is a VDI of its own, which XAPI makes of the volume's. It is marked with its tag, and is a point as long as it is
-there: what changed since comes as a differencing VHD, which XAPI makes of the two (`base=`). Where changed block tracking is on,
-XAPI keeps of a snapshot that is deleted which blocks had changed, and the point outlives it.
+there: what changed since comes as a differencing VHD, which XAPI makes of the two (`base=`).
 """
 
 from __future__ import annotations
@@ -145,7 +144,7 @@ class XenSnapshots(Snapshots):
 
     async def _tagged(self, sr: Repository, volume: Source) -> dict[str, Disk]:
         ref = volume.presentation.info.ref
-        return {tag: disk for tag, disk in (await self._all_tagged(sr, ref)).items()}
+        return await self._all_tagged(sr, ref)
 
     async def _all_tagged(self, sr: Repository, ref: str | None = None) -> dict[str, Disk]:
         """By tag, all of the SR's, or those of the volume `ref`."""
@@ -169,9 +168,7 @@ class XenSnapshots(Snapshots):
     async def _exported(self, vdi: Vdi, base: str | None) -> AsyncIterator[VhdExport]:
         connection = await vdi.sr.pool.connection()
         host = await host_of(vdi.sr)
-        async with exported_vhd(
-            connection.streams, vdi.disk.uuid, base=base, engine=self._engine, host=host
-        ) as export:
+        async with exported_vhd(connection.streams, vdi.disk.uuid, base=base, engine=self._engine, host=host) as export:
             yield export
 
 

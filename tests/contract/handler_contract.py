@@ -44,11 +44,14 @@ def disk(seed: int = 1, size: int = SIZE) -> bytes:
 
 
 class HandlerContract:
-    """`targets`: the formats that the handler writes. `unwritable`: one that it does not. `unreadable`: all those."""
+    """`targets`: the formats that the handler writes. `unwritable`: one that it does not. `unreadable`: all those that it does
+    not read. `expanded`: those that it reads compressed, None for all. `shares`: whether a copy may take no room of its own."""
 
     targets: tuple[ImageFormat, ...]
     unreadable: tuple[ImageFormat, ...]
     unwritable: ImageFormat
+    expanded: tuple[ImageFormat, ...] | None = None
+    shares = False
 
     @abstractmethod
     def target(self, name: str) -> AbstractAsyncContextManager[PendingWrite]: ...
@@ -88,7 +91,14 @@ class HandlerContract:
     ) -> None:
         """Pure, the same each time, no kind twice; or it says that it cannot read such images."""
         spec = ImageSpec(source_format, compression=compression)
-        if source_format in self.unreadable:
+        not_expanded = (
+            compression is not None
+            and operation is Operation.COPY_TEMPLATE
+            and source_format is not None
+            and self.expanded is not None
+            and source_format not in self.expanded
+        )
+        if source_format in self.unreadable or not_expanded:
             with pytest.raises(OperationUnsupported, match=str(source_format)):
                 handler.accepts(operation, spec, ImageSpec(handler.native_format))
             return
@@ -101,7 +111,7 @@ class HandlerContract:
     def test_it_fills_what_can_be_written(self, handler: HypervisorHandler) -> None:
         for image_format in self.targets:
             filled = handler.fills(Operation.COPY_TEMPLATE, ImageSpec(image_format))
-            assert set(filled.kinds) <= {Kind.LOCAL_PATH, Kind.BYTE_STREAM}
+            assert set(filled.kinds) <= {Kind.LOCAL_PATH, Kind.BYTE_STREAM, Kind.MANAGED_DISK}
             assert filled.because
         with pytest.raises(OperationUnsupported) as refused:
             handler.fills(Operation.COPY_TEMPLATE, ImageSpec(self.unwritable))
@@ -116,7 +126,7 @@ class HandlerContract:
             )
             await pending.commit()
         assert written.format == target.format
-        assert written.physical_size > 0
+        assert written.physical_size > 0 or self.shares
         return written.virtual_size
 
     async def test_copy_of_its_own_format(self, handler: HypervisorHandler) -> None:
@@ -200,9 +210,14 @@ class HandlerContract:
                 await handler.resize(source, 2 * MiB, shrink=False)
             assert refused.value.details == {"asked": 2 * MiB, "least": SIZE}
             assert self.seen("v", handler.native_format) == content
-            shrunk = await handler.resize(source, 2 * MiB, shrink=True)
-            assert shrunk.virtual_size == 2 * MiB
-            assert self.seen("v", handler.native_format) == content[: 2 * MiB]
+            try:
+                shrunk = await handler.resize(source, 2 * MiB, shrink=True)
+            except OperationUnsupported:
+                shrunk = await handler.measure(source)
+                assert shrunk.virtual_size == SIZE
+            else:
+                assert shrunk.virtual_size == 2 * MiB
+            assert self.seen("v", handler.native_format) == content[: shrunk.virtual_size]
 
     async def test_closing_twice(self, handler: HypervisorHandler) -> None:
         tasks = asyncio.all_tasks()
