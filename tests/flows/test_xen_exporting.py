@@ -83,9 +83,9 @@ async def test_a_disk_and_what_changed(ours: Agent, engine: TransferEngine, tmp_
     whole, told = await export(ours.streams, first, engine)
     (tmp_path / "whole.vhd").write_bytes(whole)
     assert disk_digest(tmp_path / "whole.vhd", ImageFormat.VHD) == await ours.digest(first)
-    assert told == Summary(len(whole), SIZE, 2 * BLOCK, whole=True)
+    assert told == Summary(len(whole), SIZE, 2 * BLOCK, 2 * BLOCK)
     delta, told = await export(ours.streams, second, engine, first)
-    assert told == Summary(len(delta), SIZE, BLOCK, whole=True)
+    assert told == Summary(len(delta), SIZE, BLOCK, BLOCK)
     (tmp_path / "disk").write_bytes(overlaid(changes(delta), overlaid(changes(whole), b"", SIZE), SIZE))
     assert disk_digest(tmp_path / "disk", ImageFormat.RAW) == await ours.digest(second)
     sent = [transfer["body"] for transfer in await ours.pool.controls.transfers()]
@@ -94,7 +94,7 @@ async def test_a_disk_and_what_changed(ours: Agent, engine: TransferEngine, tmp_
 
 async def test_a_disk_without_data(ours: Agent, engine: TransferEngine) -> None:
     image, told = await export(ours.streams, await ours.disk(), engine)
-    assert told == Summary(len(image), SIZE, 0, whole=True)
+    assert told == Summary(len(image), SIZE, 0, 0)
 
 
 # ------------------------------------------------------------------------------------------------------ what is wrong
@@ -200,7 +200,7 @@ def image_of(extents: Sequence[Extent], parent: Parent | None = None) -> bytes:
 
 async def test_blocks_that_are_there_in_part(engine: TransferEngine) -> None:
     image = image_of([Extent(4 * KiB, MiB, zero=False), Extent(4 * MiB, BLOCK, zero=False)])
-    assert await export(Scripted(image), "disk", engine) == (image, Summary(len(image), SIZE, 2 * BLOCK, whole=False))
+    assert await export(Scripted(image), "disk", engine) == (image, Summary(len(image), SIZE, 2 * BLOCK, MiB + BLOCK))
 
 
 async def test_another_kind_of_image_than_was_asked_for(engine: TransferEngine) -> None:
