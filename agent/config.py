@@ -329,7 +329,7 @@ class SmbSection(Section):
     )
     authentication: Literal["negotiate", "kerberos", "ntlm"] = Field(
         "negotiate",
-        description="`negotiate` is Kerberos where that works, else NTLM. Kerberos needs the package smbprotocol[kerberos].",
+        description="`negotiate` is Kerberos where that works, else NTLM. Kerberos needs storage-agent[kerberos].",
     )
     credentials: dict[str, SecretFile] = Field(
         {},

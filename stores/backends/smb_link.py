@@ -159,7 +159,7 @@ class Link:
             raise
         except ImportError:
             raise AccessDenied(
-                f"{self.place.name}: Kerberos needs the package smbprotocol[kerberos]; install it, or allow NTLM by"
+                f"{self.place.name}: Kerberos needs storage-agent[kerberos]; install it, or allow NTLM by"
                 " smb.authentication"
             ) from None
         except SMBException:  # a guest's session has no keys

@@ -43,7 +43,7 @@ class Links:
         hold = Hold()
         return await self._threads.run(partial(call, hold), abort=hold.stop)
 
-    def take(self, *, new: bool = False) -> Link:
+    def take(self, hold: Hold, *, new: bool = False) -> Link:
         """A connection to oneself, until `give`. Blocking."""
         while not new:
             with self._lock:
@@ -55,12 +55,10 @@ class Links:
             link.close()
         settings = self._settings
         link = Link(
-            self.place,
-            settings.smb,
-            connect_timeout_s=settings.connect_timeout,
-            silence_s=settings.read_timeout,
+            self.place, settings.smb, connect_timeout_s=settings.connect_timeout, silence_s=settings.read_timeout
         )
-        link.open(login_for(self.place, settings.smb))
+        with hold.on(link):
+            link.open(login_for(self.place, settings.smb))
         return link
 
     def give(self, link: Link) -> None:
@@ -75,7 +73,7 @@ class Links:
         """A connection on which `work`, which is idempotent, was done, and what it returned: for whoever goes on there, and
         gives it back. An idle connection that turns out to have ended is passed over. Blocking; errors as they are."""
         for new in (False, True):
-            link = self.take(new=new)
+            link = self.take(hold, new=new)
             try:
                 with hold.on(link):
                     return link, work(link)

@@ -12,16 +12,20 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stores.backends import smb_calls as calls
+from stores.backends import smb_draft
 from stores.backends.smb import SmbStore
 from stores.backends.smb_draft import SmbDraft
-from stores.backends.smb_errors import translated
+from stores.backends.smb_errors import Lost, translated
+from stores.backends.smb_link import Link
 from stores.backends.smb_links import Hold, Links
+from stores.backends.smb_place import SmbLogin
 from stores.contract import Kind, MiB, RangeReader
 from stores.errors import (
     AccessDenied,
@@ -35,6 +39,7 @@ from stores.errors import (
     StorageError,
     Unavailable,
 )
+from stores.secret import Secret
 from stores.settings import SmbSettings, StoreSettings
 from stores.transfer.engine import TransferEngine
 from tests.doubles.fault_proxy import FaultProxy
@@ -128,6 +133,24 @@ class TestBrokenConnections:
                     outcomes.add("failed")
                     assert everything(root) == set(), f"cut {number} after {at} bytes"
         assert outcomes == {"stored", "failed"}
+
+    async def test_publishing_that_did_not_reach_the_server(
+        self, store: SmbStore, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def cut(link: Link, handle: bytes, path: str, *, replace: bool) -> None:
+            link.close()
+            raise Lost("cut")
+
+        (root / "object").write_bytes(b"first")
+        with monkeypatch.context() as patch:
+            patch.setattr(smb_draft, "rename", cut)
+            for ref in ("object", "dir/object"):
+                with pytest.raises(Unavailable, match="was not stored"):
+                    await send(store, ref, b"second", replace=True)
+                assert (root / "object").read_bytes() == b"first"
+                assert everything(root) == {"object"}
+        await send(store, "object", b"second", replace=True)
+        assert (root / "object").read_bytes() == b"second"
 
     async def test_read_goes_on_where_it_was_cut(
         self, samba: SambaServer, root: Path, engine: TransferEngine, proxy: FaultProxy
@@ -249,6 +272,20 @@ class TestSilence:
             proxy.stall_after = None
             assert sha(await read_all(store, info)) == sha(content(SIZE))
 
+    @pytest.mark.parametrize("at", [1, 300, 700])
+    async def test_cancelled_while_logging_in(
+        self, samba: SambaServer, root: Path, engine: TransferEngine, proxy: FaultProxy, at: int
+    ) -> None:
+        patient = StoreSettings(connect_timeout=3600, read_timeout=3600)
+        proxy.stall_after = at
+        async with opened(samba, root, engine, patient, port=proxy.port) as store:
+            task = asyncio.create_task(store.stat("object"))
+            while proxy.bytes_down < at:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
 
 class TestShares:
     async def test_full_share(self, samba: SambaServer, root: Path, engine: TransferEngine) -> None:
@@ -306,7 +343,7 @@ class TestShares:
 def held(samba: SambaServer, root: Path, name: str, access: int, share: int) -> Iterator[None]:
     """A file that another client has open."""
     links = Links(samba.place(root.name), QUICK, TransferEngine())
-    link = links.take()
+    link = links.take(Hold())
     try:
         with calls.opened(link, f"{root.name}\\{name}", access, calls.FILE, share):
             yield
@@ -345,6 +382,30 @@ class TestFilesInUse:
         assert (root / "object").read_bytes() == b"first"
         assert everything(root) == {"object"}
 
+    async def test_object_is_no_folder(self, store: SmbStore, root: Path) -> None:
+        await send(store, "dir/object", b"first")
+        for ref in ("dir/object/below", "dir/object/far/below", "dir"):
+            for over in (False, True):
+                with pytest.raises(AlreadyExists):
+                    await send(store, ref, b"second", replace=over)
+        assert everything(root) == {"dir", "dir/object"}
+
+    async def test_deleting_waits_for_whoever_has_the_file_open(
+        self, store: SmbStore, samba: SambaServer, root: Path
+    ) -> None:
+        (root / "disk").write_bytes(content(1000))
+        with held(samba, root, "disk", calls.READ, calls.SHARE_ALL):
+            task = asyncio.create_task(store.delete("disk"))
+            while True:
+                with contextlib.suppress(NotFound):
+                    await store.stat("disk")
+                    continue
+                break
+            assert not task.done()
+            assert (root / "disk").exists()
+        await task
+        assert everything(root) == set()
+
 
 class TestProtection:
     @pytest.mark.parametrize("encryption", [True, False])
@@ -378,6 +439,17 @@ class TestProtection:
             await send(store, "object", b"x")
             await store.aclose()
             assert everything(samba.root) == {"object"}
+
+    async def test_guests_session_is_refused(
+        self, tmp_path: Path, engine: TransferEngine, nothing_left: Callable[[], None]
+    ) -> None:
+        """It would have no keys. A server gives one to users that it does not know, if it is told to."""
+        with run_samba(tmp_path, more="map to guest = bad user\nguest account = root") as samba:
+            place = replace(samba.place(), login=SmbLogin("nobody-there", Secret("any password")))
+            store = SmbStore(place, QUICK, engine, id="smb:test")
+            with pytest.raises(PolicyRefused, match="user of its own"):
+                await store.usage()
+            await store.aclose()
 
     @pytest.mark.parametrize("authentication", ["negotiate", "ntlm"])
     async def test_mechanism_is_as_configured(
@@ -432,6 +504,17 @@ class TestNames:
 
 
 class TestFiles:
+    @pytest.mark.parametrize("granted", [1, 20, 64])
+    async def test_server_that_gives_few_credits(
+        self, tmp_path: Path, engine: TransferEngine, nothing_left: Callable[[], None], granted: int
+    ) -> None:
+        with run_samba(tmp_path, more=f"smb2 max credits = {granted}") as samba:
+            store = SmbStore(samba.place(), QUICK, engine, id="smb:test")
+            await send(store, "object", content(SIZE))
+            assert sha((samba.root / "object").read_bytes()) == sha(content(SIZE))
+            assert sha(await read_all(store, await store.stat("object"))) == sha(content(SIZE))
+            await store.aclose()
+
     async def test_zeroes_take_their_room(self, store: SmbStore, root: Path) -> None:
         """A sparse disk is one that Hyper-V refuses."""
         await send(store, "disk.vhdx", bytes(SIZE), size=SIZE)
