@@ -122,38 +122,37 @@ class VhdReading:
         yield from self._pass_over(footer.header_offset, "VHD dynamic disk header")
         sector = yield from self._collected(vhd.HEADER.size, "VHD dynamic disk header")
         header = vhd.read_header(sector, footer.virtual_size)
-        _check(header)
+        check_blocks(header)
         differencing = footer.kind == vhd.DIFFERENCING
         if header.names_parent and not differencing:
             raise refuse("vhd-parent", "the VHD names a parent disk and yet is no differencing disk")
         yield Disk(footer.virtual_size, header.block, footer.unique_id, header.parent_id if differencing else None)
         yield from self._pass_over(header.table_offset, "VHD block table")
         size = whole_sectors(header.entries * 4)
-        table = _numbers((yield from self._collected(size, "VHD block table")))[: header.entries]
-        _check_beyond(table, header, footer.virtual_size)
+        content = yield from self._collected(size, "VHD block table")
+        table = read_table(content, header, footer.virtual_size)
         self.present = footer.virtual_size
         for absent in _absent_blocks(table, header.block, footer.virtual_size):
             self.present -= absent.length
             yield absent
-        for place, number in _in_order_of_places(table):
+        for place, number in in_order_of_places(table):
             yield from self._block(place * SECTOR, number * header.block, header.block, footer.virtual_size)
         yield from self._last_sector()
 
     def _block(self, place: int, offset: int, length: int, virtual_size: int) -> _Parsing[None]:
         """The block that is in the image at `place`, and is `length` bytes of the disk from `offset` on."""
         yield from self._pass_over(place, "VHD block")
-        sectors = length // SECTOR
-        bitmap = yield from self._collected(whole_sectors(-(-sectors // 8)), "VHD block")
-        for run in re.finditer("1+|0+", f"{int.from_bytes(bitmap):0{len(bitmap) * 8}b}"[:sectors]):
-            start, stop = (min(offset + sector * SECTOR, virtual_size) for sector in run.span())
-            if run[0][0] == "1":
+        bitmap = yield from self._collected(bitmap_size(length), "VHD block")
+        for there, *span in marked(bitmap, length // SECTOR):
+            start, stop = (min(offset + sector * SECTOR, virtual_size) for sector in span)
+            if there:
                 while start < stop:
                     data = yield from self._some(stop - start)
                     yield Present(start, data)
                     start += len(data)
             elif start < stop:
                 yield Absent(start, stop - start)
-            yield from self._skip(place + len(bitmap) + run.end() * SECTOR - self._position)
+            yield from self._skip(place + len(bitmap) + span[1] * SECTOR - self._position)
 
     def _last_sector(self) -> _Parsing[None]:
         """Whatever comes now: `finish` tells whether it ended with the footer."""
@@ -204,7 +203,8 @@ class VhdReading:
         yield from self._skip(gap)
 
 
-def _check(header: Header) -> None:
+def check_blocks(header: Header) -> None:
+    """`ImageRefused` for more or larger blocks than are taken."""
     if header.block > _LARGEST_BLOCK or header.entries > _MOST_BLOCKS:
         raise refuse(
             "vhd-blocks",
@@ -215,12 +215,28 @@ def _check(header: Header) -> None:
         )
 
 
-def _check_beyond(table: array[int], header: Header, virtual_size: int) -> None:
-    """A table may be longer than the disk, but has no blocks there."""
+def read_table(content: bytes, header: Header, virtual_size: int) -> array[int]:
+    """The place of each block, in sectors. A table may be longer than the disk, but has no blocks there (`ImageRefused`)."""
+    table = array("I", content)[: header.entries]
+    assert table.itemsize == 4
+    if sys.byteorder == "little":
+        table.byteswap()
     first = -(-virtual_size // header.block)
     beyond = header.entries - first
     if table[first:].count(vhd.UNALLOCATED) != beyond:
         raise refuse("vhd-table", f"the VHD has blocks beyond the end of its disk of {virtual_size} bytes")
+    return table
+
+
+def bitmap_size(block: int) -> int:
+    """Bytes before a block's data."""
+    return whole_sectors(-(-block // SECTOR // 8))
+
+
+def marked(bitmap: bytes, sectors: int) -> Iterator[tuple[bool, int, int]]:
+    """Runs of a block's sectors that are there, or are not: which of the two, the first one, and the one behind the last."""
+    for run in re.finditer("1+|0+", f"{int.from_bytes(bitmap):0{len(bitmap) * 8}b}"[:sectors]):
+        yield run[0][0] == "1", *run.span()
 
 
 def _absent_blocks(table: array[int], block: int, virtual_size: int) -> Iterator[Absent]:
@@ -232,7 +248,7 @@ def _absent_blocks(table: array[int], block: int, virtual_size: int) -> Iterator
         offset = end
 
 
-def _in_order_of_places(table: array[int]) -> Iterator[tuple[int, int]]:
+def in_order_of_places(table: array[int]) -> Iterator[tuple[int, int]]:
     """Place, in sectors, and number of each block that is there. Sorted in parts, whose numbers are then not all objects at
     once."""
     parts = []
@@ -241,14 +257,6 @@ def _in_order_of_places(table: array[int]) -> Iterator[tuple[int, int]]:
         parts.append(array("Q", sorted(place << 32 | number for number, place in some if place != vhd.UNALLOCATED)))
     for packed in heapq.merge(*parts):
         yield packed >> 32, packed & 0xFFFFFFFF
-
-
-def _numbers(table: bytes) -> array[int]:
-    numbers = array("I", table)
-    assert numbers.itemsize == 4
-    if sys.byteorder == "little":
-        numbers.byteswap()
-    return numbers
 
 
 def _gap(what: str, length: int) -> Exception:
