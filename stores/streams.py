@@ -1,11 +1,11 @@
-"""A byte stream that ends with the context that presented it."""
+"""Forms of reading that readers share: a stream that ends with its context, and one range by the way that is for many."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
-from stores.contract import ByteStream
+from stores.contract import BlockingCalls, ByteStream, RangeReader
 
 
 @asynccontextmanager
@@ -34,3 +34,9 @@ class _Once(ByteStream):
     async def aclose(self) -> None:
         if isinstance(self._pieces, AsyncGenerator):
             await self._pieces.aclose()
+
+
+async def read_one(reader: RangeReader, offset: int, buffer: memoryview, threads: BlockingCalls) -> None:
+    """`read_into` for readers whose own way to read is `read_each`."""
+    once = iter([(offset, buffer)] if len(buffer) else [])
+    await reader.read_each(lambda: next(once, None), lambda offset, buffer: None, threads)

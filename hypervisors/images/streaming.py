@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from hypervisors.images.pieces import Data, ImageLayout, Metadata
 from stores.contract import BlockingCalls, ObjectInfo, RangeReader
 from stores.errors import IntegrityError
+from stores.streams import read_one
 
 
 class LayoutReader(RangeReader):
@@ -26,8 +27,7 @@ class LayoutReader(RangeReader):
         self._threads = threads
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
-        once = iter([(offset, buffer)])
-        await self.read_each(lambda: next(once, None), lambda offset, buffer: None, self._threads)
+        await read_one(self, offset, buffer, self._threads)
 
     async def read_each(
         self,

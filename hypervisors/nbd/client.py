@@ -13,6 +13,7 @@ from hypervisors.nbd.replies import Run, joined
 from stores.bridge.wire import ALLOCATION, STATE_ZERO
 from stores.contract import BlockingCalls, Extent, GiB, MiB, ObjectInfo, RangeReader
 from stores.errors import IntegrityError, NotFound
+from stores.streams import read_one
 from stores.transfer.engine import TransferEngine
 
 DIRTY_BITMAP = "qemu:dirty-bitmap:"
@@ -46,8 +47,7 @@ class NbdDisk(RangeReader):
         """As promised by `RangeReader`. `IntegrityError` beyond the end, `Unavailable` when the server dies or is silent,
         `DeviceFault` and the like for what it cannot read, `StoreError` when it does not keep to the protocol. There are no
         further attempts: a server on this host that fails once is not there any more."""
-        once = iter([(offset, buffer)] if len(buffer) else [])
-        await self.read_each(lambda: next(once, None), lambda offset, buffer: None, self._threads)
+        await read_one(self, offset, buffer, self._threads)
 
     async def read_each(
         self,

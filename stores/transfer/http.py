@@ -13,6 +13,7 @@ from functools import partial
 
 from stores.contract import BlockingCalls, ByteStream, KiB, ObjectInfo, RangeReader
 from stores.errors import IntegrityError, StorageError, Unavailable
+from stores.streams import read_one
 from stores.transfer.answers import check_range, check_version, may_be_stale, retry_after_s, status_error, strong_etag
 from stores.transfer.engine import TransferEngine
 from stores.transfer.target import HttpPatience, HttpTarget
@@ -157,8 +158,7 @@ class HttpRangeReader(RangeReader):
         self._threads = engine.network.of(self)
 
     async def read_into(self, offset: int, buffer: memoryview) -> None:
-        once = iter([(offset, buffer)] if len(buffer) else [])
-        await self.read_each(lambda: next(once, None), lambda offset, buffer: None, self._threads)
+        await read_one(self, offset, buffer, self._threads)
 
     async def read_each(
         self,
