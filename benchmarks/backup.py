@@ -24,7 +24,6 @@ from typing import Any
 
 from agent.config import AgentSection, ApiSection, Config, PoolsSection, UrlsSection
 from agent.wiring import build
-from benchmarks.bytes import TOOLS
 from benchmarks.disk import ram_disk, write_rate
 from benchmarks.harness import (
     Contestant,
@@ -40,6 +39,7 @@ from benchmarks.harness import (
 )
 from benchmarks.image import make_images
 from benchmarks.sink import run_sink
+from benchmarks.tools import TOOLS, aws_environment
 from hypervisors import verbs
 from hypervisors.contract import HypervisorType
 from stores.contract import GiB, KiB, MiB
@@ -107,15 +107,7 @@ class Bench:
         temporary = self.work / "temporary"
         convert = f"qemu-img convert -f qcow2 -O qcow2 {volume.path} {temporary}"
         send = " ".join([*upload, str(temporary), f"s3:/{volume.key(name)}"])
-        environment = {
-            "AWS_ACCESS_KEY_ID": self.sink.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.sink.secret_key,
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": "/dev/null",
-        }
-        return Contestant(title, ["sh", "-ec", f"{convert}; {send}; rm {temporary}"], environment)
+        return Contestant(title, ["sh", "-ec", f"{convert}; {send}; rm {temporary}"], aws_environment(self.sink))
 
     def size(self, key: str) -> int:
         return self._asked("HEAD", key)

@@ -28,11 +28,11 @@ from benchmarks.harness import (
     conclude,
     show,
 )
+from benchmarks.tools import TOOLS
 from stores.contract import MiB
 from tests.servers import NginxServer, make_certificates, run_nginx
 
 PYTHON = sys.executable
-TOOLS = Path(sys.executable).parent
 MANY = 8
 
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from benchmarks.disk import ram_disk, write_rate
 from benchmarks.harness import Contestant, Row, Sample, Verdict, at_least, at_most, compare, conclude, show
 from benchmarks.image import make_images
+from benchmarks.tools import TOOLS
 from stores.contract import GiB
 from tests.servers import Certificates, S3Server, make_certificates, run_nginx, run_seaweed
 
-TOOLS = Path(sys.executable).parent
 BUCKET = "bench"
 VOLUME = "volume"
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.bytes import TOOLS, make_object
+from benchmarks.bytes import make_object
 from benchmarks.harness import (
     Contestant,
     ContestantFailed,
@@ -30,6 +30,7 @@ from benchmarks.harness import (
     show,
 )
 from benchmarks.sink import run_sink
+from benchmarks.tools import TOOLS, aws_environment
 from stores.backends.s3 import S3Store
 from stores.contract import MiB, Silent
 from stores.secret import Secret
@@ -60,14 +61,7 @@ class Course:
             ours += ["--ca-file", str(self._sink.ca_file)]
             s5cmd.append("--no-verify-ssl")
             aws += ["--ca-bundle", str(self._sink.ca_file)]
-        environment = {
-            "AWS_ACCESS_KEY_ID": self._sink.access_key,
-            "AWS_SECRET_ACCESS_KEY": self._sink.secret_key,
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": "/dev/null",
-        }
+        environment = aws_environment(self._sink)
         target = f"s3:/{OBJECT}"
         return [
             Contestant("ours", ours),
