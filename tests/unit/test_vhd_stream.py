@@ -17,21 +17,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hypervisors.contract import ImageRefused
-from hypervisors.images import gate
 from hypervisors.images.formats import DRIVERS, file_node, json_filename
-from hypervisors.images.gate import GateLimits
 from hypervisors.images.pieces import Data, Metadata
-from hypervisors.images.streaming import LayoutReader
 from hypervisors.images.vhd_stream import BLOCK, Parent, layout
 from stores.contract import Extent, GiB, KiB, MiB
 from stores.errors import TooLarge
 from stores.to import ImageFormat
-from stores.transfer.engine import TransferEngine
 from tests.disk_histories import SECTOR, expected_kinds, finished, sha
 from tests.doubles.xapi import vhd as xapi_vhd
-from tests.images import BytesReader, opened, qemu_io, set_vhd_footer, virtual_size
-from tests.laid_out import libvhdi, write_sparse
+from tests.images import opened, set_vhd_footer
+from tests.laid_out import (
+    expect_gate_for_whole_images,
+    expect_others_read,
+    expect_stream_and_digest,
+    libvhdi,
+    write_sparse,
+)
 from tests.vhd_histories import GRAIN, VhdHistory, id_of, parent_of, vhd_histories
 
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -237,29 +238,16 @@ def test_qemu_believes_no_geometry_whoever_wrote_it(tmp_path: Path, size: int) -
 @FEW
 @given(history=vhd_histories(most=2))
 async def test_the_gate_lets_whole_images_pass_and_no_differences(history: VhdHistory) -> None:
-    whole, *differences = history.images()
-    verdict = await gate.inspect(BytesReader(whole), declared=ImageFormat.VHD, limits=GateLimits())
-    assert (verdict.subformat, verdict.virtual_size) == ("dynamic", len(history.versions[0].content))
-    for image in differences:
-        with pytest.raises(ImageRefused) as raised:
-            await gate.inspect(BytesReader(image), declared=ImageFormat.VHD, limits=GateLimits())
-        assert raised.value.details["rule"] == "vhd-parent"
+    await expect_gate_for_whole_images(history.images(), ImageFormat.VHD, len(history.versions[0].content))
 
 
 def test_the_largest_disk(tmp_path: Path) -> None:
     """Its size and its last bytes, by both readers; and a child of it."""
     places = [0, 127 * GiB, 1023 * GiB + 12 * KiB, LARGEST - 8 * KiB]
     made = layout(LARGEST, [Extent(at, 8 * KiB, zero=False) for at in places], unique_id=id_of(0))
-    path = write_sparse(made, tmp_path / "0.vhd", b"P")
-    assert path.stat().st_size == made.size
-    assert virtual_size(path, ImageFormat.VHD) == LARGEST
-    qemu_io(path, ImageFormat.VHD, *(f"read -P 80 {at} 8k" for at in places), f"read -P 0 {LARGEST - 16 * KiB} 8k")
     changes = [Extent(places[1], 4 * KiB, zero=True), Extent(LARGEST - 4 * KiB, 4 * KiB, zero=False)]
     child = layout(LARGEST, changes, unique_id=id_of(1), parent=parent_of(1))
-    with libvhdi([path, write_sparse(child, tmp_path / "1.vhd", b"C")]) as disk:
-        assert disk.media_size == LARGEST
-        assert disk.read_buffer_at_offset(8 * KiB, places[1]) == bytes(4 * KiB) + b"P" * 4 * KiB
-        assert disk.read_buffer_at_offset(16 * KiB, LARGEST - 16 * KiB) == bytes(8 * KiB) + b"P" * 4096 + b"C" * 4096
+    expect_others_read(made, child, tmp_path, ImageFormat.VHD, places)
 
 
 # ------------------------------------------------------------------------------------------- read as if finished
@@ -270,12 +258,4 @@ async def test_it_is_streamed_and_digested_as_any_object() -> None:
     disk = chance.randbytes(3 * MiB + 512)
     extents = [Extent(at, chance.randint(1, 50_000), zero=bool(at % 3)) for at in range(0, 3 * MiB, 100_000)]
     made = layout(len(disk), extents, unique_id=id_of(1), parent=Parent(id_of(0), "0.vhd", datetime.now(UTC)))
-    image = finished(made, disk)
-    engine = TransferEngine()
-    try:
-        reader = LayoutReader(made, BytesReader(disk), engine.network.of(BytesReader(disk)))
-        assert reader.info.size == len(image)
-        assert sha(b"".join([bytes(piece) async for piece in engine.stream(reader)])) == sha(image)
-        assert await engine.digest(reader, ["sha256"]) == {"sha256": sha(image)}
-    finally:
-        await engine.aclose()
+    await expect_stream_and_digest(made, disk)

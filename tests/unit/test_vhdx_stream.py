@@ -13,19 +13,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hypervisors.contract import ImageRefused
-from hypervisors.images import gate
-from hypervisors.images.gate import GateLimits
 from hypervisors.images.pieces import Data, ImageLayout
-from hypervisors.images.streaming import LayoutReader
 from hypervisors.images.vhdx_stream import block_for, layout
 from stores.contract import Extent, GiB, KiB, MiB
 from stores.errors import TooLarge
 from stores.to import ImageFormat
-from stores.transfer.engine import TransferEngine
 from tests.disk_histories import Version, expected_kinds, finished, sha
-from tests.images import BytesReader, opened, qemu_io, virtual_size
-from tests.laid_out import libvhdi, write_sparse
+from tests.images import opened
+from tests.laid_out import (
+    expect_gate_for_whole_images,
+    expect_others_read,
+    expect_stream_and_digest,
+    libvhdi,
+)
 from tests.vhdx_histories import BLOCK, VhdxHistory, identity_of, parent_of, vhdx_histories
 
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -236,30 +236,16 @@ def test_qemu_reads_a_full_image(history: VhdxHistory, tmp_path_factory: pytest.
 @FEW
 @given(history=vhdx_histories(most=2, sectors=[512]))
 async def test_the_gate_lets_whole_images_pass_and_no_differences(history: VhdxHistory) -> None:
-    whole, *differences = history.images()
-    verdict = await gate.inspect(BytesReader(whole), declared=ImageFormat.VHDX, limits=GateLimits())
-    assert (verdict.subformat, verdict.virtual_size) == ("dynamic", len(history.versions[0].content))
-    for image in differences:
-        with pytest.raises(ImageRefused) as raised:
-            await gate.inspect(BytesReader(image), declared=ImageFormat.VHDX, limits=GateLimits())
-        assert raised.value.details["rule"] == "vhdx-parent"
+    await expect_gate_for_whole_images(history.images(), ImageFormat.VHDX, len(history.versions[0].content))
 
 
 def test_others_read_the_largest_disk(tmp_path: Path) -> None:
     """Its size and its last bytes; and a child of it."""
     places = [0, 127 * GiB, 33_000 * GiB + 12 * KiB, LARGEST - 8 * KiB]
     made = layout(LARGEST, [Extent(at, 8 * KiB, zero=False) for at in places], identity=identity_of(0))
-    path = write_sparse(made, tmp_path / "0.vhdx", b"P")
-    assert path.stat().st_size == made.size
-    assert virtual_size(path, ImageFormat.VHDX) == LARGEST
-    with libvhdi([path]) as disk:
-        assert disk.media_size == LARGEST
-        assert disk.read_buffer_at_offset(16 * KiB, LARGEST - 16 * KiB) == bytes(8 * KiB) + b"P" * 8192
-    changes = [Extent(LARGEST - 4 * KiB, 4 * KiB, zero=False)]
+    changes = [Extent(places[1], 4 * KiB, zero=True), Extent(LARGEST - 4 * KiB, 4 * KiB, zero=False)]
     child = layout(LARGEST, changes, identity=identity_of(1), parent=parent_of(1))
-    with libvhdi([path, write_sparse(child, tmp_path / "1.vhdx", b"C")]) as disk:
-        assert disk.read_buffer_at_offset(16 * KiB, LARGEST - 16 * KiB) == bytes(8 * KiB) + b"P" * 4096 + b"C" * 4096
-    qemu_io(path, ImageFormat.VHDX, *(f"read -P 80 {at} 8k" for at in places), f"read -P 0 {LARGEST - 16 * KiB} 8k")
+    expect_others_read(made, child, tmp_path, ImageFormat.VHDX, places)
 
 
 # ------------------------------------------------------------------------------------------- read as if finished
@@ -270,12 +256,4 @@ async def test_it_is_streamed_and_digested_as_any_object() -> None:
     disk = chance.randbytes(3 * MiB + 512)
     extents = [Extent(at, chance.randint(1, 50_000), zero=bool(at % 3)) for at in range(0, 3 * MiB, 100_000)]
     made = layout(len(disk), extents, identity=identity_of(1), parent=parent_of(1))
-    image = finished(made, disk)
-    engine = TransferEngine()
-    try:
-        reader = LayoutReader(made, BytesReader(disk), engine.network.of(BytesReader(disk)))
-        assert reader.info.size == len(image)
-        assert sha(b"".join([bytes(piece) async for piece in engine.stream(reader)])) == sha(image)
-        assert await engine.digest(reader, ["sha256"]) == {"sha256": sha(image)}
-    finally:
-        await engine.aclose()
+    await expect_stream_and_digest(made, disk)
