@@ -19,6 +19,7 @@ from agent.transports.cloudstack.models_session import (
     MigrateAgentConnectionCommand,
     ReadyAnswer,
     ReadyCommand,
+    ServersCommand,
     SetupCertificateAnswer,
     SetupCertificateCommand,
     SetupKeystoreAnswer,
@@ -78,7 +79,7 @@ class Control:
         self,
         listed: Sequence[str],
         avoid: Sequence[str],
-        command: ReadyCommand | SetupMSListCommand | MigrateAgentConnectionCommand,
+        command: ReadyCommand | ServersCommand,
     ) -> None:
         self._servers.take(listed, avoid, command.lbAlgorithm, command.lbCheckInterval)
 

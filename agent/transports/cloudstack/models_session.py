@@ -221,15 +221,20 @@ class SetupMSListAnswer(WireAnswer):
     java = f"{_LB}.SetupMSListAnswer"
 
 
-class SetupMSListCommand(WireCommand):
-    """The management servers there are, the preferred one first. `lbCheckInterval` in seconds."""
+class ServersCommand(WireCommand):
+    """The management servers there are, the preferred one first. `lbCheckInterval` in seconds. Only its subclasses are sent."""
 
-    java = f"{_LB}.SetupMSListCommand"
-    answered_by = SetupMSListAnswer
     msList: tuple[str, ...] = ()
     avoidMsList: tuple[str, ...] = ()
     lbAlgorithm: str | None = None
     lbCheckInterval: int | None = None
+
+
+class SetupMSListCommand(ServersCommand):
+    """Take that list."""
+
+    java = f"{_LB}.SetupMSListCommand"
+    answered_by = SetupMSListAnswer
     triggerHostLb: bool = False
 
 
@@ -237,15 +242,11 @@ class MigrateAgentConnectionAnswer(WireAnswer):
     java = f"{API}.MigrateAgentConnectionAnswer"
 
 
-class MigrateAgentConnectionCommand(WireCommand):
+class MigrateAgentConnectionCommand(ServersCommand):
     """Answer, then connect to another server of the list."""
 
     java = f"{API}.MigrateAgentConnectionCommand"
     answered_by = MigrateAgentConnectionAnswer
-    msList: tuple[str, ...] = ()
-    avoidMsList: tuple[str, ...] = ()
-    lbAlgorithm: str | None = None
-    lbCheckInterval: int | None = None
 
 
 # ----------------------------------------------------------------------------------------------- certificates
