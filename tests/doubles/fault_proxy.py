@@ -7,23 +7,21 @@ transfer runs. They act on the bytes that flow down, from the server to the clie
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
+
+from tests.doubles.loopback import LoopbackServer, reset
 
 CHUNK = 64 * 1024
 
 
-class FaultProxy:
+class FaultProxy(LoopbackServer):
     """`async with FaultProxy(port) as proxy:` listens on 127.0.0.1:`proxy.port` and connects to `host`:`port`."""
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        super().__init__()
         self._upstream = (host, port)
-        self.port = 0
         self.cut_after: int | None = None  # RST towards the client after that many bytes of a connection
         self.cut_times: int | None = None  # so many times, then never again; None: always
         self.stall_after: int | None = None  # stop sending after that many bytes, connection kept open
@@ -31,43 +29,12 @@ class FaultProxy:
         self.rate: float | None = None  # bytes per second and connection
         self.rate_up: float | None = None  # the same from the client to the server
         self.refuse = False  # accept, then reset at once
-        self.connections = 0
         self.bytes_down = 0
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        self.connections += 1
-        try:
-            await self._relay(reader, writer)
-        except asyncio.CancelledError:
-            return  # only `__aexit__` cancels; Python 3.11's stream server logs a cancelled handler as an error
-        finally:
-            writer.close()
-            self._tasks.discard(task)
-
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if self.refuse:
-                _reset(writer)
+                reset(writer)
                 return
             up_reader, up_writer = await asyncio.open_connection(*self._upstream)
             try:
@@ -78,7 +45,7 @@ class FaultProxy:
             finally:
                 up_writer.close()
         except* (OSError, asyncio.IncompleteReadError):
-            _reset(writer)
+            reset(writer)
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(CHUNK):
@@ -104,7 +71,7 @@ class FaultProxy:
                     await asyncio.Event().wait()
                 if self.cut_times is not None:
                     self.cut_times -= 1
-                _reset(writer)
+                reset(writer)
                 return
             writer.write(chunk)
             await writer.drain()
@@ -137,11 +104,3 @@ def fault_proxy(port: int) -> Iterator[FaultProxy]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close with RST rather than FIN: what a crashed peer or a firewall does."""
-    raw = writer.get_extra_info("socket")
-    if raw is not None and raw.fileno() >= 0:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()

@@ -29,7 +29,7 @@ from agent.failures import tell
 from agent.journal_file import JournalFile
 from agent.recovery import recover
 from stores.backends import draft
-from tests.processes import forking
+from tests.processes import told_by
 
 LIMIT_S = 60.0
 
@@ -155,21 +155,5 @@ async def _tell(life: Life, steps: _Steps) -> dict[str, Any]:
 
 def live(life: Life) -> Story | None:
     """Live it in a new process. None: died as told. Anything else that is wrong is an AssertionError."""
-    context = forking()
-    story = life.root / "story.json"
-    process = context.Process(target=_live, args=(life, story))
-    process.start()
-    process.join(LIMIT_S)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        raise AssertionError(f"{life} did not end")
-    code = process.exitcode
-    process.close()
-    if life.die_at is not None and code == -signal.SIGKILL:
-        assert not story.exists()
-        return None
-    assert code == 0, f"exit code {code} of {life}"
-    found = Story(**json.loads(story.read_text()))
-    story.unlink()
-    return found
+    found = told_by(_live, life, life.root / "story.json", killed=life.die_at is not None)
+    return None if found is None else Story(**found)

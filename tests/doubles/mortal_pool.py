@@ -25,9 +25,7 @@ from stores.cache.pool_claims import PoolClaims
 from stores.cache.reconcile import Report
 from stores.cache.sqlite import SqliteDatabase
 from tests.pools import add, content_of, publish, reserve, running
-from tests.processes import forking
-
-LIMIT_S = 60.0
+from tests.processes import told_by
 
 
 @dataclass(frozen=True)
@@ -128,26 +126,10 @@ def _live(life: Life, told: Path) -> None:
 
 def live(life: Life) -> list[str] | None:
     """In a new process: the steps that it took. None: died as told."""
-    return in_a_process(_live, life, life.root, life.die_at)
+    return steps_of(_live, life, life.root, life.die_at)
 
 
-def in_a_process(target: Callable[[Any, Path], None], life: object, root: Path, die_at: int | None) -> list[str] | None:
-    """`target`, given `life` and where to tell its steps, in a new process. None: died as told."""
-    context = forking()
-    told = root / "steps.json"
-    process = context.Process(target=target, args=(life, told))
-    process.start()
-    process.join(LIMIT_S)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        raise AssertionError(f"{life} did not end")
-    code = process.exitcode
-    process.close()
-    if die_at is not None and code == -signal.SIGKILL:
-        assert not told.exists()
-        return None
-    assert code == 0, f"exit code {code} of {life}"
-    taken: list[str] = json.loads(told.read_text())
-    told.unlink()
-    return taken
+def steps_of(target: Callable[[Any, Path], None], life: object, root: Path, die_at: int | None) -> list[str] | None:
+    """What `target`, given `life` and where to tell its steps, told of itself in a new process. None: died as told."""
+    steps: list[str] | None = told_by(target, life, root / "steps.json", killed=die_at is not None)
+    return steps

@@ -21,7 +21,7 @@ from stores.cache.writeback.queue import UploadQueue
 from stores.contract import KiB, ObjectInfo
 from stores.to import ImageStoreTO
 from stores.transfer.engine import TransferEngine
-from tests.doubles.mortal_pool import Steps, in_a_process
+from tests.doubles.mortal_pool import Steps, steps_of
 from tests.pools import content_of, running
 
 REF = "folder/x"
@@ -119,4 +119,4 @@ def _live(life: UploadLife, steps_told: Path) -> None:
 
 def live(life: UploadLife) -> list[str] | None:
     """In a new process: the steps that it took. None: died as told."""
-    return in_a_process(_live, life, life.root, life.die_at)
+    return steps_of(_live, life, life.root, life.die_at)

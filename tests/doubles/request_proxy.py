@@ -7,10 +7,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from types import TracebackType
-from typing import Self
 
-from tests.doubles.fault_proxy import _reset
+from tests.doubles.loopback import LoopbackServer, reset
 
 HEAD_LIMIT = 64 * 1024
 _CHECKSUM = re.compile(rb"(?i)(x-amz-|</?)(checksum-?crc64nvme)")
@@ -36,7 +34,7 @@ class Seen:
     path: str
 
 
-class RequestProxy:
+class RequestProxy(LoopbackServer):
     """`async with RequestProxy(port) as proxy:` listens on 127.0.0.1:`proxy.port` and connects to 127.0.0.1:`port`.
 
     `plan`: from the number of a request (from 1) and the request to what happens to it. `mute`: answers tell no checksums but
@@ -44,50 +42,26 @@ class RequestProxy:
     """
 
     def __init__(self, port: int) -> None:
+        super().__init__()
         self._upstream = port
-        self.port = 0
         self.plan: Callable[[int, Seen], Fault | None] = lambda number, request: None
         self.requests: list[Seen] = []
         self.mute = False
         self.dead = False
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=HEAD_LIMIT)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
 
     def start_over(self) -> None:
         """Back to life, and counting from 1."""
         self.dead = False
         self.requests.clear()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            while not writer.is_closing():
-                await self._pass_on(reader, writer)
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the client went away, which is its right, or this proxy is being closed
-        finally:
-            writer.close()
-            self._tasks.discard(task)
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not writer.is_closing():
+            await self._pass_on(reader, writer)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         if self.dead:
-            _reset(writer)
+            reset(writer)
             return
         method, path, _ = head.split(b"\r\n")[0].decode("latin-1").split(" ")
         request = Seen(method, path)
@@ -100,7 +74,7 @@ class RequestProxy:
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if fault is Fault.CUT:
             await reader.readexactly(length // 2)
-            _reset(writer)
+            reset(writer)
             return
         body = await reader.readexactly(length)
         if fault in (Fault.ERROR_500, Fault.ERROR_503, Fault.ERROR_IN_200):
@@ -118,7 +92,7 @@ class RequestProxy:
         if fault is Fault.DEAD:
             self.dead = True
         if fault in (Fault.LOST, Fault.DEAD):
-            _reset(writer)
+            reset(writer)
             return
         writer.write(_error(500, with_body=method != "HEAD") if fault is Fault.LATE_500 else answer)
         await writer.drain()

@@ -7,8 +7,8 @@ import re
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
+
+from tests.doubles.loopback import LoopbackServer
 
 
 @dataclass(frozen=True)
@@ -27,56 +27,30 @@ Step = Callable[[Request, asyncio.StreamWriter], Awaitable[None]]
 """Answers one request; the connection is closed after it when it closed the writer."""
 
 
-class ScriptedServer:
+class ScriptedServer(LoopbackServer):
     """`async with ScriptedServer(content) as server:` listens on 127.0.0.1:`server.port`.
 
     Each request takes the next step of `script`; when that is used up, `always`; without one the honest answer.
     """
 
     def __init__(self, content: bytes, etag: str = '"v1"') -> None:
+        super().__init__()
         self.content = content
         self.etag = etag
         self.script: deque[Step] = deque()
         self.always: Step | None = None
         self.requests: list[Request] = []
-        self.connections = 0
-        self.port = 0
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        self.connections += 1
-        try:
-            while not writer.is_closing():
-                head = await reader.readuntil(b"\r\n\r\n")
-                first, *lines = head.decode("latin-1").strip().split("\r\n")
-                headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-                request = Request(first.split(" ")[1], headers)
-                self.requests.append(request)
-                step = self.script.popleft() if self.script else self.always or self.honest
-                await step(request, writer)
-                await writer.drain()
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the client went away, which is its right, or this server is being closed
-        finally:
-            writer.close()
-            self._tasks.discard(task)
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not writer.is_closing():
+            head = await reader.readuntil(b"\r\n\r\n")
+            first, *lines = head.decode("latin-1").strip().split("\r\n")
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+            request = Request(first.split(" ")[1], headers)
+            self.requests.append(request)
+            step = self.script.popleft() if self.script else self.always or self.honest
+            await step(request, writer)
+            await writer.drain()
 
     async def honest(self, request: Request, writer: asyncio.StreamWriter) -> None:
         if request.headers.get("if-match", self.etag) != self.etag:

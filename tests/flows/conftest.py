@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.buckets import empty, made_bucket
+from tests.doubles.backups import Lab, lab
 from tests.doubles.disk_images import DiskImages, make_disk_images
 from tests.doubles.shelf import Shelf
 from tests.doubles.world import World, world
@@ -44,3 +45,15 @@ async def here() -> AsyncIterator[World]:
 @pytest.fixture
 def shelf(here: World, seaweed: S3Server, bucket: str, nginx: NginxServer) -> Shelf:
     return Shelf(here, seaweed, bucket, nginx)
+
+
+@pytest.fixture
+async def chain(shelf: Shelf) -> Lab:
+    """Two backups in S3, the second of what changed since the first."""
+    made = await lab(shelf.here, shelf.s3())
+    await made.snapshot("monday")
+    await made.back_up("monday")
+    made.write("write -P 7 2M 64k")
+    await made.snapshot("tuesday")
+    await made.incremental("tuesday", "monday")
+    return made

@@ -14,21 +14,9 @@ from hypervisors.explaining import How
 from hypervisors.verbs import Copy
 from stores.errors import AlreadyExists, ChecksumMismatch, InvalidReference
 from stores.to import DataTO, SnapshotObjectTO
-from tests.doubles.backups import Lab, lab, ref_of
+from tests.doubles.backups import Lab, ref_of
 from tests.doubles.shelf import Shelf
 from tests.doubles.world import Phases
-
-
-@pytest.fixture
-async def chain(shelf: Shelf) -> Lab:
-    """Two backups in S3, the second of what changed since the first."""
-    made = await lab(shelf.here, shelf.s3())
-    await made.snapshot("monday")
-    await made.back_up("monday")
-    made.write("write -P 7 2M 64k")
-    await made.snapshot("tuesday")
-    await made.incremental("tuesday", "monday")
-    return made
 
 
 def carried_to(shelf: Shelf, chain: Lab) -> Lab:

@@ -14,21 +14,9 @@ from hypervisors.verbs import Copy
 from stores.errors import AlreadyExists
 from stores.to import DataTO, ImageFormat, SnapshotObjectTO, TemplateObjectTO, VolumeObjectTO
 from tests.buckets import keys, uploads
-from tests.doubles.backups import SIZE, Lab, lab, ref_of
+from tests.doubles.backups import SIZE, Lab, ref_of
 from tests.doubles.disk_images import content_of
 from tests.doubles.shelf import Shelf
-
-
-@pytest.fixture
-async def chain(shelf: Shelf) -> Lab:
-    """Two backups in S3, the second of what changed since the first."""
-    made = await lab(shelf.here, shelf.s3())
-    await made.snapshot("monday")
-    await made.back_up("monday")
-    made.write("write -P 7 2M 64k")
-    await made.snapshot("tuesday")
-    await made.incremental("tuesday", "monday")
-    return made
 
 
 def image(shelf: Shelf, image_format: ImageFormat | None = None) -> TemplateObjectTO:

@@ -107,10 +107,11 @@ async def outcome(way: Way, store: S3Store, source: Path) -> ObjectInfo | Storag
 @asynccontextmanager
 async def walk(
     engine: TransferEngine, seaweed: S3Server, bucket: tuple[Any, str], way: Way, source: Path, fault: Fault
-) -> AsyncIterator[AsyncIterator[tuple[Seen, ObjectInfo | StorageError]]]:
-    """One upload after the other, each disturbed at the next request: which that was, and what the upload said."""
+) -> AsyncIterator[tuple[AsyncIterator[Seen], S3Store]]:
+    """One upload after the other, each disturbed at the next request, and honest about its end: which request that was. And
+    the store as the next process sees it."""
 
-    async def disturbed() -> AsyncIterator[tuple[Seen, ObjectInfo | StorageError]]:
+    async def disturbed() -> AsyncIterator[Seen]:
         await way(store, source)
         count = len(proxy.requests)
         assert count >= 7
@@ -119,11 +120,16 @@ async def walk(
             proxy.start_over()
             proxy.plan = lambda at, request, number=number: fault if at == number else None  # type: ignore[misc]
             said = await outcome(way, store, source)
-            yield proxy.requests[number - 1], said
+            honest(said, stored(bucket), sha(source.read_bytes()))
+            yield proxy.requests[number - 1]
             empty(*bucket)
 
-    async with RequestProxy(seaweed.port) as proxy, opened(engine, seaweed, bucket[1], port=proxy.port) as store:
-        yield disturbed()
+    async with (
+        opened(engine, seaweed, bucket[1]) as next_store,
+        RequestProxy(seaweed.port) as proxy,
+        opened(engine, seaweed, bucket[1], port=proxy.port) as store,
+    ):
+        yield disturbed(), next_store
 
 
 @pytest.mark.parametrize("fault", Fault)
@@ -131,16 +137,11 @@ async def test_upload_disturbed_at_any_request_is_gone_on_with(
     seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, source: Path, fault: Fault
 ) -> None:
     """The disturbed process says that it is stored only if it is; the next one brings it there, with nothing left over."""
-    wanted = sha(source.read_bytes())
-    async with (
-        opened(engine, seaweed, bucket[1]) as next_store,
-        walk(engine, seaweed, bucket, upload, source, fault) as outcomes,
-    ):
-        async for disturbed, said in outcomes:
-            honest(said, stored(bucket), wanted)
+    async with walk(engine, seaweed, bucket, upload, source, fault) as (requests, next_store):
+        async for disturbed in requests:
             info = await upload(next_store, source)
             assert info.version == (await next_store.stat(REF)).version
-            assert stored(bucket) == wanted
+            assert stored(bucket) == sha(source.read_bytes())
             # A multipart upload whose id nobody was told, or could note, stays: see `stores.backends.s3_notes`.
             noting = marker_key(REF, TOKEN) in disturbed.path and disturbed.method == "PUT" and fault is Fault.DEAD
             nameless = "uploads" in disturbed.path and carried_out(fault)
@@ -152,13 +153,8 @@ async def test_upload_disturbed_at_any_request_is_gone_on_with(
 async def test_stream_disturbed_at_any_request_is_whole_or_gone(
     seaweed: S3Server, bucket: tuple[Any, str], engine: TransferEngine, source: Path, fault: Fault
 ) -> None:
-    wanted = sha(source.read_bytes())
-    async with (
-        opened(engine, seaweed, bucket[1]) as next_store,
-        walk(engine, seaweed, bucket, stream, source, fault) as outcomes,
-    ):
-        async for disturbed, said in outcomes:
-            honest(said, stored(bucket), wanted)
+    async with walk(engine, seaweed, bucket, stream, source, fault) as (requests, next_store):
+        async for disturbed in requests:
             await next_store.discard(REF, token=TOKEN)
             nameless = "uploads" in disturbed.path and carried_out(fault)
             assert len(uploads(*bucket)) <= int(nameless), f"{fault} at {disturbed}"
