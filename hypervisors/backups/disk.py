@@ -11,13 +11,16 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from hypervisors.backups.chain import Link
-from hypervisors.backups.manifest import BrokenChain
+from hypervisors.backups.manifest import BrokenChain, Manifest
 from hypervisors.backups.overlay import Layer, Overlay, Part
 from hypervisors.context import Context
 from hypervisors.contract import ImageRefused
+from hypervisors.images.parsing import refuse
 from hypervisors.images.qcow2_readback import read_layout
+from hypervisors.images.vhd_map import VhdMap, read_map
 from hypervisors.narrowing import as_reader
 from stores.contract import DataStore, Extent, Kind, ObjectInfo, RangeReader
+from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
 from stores.transfer.groups import first_failure
 
@@ -106,7 +109,7 @@ async def chain_disk(
 async def _layer(link: Link, reader: RangeReader, engine: TransferEngine) -> Layer:
     manifest = link.manifest
     try:
-        found = await read_layout(reader, engine)
+        found = await _mapped(manifest, reader, engine)
     except ImageRefused as error:
         raise BrokenChain(
             f"the object {manifest.content.ref} of backup {manifest.ref} is damaged: {error.message}; use a backup that does"
@@ -114,10 +117,33 @@ async def _layer(link: Link, reader: RangeReader, engine: TransferEngine) -> Lay
             ref=manifest.ref,
             rule=error.details.get("rule"),
         ) from error
-    if (found.virtual_size, found.cluster) != (manifest.virtual_size, manifest.cluster_size):
+    if found is None:
         raise BrokenChain(
             f"the object {manifest.content.ref} of backup {manifest.ref} is of another disk: use a backup that does not"
             " need it",
             ref=manifest.ref,
         )
-    return Layer(found.virtual_size, found.runs())
+    return found
+
+
+async def _mapped(manifest: Manifest, reader: RangeReader, engine: TransferEngine) -> Layer | None:
+    """What the object maps; None where it is not of the disk that the manifest says. `ImageRefused`."""
+    match manifest.format:
+        case ImageFormat.QCOW2:
+            layout = await read_layout(reader, engine)
+            same = (layout.virtual_size, layout.cluster) == (manifest.virtual_size, manifest.cluster_size)
+            return Layer(layout.virtual_size, layout.runs()) if same else None
+        case ImageFormat.VHD:
+            vhd = await _vhd_map(manifest, reader, engine)
+            same = vhd.virtual_size == manifest.virtual_size and (vhd.parent_id is None) == (manifest.parent is None)
+            return Layer(vhd.virtual_size, vhd.runs()) if same else None
+    raise refuse("format", f"backups are QCOW2 or VHD objects, not {manifest.format}")
+
+
+async def _vhd_map(manifest: Manifest, reader: RangeReader, engine: TransferEngine) -> VhdMap:
+    """The bitmaps of its blocks, a small read for each, are looked at only if some sectors of them are not there: if they are
+    more than the manifest says."""
+    found = await read_map(reader, engine, whole=True)
+    if sum(run.length for run in found.runs()) == manifest.changed:
+        return found
+    return await read_map(reader, engine, whole=False)

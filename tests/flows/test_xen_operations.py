@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hypervisors.backups.manifest import BackupDamaged
 from hypervisors.contract import HypervisorType, ImageInUse, OperationUnsupported, SizeRefused
 from hypervisors.operations import Operations
 from hypervisors.verbs import (
@@ -35,7 +36,7 @@ from stores.to import (
     TemplateObjectTO,
     VolumeObjectTO,
 )
-from tests.doubles.disk_images import qemu_img
+from tests.doubles.disk_images import content_of, qemu_img
 from tests.doubles.world import Phases, World, world
 from tests.xen_place import XenPlace, xen_place
 
@@ -309,3 +310,97 @@ async def test_a_volume_becomes_a_template_in_an_image_store(lab: Lab) -> None:
     qemu_img("convert", "-O", "raw", "--image-opts", vhd, str(raw))
     assert raw.read_bytes() == data
     assert path.stat().st_size < 9 * MiB
+
+
+# ------------------------------------------------------------------------------------------------------------ backups
+
+
+async def backed_up(lab: Lab, volume: VolumeObjectTO, name: str, parent: str | None = None) -> SnapshotObjectTO:
+    """The answer."""
+    target = SnapshotObjectTO(
+        path=f"b/{name}",
+        dataStore=lab.here.directory("backups"),
+        parentSnapshotPath=f"b/{parent}" if parent is not None else None,
+    )
+    source = SnapshotObjectTO(path=f"{volume.path}/{name}", dataStore=lab.sr())
+    copied = await lab.operations.copy(lab.call(), Copy(source, target))
+    assert isinstance(copied.data, SnapshotObjectTO)
+    assert copied.note is None
+    return copied.data
+
+
+async def restored(lab: Lab, name: str, sr: str = "shared") -> bytes:
+    source = SnapshotObjectTO(path=f"b/{name}", dataStore=lab.here.directory("backups"))
+    target = VolumeObjectTO(uuid=f"r-{name}", dataStore=lab.sr(sr))
+    await lab.operations.copy(lab.call(), Copy(source, target))
+    found = lab.seen(f"r-{name}")
+    await lab.operations.delete(lab.call(), Delete(target))
+    return found
+
+
+async def test_a_chain_of_backups(lab: Lab) -> None:
+    """Full, twice what changed since, the snapshots in between deleted as soon as nothing is built on them any more."""
+    data = content()
+    volume = await lab.volume(data)
+    await lab.snapshot(volume, "s1")
+    full = await backed_up(lab, volume, "s1")
+    assert (full.format, full.parentSnapshotPath) == (ImageFormat.VHD, None)
+    lab.write("v", 10 * MiB, random.Random(2).randbytes(MiB))
+    await lab.snapshot(volume, "s2")
+    second = await backed_up(lab, volume, "s2", parent="s1")
+    assert second.parentSnapshotPath == "b/s1"
+    await lab.operations.delete(lab.call(), Delete(SnapshotObjectTO(path="v/s1", dataStore=lab.sr())))
+    lab.write("v", 0, bytes(2 * MiB))
+    lab.write("v", 20 * MiB, random.Random(3).randbytes(4096))
+    await lab.snapshot(volume, "s3")
+    third = await backed_up(lab, volume, "s3", parent="s2")
+    for delta, blocks in ((second, 1), (third, 2)):
+        assert delta.physicalSize is not None
+        assert delta.physicalSize <= blocks * (2 * MiB + 512) + 16 * 1024
+    for name in ("s1", "s2", "s3"):
+        assert await restored(lab, name) == lab.contents[name]
+    assert await restored(lab, "s3", "blocks") == lab.contents["s3"]
+
+
+async def test_a_parent_that_is_gone_makes_a_full_backup(lab: Lab) -> None:
+    volume = await lab.volume(content())
+    for name in ("s1", "s2"):
+        lab.write("v", 10 * MiB, name.encode() * 1024)
+        await lab.snapshot(volume, name)
+    await backed_up(lab, volume, "s1")
+    await lab.operations.delete(lab.call(), Delete(SnapshotObjectTO(path="v/s1", dataStore=lab.sr())))
+    target = SnapshotObjectTO(path="b/s2", dataStore=lab.here.directory("backups"), parentSnapshotPath="b/s1")
+    source = SnapshotObjectTO(path="v/s2", dataStore=lab.sr())
+    copied = await lab.operations.copy(lab.call(), Copy(source, target))
+    assert copied.note is not None
+    assert isinstance(copied.data, SnapshotObjectTO)
+    assert copied.data.parentSnapshotPath is None
+    assert await restored(lab, "s2") == lab.contents["s2"]
+
+
+async def test_a_backup_of_one_hypervisor_becomes_a_template_for_another(lab: Lab) -> None:
+    """A chain is a disk, whoever wrote it: here it becomes one QCOW2 image, by way of KVM's handler."""
+    volume = await lab.volume(content())
+    await lab.snapshot(volume, "s1")
+    await backed_up(lab, volume, "s1")
+    lab.write("v", 10 * MiB, b"\5" * MiB)
+    await lab.snapshot(volume, "s2")
+    await backed_up(lab, volume, "s2", parent="s1")
+    source = SnapshotObjectTO(path="b/s2", dataStore=lab.here.directory("backups"))
+    target = VolumeObjectTO(uuid="kvm", dataStore=lab.here.pool())
+    made = (await lab.here.operations.copy(lab.here.call(), Copy(source, target))).data
+    assert content_of(lab.here.path(made), ImageFormat.QCOW2) == hashlib.sha256(lab.contents["s2"]).hexdigest()
+
+
+async def test_a_damaged_delta_is_refused_before_anything_is_written(lab: Lab) -> None:
+    volume = await lab.volume(content())
+    await lab.snapshot(volume, "s1")
+    await backed_up(lab, volume, "s1")
+    path = lab.here.root / "backups" / "b" / "s1"
+    damaged = bytearray(path.read_bytes())
+    damaged[1 << 20] ^= 1
+    path.write_bytes(damaged)
+    before = lab.vdis()
+    with pytest.raises(BackupDamaged):
+        await restored(lab, "s1")
+    assert lab.vdis() == before
