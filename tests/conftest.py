@@ -10,7 +10,14 @@ from hypothesis import HealthCheck, settings
 
 from stores.transfer.engine import TransferEngine
 
-pytest_plugins = ["tests.servers", "tests.postgres", "tests.ledgers", "tests.secret_scan", "tests.samba"]
+pytest_plugins = [
+    "tests.servers",
+    "tests.postgres",
+    "tests.ledgers",
+    "tests.secret_scan",
+    "tests.samba",
+    "tests.hyperv",
+]
 
 # An example fails for what it does, not for how long it takes on a busy machine.
 settings.register_profile("any-speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from hypervisors.hyperv.endpoint import Endpoint
 from hypervisors.hyperv.psrp import PsrpPort
 from hypervisors.hyperv.shell import Shell
 from tests.doubles.hyperv import Host, running
+from tests.doubles.hyperv.host import PASSWORD
+from tests.secret_scan import register_secret
 
 POOL = "D:\\pool"
 
@@ -30,7 +35,7 @@ def port_to(endpoint: Endpoint, **told: Any) -> PsrpPort:
 
 
 @asynccontextmanager
-async def hyperv(folder: Path, **told: Any) -> AsyncIterator[Host]:
+async def hyperv_host(folder: Path, **told: Any) -> AsyncIterator[Host]:
     """A host whose `D:\\pool` is `folder / "pool"`; afterwards no thread, no shell, no record and no partial file is left."""
     (folder / "pool").mkdir()
     (folder / "host").mkdir()
@@ -41,6 +46,12 @@ async def hyperv(folder: Path, **told: Any) -> AsyncIterator[Host]:
         assert host.model.records == {}
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("powershell")] == []
     assert [file.name for file in (folder / "pool").iterdir() if ".partial." in file.name] == []
+
+
+async def until(ready: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not ready():
+            await asyncio.sleep(0.01)
 
 
 def dynamic(name: str, size: int) -> dict[str, Any]:
@@ -64,3 +75,17 @@ def child(name: str, parent: str) -> dict[str, Any]:
         "sector_size": None,
         "parent": disk(parent),
     }
+
+
+@pytest.fixture
+async def hyperv(tmp_path: Path) -> AsyncIterator[Host]:
+    register_secret(PASSWORD, "the password of the Hyper-V host")
+    async with hyperv_host(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def powershell(hyperv: Host) -> AsyncIterator[PsrpPort]:
+    made = port_to(hyperv.endpoint)
+    yield made
+    await made.aclose()

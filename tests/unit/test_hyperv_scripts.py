@@ -6,6 +6,7 @@ That it does on Windows what it should, this cannot show: `tests/windows` is for
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import tree_sitter_powershell
@@ -170,6 +171,13 @@ def test_everything_that_is_allowed_is_needed() -> None:
 )  # fmt: skip
 def test_what_is_not_allowed_is_found(line: str) -> None:
     assert problems(HEAD + "    " + line + "\n    $result = $null\n" + TAIL) != []
+
+
+def test_the_kit_for_windows_is_powershell_and_runs_every_script() -> None:
+    (kit,) = (Path(__file__).parents[1] / "windows").glob("*.Tests.ps1")
+    text = kit.read_text(encoding="utf-8")
+    assert [shown(node)[:40] for node in nodes(text) if node.type == "ERROR" or node.is_missing] == []
+    assert {name for name in texts.names() if f"'{name}'" not in text} == set()
 
 
 def test_a_name_that_is_no_script() -> None:
