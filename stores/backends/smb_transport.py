@@ -39,11 +39,10 @@ class Transport:
 
     def connect(self) -> None:
         """`OSError` where there is no connection."""
-        opened = socket.create_connection(self._address, self._connect_timeout_s)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        limit_silence(opened, self._silence_s)
-        self._socket = opened
+        self._socket = socket.create_connection(self._address, self._connect_timeout_s)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        limit_silence(self._socket, self._silence_s)
         self.connected = not self._closed
 
     def send(self, message: bytes | Packed) -> None:
