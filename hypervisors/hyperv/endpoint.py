@@ -20,7 +20,7 @@ class Auth(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """TLS always, and its certificate is always checked: by the system's authorities, by those in `ca_file`, or by
+    """TLS always, and its certificate is always checked: by the system's authorities, by those in `ca_file` instead, or by
     `fingerprint` (SHA-256), which then needs no authority and no name.
 
     `user` and `password`: for negotiate, and for kerberos unless there is a ticket already. `certificate` and `key`: PEM files

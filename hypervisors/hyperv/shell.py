@@ -72,7 +72,6 @@ class Shell:
             auth=endpoint.auth.value,
             username=endpoint.user,
             password=endpoint.password.reveal() if endpoint.password is not None else None,
-            cert_validation=str(endpoint.ca_file) if endpoint.ca_file is not None else True,  # type: ignore[arg-type]
             connection_timeout=connect_s,
             read_timeout=answer_s,
             operation_timeout=max(answer_s - 5, 1),
@@ -83,9 +82,8 @@ class Shell:
         session = wsman.transport._build_session()
         session.trust_env = False
         session.mount("https://", LineAdapter(line, endpoint.fingerprint))
-        session.verify = str(endpoint.ca_file) if endpoint.ca_file is not None else True
-        if endpoint.fingerprint is not None:
-            session.verify = False  # by authority and name, that is: the adapter compares the fingerprint
+        # A pinned certificate needs no authority and no name: the adapter compares its fingerprint.
+        session.verify = _authorities(endpoint) if endpoint.fingerprint is None else False
         wsman.transport.session = session
         return wsman
 
@@ -98,10 +96,8 @@ class Shell:
                 self._host_has_it = True
                 self._pool.open()
             return self._ran(text, argument)
-        except AuthenticationError as error:
-            self._host_has_it = False
-            raise self._denied() from error
-        except SpnegoError as error:
+        except (AuthenticationError, SpnegoError) as error:
+            self._host_has_it = False  # to remove it would be another attempt with the same credentials
             raise self._denied() from error
         except _TROUBLE as error:
             self._broken = True
@@ -153,6 +149,12 @@ class Shell:
             f"host {self._endpoint} refuses us by {self._endpoint.auth.value}; correct the credentials",
             host=str(self._endpoint),
         )
+
+
+def _authorities(endpoint: Endpoint) -> str | bool:
+    """Where those are that may vouch for the host: `ca_file`, or the system's. True: requests' own."""
+    system = ssl.get_default_verify_paths()
+    return str(endpoint.ca_file) if endpoint.ca_file is not None else system.cafile or system.capath or True
 
 
 def _ended(script: PowerShell, endpoint: Endpoint) -> Exception:

@@ -57,17 +57,9 @@ async def test_wrong_credentials_are_tried_once(hyperv: Host) -> None:
     assert hyperv.server.refused == 1
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"ca_file": None},
-        {"ca_file": None, "fingerprint": bytes(32)},
-        {"address": "127.0.0.2", "fingerprint": bytes(32)},
-    ],
-)
+@pytest.mark.parametrize("wrong", [{"ca_file": None}, {"fingerprint": bytes(32)}, {"address": "127.1"}])
 async def test_another_certificate_is_not_talked_to(hyperv: Host, wrong: dict[str, Any]) -> None:
-    if wrong.get("address") == "127.0.0.2":
-        wrong = {"fingerprint": sha256(b"another").digest(), "ca_file": None}
+    """Of an authority that nobody trusts; not the pinned one; without the host's name in it."""
     port = port_to(replace(hyperv.endpoint, **wrong))
     with pytest.raises(TlsFailed) as caught:
         await port.run("get-host", {})
@@ -88,7 +80,6 @@ async def test_nobody_is_there(hyperv: Host) -> None:
     with pytest.raises(Unavailable, match="cannot be reached"):
         await port.run("get-host", {}, timeout_s=1)
     await port.aclose()
-    assert threading.active_count() == 1 or all(not t.name.startswith("powershell") for t in threading.enumerate())
 
 
 # -------------------------------------------------------------------------------------------------------- what is lost
