@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hypervisors.documents import About, Documents
+from hypervisors.xen.finding import Finder
 from hypervisors.xen.marks import OF, OURS, Disk, about_documents, all_writing, as_bytes, as_text, document_key
 from hypervisors.xen.pending import owners
-from hypervisors.xen.repository import Finder, Repository
+from hypervisors.xen.repository import Repository
 from stores.contract import KiB
 from stores.errors import AlreadyExists, IntegrityError, NotFound, TooLarge
 from stores.uninterrupted import uninterrupted

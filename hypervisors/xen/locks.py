@@ -48,7 +48,7 @@ class Lock:
                 if not abandoned(pool, other):
                     raise self._busy(other)
                 _log.warning("lock taken over", ref=self._ref, sr=self._sr.uuid, owner=other.owner, until=other.until)
-                await self._remove(other.id, config)
+                await remove_lock(self._sr, other.id, config)
         raise ImageLocked(f"{self._ref} is being locked by several agents at once; try again", ref=self._ref)
 
     async def renew(self) -> None:
@@ -84,15 +84,12 @@ class Lock:
     async def release(self) -> None:
         """Idempotent. What cannot be released expires."""
         try:
-            await self._remove(self.id, await self._sr.config())
+            await remove_lock(self._sr, self.id, await self._sr.config())
         except StorageError as problem:
             _log.warning("lock left behind", ref=self._ref, sr=self._sr.uuid, error=problem.message)
 
     def _held(self) -> Held:
         return Held(owner=self._sr.pool.settings.originator, id=self.id, until=self._until)
-
-    async def _remove(self, holder_id: str, config: dict[str, str]) -> None:
-        await remove_lock(self._sr, self._ref, holder_id, config)
 
     def _busy(self, other: Held) -> ImageLocked:
         left = max(0.0, other.until - self._sr.pool.clock())
@@ -106,15 +103,10 @@ class Lock:
         )
 
 
-async def remove_lock(sr: Repository, ref: str, holder_id: str, config: dict[str, str]) -> None:
+async def remove_lock(sr: Repository, holder_id: str, config: dict[str, str]) -> None:
     """Of that holder alone; renewals first, so that it does not live longer than it is seen."""
-    first = lock_key(ref)
-    keys = [
-        key
-        for key, held in lock_keys(config).items()
-        if held.id == holder_id and (key == first or key.startswith(f"{first}#"))
-    ]
-    await sr.remove_keys("SR", sr.handle, sorted(keys, key=lambda key: (key == first, key)))
+    keys = [key for key, held in lock_keys(config).items() if held.id == holder_id]
+    await sr.remove_keys("SR", sr.handle, sorted(keys, key=len, reverse=True))
 
 
 def abandoned(pool: XenPool, held: Held) -> bool:

@@ -5,7 +5,7 @@ nothing of other programs' is overwritten, and there is no moment at which somet
 
     storage-agent:of        its own uuid
     storage-agent:image     `Image`: it was made by us to be the disk of that name
-    storage-agent:ready     `Ready`: and it is that
+    storage-agent:ready     `Ready`: and it is that; or CONDEMNED: it never will be
     storage-agent:copying   `Copying`: a copy of it is being made by us
     storage-agent:doc:...   documents, see `about_documents`
 
@@ -34,6 +34,7 @@ OF = f"{OURS}of"
 IMAGE = f"{OURS}image"
 READY = f"{OURS}ready"
 COPYING = f"{OURS}copying"
+CONDEMNED = "condemned"
 _DOCUMENT = f"{OURS}doc:"
 _LOCK = f"{OURS}lock:"
 
@@ -156,6 +157,17 @@ def sort_of(disk: Disk) -> Sort:
     if disk.image is not None:
         return Sort.READY if disk.ready is not None else Sort.WRITING
     return Sort.COPIED if disk.copied is not None else Sort.FOREIGN
+
+
+def left_of(disk: Disk) -> Image | Copying | None:
+    """Whose it is, while it is not finished: of whichever process, which may be dead."""
+    match sort_of(disk):
+        case Sort.WRITING:
+            return disk.image
+        case Sort.COPIED:
+            return disk.copied
+        case _:
+            return None
 
 
 def all_ready(ref: str, disks: Iterable[Disk]) -> list[Disk]:

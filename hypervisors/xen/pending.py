@@ -23,6 +23,7 @@ from hypervisors.xen.marks import (
     document_key,
     is_foreign_disk,
 )
+from hypervisors.xen.removing import copying_ended, end_copying, remove_replaced
 from hypervisors.xen.repository import Repository
 from stores.contract import Kind, ManagedDisk, ObjectInfo, PendingWrite
 from stores.errors import AlreadyExists, NotFound, StorageError, Unavailable
@@ -32,7 +33,6 @@ _log = structlog.get_logger(__name__)
 
 _COPYING_S = 120.0
 """How long a disk stays marked as being copied when whoever copies it dies."""
-
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -172,21 +172,27 @@ class PendingVdi:
         if before and not self._replace:
             raise AlreadyExists(f"{self._ref} exists already; nothing was overwritten", ref=self._ref, sr=sr.uuid)
         for old in before:
-            await self._refuse_attached(old)
+            if await sr.attached(old):
+                raise ImageLocked(
+                    f"{self._ref} cannot be replaced while a virtual machine has it; detach it first",
+                    ref=self._ref,
+                    vdi=old.uuid,
+                )
         if before:
             await self._carry_over(before[-1], self._disk)
         seq = 1 + max((old.ready.seq for old in before if old.ready is not None), default=0)
         ready = Ready(seq=seq, over=tuple(old.uuid for old in before))
         with sr.telling(self._ref):
-            await sr.add_key("VDI", self._disk.handle, READY, ready.text())
+            kept = await sr.add_key("VDI", self._disk.handle, READY, ready.text())
+        if not kept:
+            raise ImageLocked(
+                f"{self._ref} was given up by another agent, which took this one for dead; try again",
+                ref=self._ref,
+                sr=sr.uuid,
+            )
         self._committed = True
         await remove_replaced(sr, before)
         return info_of(self._ref, await sr.disk(self._disk.handle))
-
-    async def _refuse_attached(self, old: Disk) -> None:
-        for vbd in old.vbds:
-            if await self.sr.pool.call("VBD.get_currently_attached", vbd):
-                raise ImageLocked(f"{self._ref} is attached, and cannot be replaced", ref=self._ref, vdi=old.uuid)
 
     async def _carry_over(self, old: Disk, new: Disk) -> None:
         """Documents of the disk that had the name. Nobody else knows the new one yet."""
@@ -200,32 +206,6 @@ class PendingVdi:
                 await self.sr.destroy_unfinished(disk)
         except StorageError as problem:
             _log.warning("unfinished disk left behind", ref=self._ref, sr=self.sr.uuid, error=problem.message)
-
-
-async def remove_replaced(sr: Repository, disks: list[Disk]) -> None:
-    """They count no more, so that what cannot be removed now is no failure: it is found by `discard`, or at the next start."""
-    for disk in disks:
-        try:
-            await sr.destroy(disk)
-        except StorageError as problem:
-            _log.warning("replaced disk left behind", vdi=disk.uuid, sr=sr.uuid, error=problem.message)
-
-
-def copying_ended(sr: Repository, copying: Copying) -> bool:
-    """Whether whoever announced it is surely not at it any more."""
-    if copying.owner == sr.pool.settings.originator:
-        return copying.id not in sr.pool.busy
-    return sr.pool.clock() > copying.until
-
-
-async def end_copying(sr: Repository, source: Disk, copying: Copying | None) -> None:
-    """Take the announcement back, if it is still that one; None: it is none of that disk. Idempotent."""
-    try:
-        shown = await sr.disk(source.handle)
-        if shown.copying == copying:
-            await sr.remove_keys("VDI", source.handle, [COPYING])
-    except NotFound:
-        return
 
 
 def as_pending_vdi(pending: PendingWrite) -> PendingVdi:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from hypervisors.xen.errors import (
 from hypervisors.xen.marks import Disk
 from hypervisors.xen.pool import XenPool
 from stores.contract import Usage
-from stores.errors import InvalidReference, NoSpace, NotFound, StorageError
+from stores.errors import NoSpace, NotFound, StorageError
 
 _log = structlog.get_logger(__name__)
 
@@ -169,8 +169,8 @@ class Repository:
             await self._gone("VDI.data_destroy", disk)
 
     async def destroy_unfinished(self, disk: Disk) -> None:
-        """What is ours alone, and nobody else's yet: where a host still has it attached for a transfer that has ended, that is
-        waited for, and then ended. As `destroy`."""
+        """What nobody else knows yet: where a host still has it attached for a transfer that has ended, that is waited for, and
+        then ended. As `destroy`."""
         told = self.pool.settings
         turns = max(1, round(told.grace_s / told.pause_s)) if told.pause_s > 0 else 1
         for turn in range(turns + 1):
@@ -191,12 +191,16 @@ class Repository:
             if problem.code != HANDLE_INVALID:
                 raise
 
+    async def attached(self, disk: Disk) -> bool:
+        """Whether it belongs to any virtual machine, running or not."""
+        return bool(await self._vbds(disk))
+
     async def _vbds(self, disk: Disk) -> Sequence[str]:
         found = await self._shown([disk.handle])
         return found[0].vbds if found else ()
 
 
-async def unplug_from_control_domains(pool: XenPool, vbds: Sequence[str]) -> None:
+async def unplug_from_control_domains(pool: XenPool, vbds: Iterable[str]) -> None:
     """Those of `vbds` that attach a disk to a control domain. What cannot be unplugged is left: whoever needs it finds out."""
     for vbd in vbds:
         try:
@@ -226,60 +230,3 @@ def disk_of(handle: str, record: Mapping[str, Any]) -> Disk:
         tracked=bool(record["cbt_enabled"]),
         vbds=tuple(record["VBDs"]),
     )
-
-
-class Finder:
-    """The SR that a primary store's `name` means, in one of several pools: by its uuid, else by its name, as CloudStack names
-    them."""
-
-    def __init__(self, name: str, pools: Sequence[XenPool]) -> None:
-        self.name = name
-        self._pools = pools
-        self._found: Repository | None = None
-        self._turn = asyncio.Lock()
-
-    async def found(self) -> Repository:
-        """`NotFound` says which there are; `InvalidReference` if several have that name. A pool that cannot be asked is an
-        error only where no other has it."""
-        async with self._turn:
-            if self._found is None or not await self._is_there(self._found):
-                self._found = await self._find()
-            return self._found
-
-    async def _is_there(self, sr: Repository) -> bool:
-        """Whether XAPI still knows it by that reference: with an SR that was introduced anew, no VDI would be in it."""
-        try:
-            return str(await sr.pool.call("SR.get_uuid", sr.handle)) == sr.uuid
-        except XapiFailure as problem:
-            if problem.code != HANDLE_INVALID:
-                raise
-            return False
-
-    def forget(self) -> None:
-        self._found = None
-
-    async def _find(self) -> Repository:
-        problem: StorageError | None = None
-        others: list[str] = []
-        for pool in self._pools:
-            try:
-                known: dict[str, dict[str, Any]] = await pool.call("SR.get_all_records")
-            except StorageError as error:
-                problem = error
-                continue
-            for wanted in ("uuid", "name_label"):
-                named = [handle for handle, record in known.items() if record[wanted] == self.name]
-                if len(named) > 1:
-                    raise InvalidReference(
-                        f"{len(named)} SRs of pool {pool.settings.name} are called {self.name}; name the one by its uuid",
-                        seen=[known[handle]["uuid"] for handle in named],
-                    )
-                for handle in named:
-                    return Repository(pool, handle, str(known[handle]["uuid"]), str(known[handle]["name_label"]))
-            others += [f"{record['name_label']} ({record['uuid']})" for record in known.values()]
-        if problem is not None:
-            raise problem
-        raise NotFound(
-            f"no configured pool has an SR with the uuid or name {self.name}; there are: {', '.join(sorted(others)) or 'none'}",
-            sr=self.name,
-        )

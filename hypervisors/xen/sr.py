@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-import structlog
-
 from hypervisors.primary import Pool
 from hypervisors.xen.documents import VdiDocuments
+from hypervisors.xen.finding import Finder
 from hypervisors.xen.locks import abandoned, locked, remove_lock
-from hypervisors.xen.marks import Disk, Sort, all_ready, all_writing, holder, is_foreign_disk, sort_of
-from hypervisors.xen.pending import PendingVdi, end_copying, info_of, owners, remove_replaced
+from hypervisors.xen.marks import Disk, all_ready, all_writing, holder, is_foreign_disk, left_of
+from hypervisors.xen.pending import PendingVdi, info_of, owners
 from hypervisors.xen.pool import XenPool
-from hypervisors.xen.repository import Finder, Repository
+from hypervisors.xen.removing import copying_ended, end_copying, remove_replaced, remove_unfinished, replaced_by
+from hypervisors.xen.repository import Repository
 from stores.contract import DataStore, Kind, ManagedDisk, ObjectInfo, PendingWrite, Presentation, Usage
 from stores.errors import AlreadyExists, NotFound, ObjectChanged
 from stores.paths import check_prefix, check_ref, in_listing
 from stores.uninterrupted import uninterrupted
-
-_log = structlog.get_logger(__name__)
 
 
 def pool_of_sr(name: str, pools: Sequence[XenPool]) -> Pool:
@@ -77,8 +75,7 @@ class SrStore(DataStore):
             if not replace:
                 await self._refuse_taken(sr, ref)
             for dead in all_writing(ref, await sr.named(ref)):  # whoever made it has lost the lock that we have
-                _log.warning("unfinished disk removed", ref=ref, sr=sr.uuid, vdi=dead.uuid)
-                await sr.destroy_unfinished(dead)
+                await remove_unfinished(sr, dead)
             async with PendingVdi(sr, ref, lock, token=token, replace=replace) as pending:
                 yield pending
 
@@ -94,18 +91,18 @@ class SrStore(DataStore):
     async def _discard(self, sr: Repository, ref: str, token: str) -> None:
         disks = await sr.disks()
         for disk in disks:
-            mark = disk.image if sort_of(disk) is Sort.WRITING else disk.copied
-            if mark is not None and (mark.ref, mark.token) == (ref, token):
-                await sr.destroy_unfinished(disk)
-            elif disk.copying is not None and (disk.copying.ref, disk.copying.token) == (ref, token):
-                await end_copying(sr, disk, disk.copying)
+            left, copying = left_of(disk), disk.copying
+            if left is not None and (left.ref, left.token) == (ref, token) and left.id not in sr.pool.busy:
+                await remove_unfinished(sr, disk)
+            elif copying is not None and (copying.ref, copying.token) == (ref, token) and copying_ended(sr, copying):
+                await end_copying(sr, disk, copying)
         for disk in all_ready(ref, disks):
             if disk.image is not None and disk.image.token == token:
                 await remove_replaced(sr, replaced_by(disk, disks))
         config = await sr.config()
         held = holder(ref, config)
         if held is not None and held.owner == sr.pool.settings.originator and abandoned(sr.pool, held):
-            await remove_lock(sr, ref, held.id, config)
+            await remove_lock(sr, held.id, config)
 
     async def delete(self, ref: str) -> None:
         """`ImageLocked` while it is attached. Of a snapshot whose changes are tracked, a VDI of type cbt_metadata stays, which
@@ -148,9 +145,3 @@ class SrStore(DataStore):
         if not found:
             raise NotFound(f"there is no disk {ref} in SR {sr.name}", ref=ref, store=self.id)
         return found[-1]
-
-
-def replaced_by(disk: Disk, disks: Sequence[Disk]) -> list[Disk]:
-    """Those that it replaced and that are still there."""
-    over = disk.ready.over if disk.ready is not None else ()
-    return [other for other in disks if other.uuid in over]

@@ -263,10 +263,11 @@ class Storage:
         self.refresh(self._db.field("VBD", vbd, "VDI"))
 
     @contextmanager
-    def in_dom0(self, vdi: str, host: str, mode: str, *, leave: bool = False) -> Iterator[Disk]:
+    def in_dom0(self, vdi: str, host: str, mode: str, *, task: str, leave: bool = False) -> Iterator[Disk]:
         """Attached to a host's control domain for the time being, as data handlers do it; `leave`: and ever after."""
         domain = self._db.field("host", host, "control_domain")
-        vbd = self._db.add("VBD", VM=domain, VDI=vdi, mode=mode, userdevice="autodetect")
+        noted = {"task_id": task}  # vbd_task_key of xapi_globs.ml: by it XAPI finds VBDs whose task is gone
+        vbd = self._db.add("VBD", VM=domain, VDI=vdi, mode=mode, userdevice="autodetect", other_config=noted)
         try:
             self.attach(vbd)
             yield self.disks[vdi]

@@ -168,7 +168,7 @@ class DataHandlers:
         if self._db.field("VDI", vdi, "type") == "cbt_metadata":
             raise Failure("VDI_INCOMPATIBLE_TYPE", vdi, "cbt_metadata")
         mode = "RW" if where == "import" else "RO"
-        with self._world.storage.in_dom0(vdi, host, mode, leave=leave) as disk:
+        with self._world.storage.in_dom0(vdi, host, mode, task=task, leave=leave) as disk:
             disk.short_by = short
             trip = self._trip(self._hit(where, "body", connection, vdi, transfer), connection, task)
             try:
