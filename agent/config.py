@@ -141,6 +141,10 @@ class TransferSection(Section):
     attempts: PositiveInt = Field(
         5, le=20, description="Attempts in a row without a byte of progress before a store counts as unavailable."
     )
+    scratch_dir: AbsolutePath = Field(
+        Path("/var/tmp"),  # noqa: S108 - what is there has no name
+        description="On a disk: room for at most a 150th of what comes only once and goes to S3, from 39 GiB on.",
+    )
 
 
 class UrlsSection(Section):

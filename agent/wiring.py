@@ -147,7 +147,8 @@ class Parts:
 def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
     """`clock`: seconds since the epoch."""
     metrics = Metrics()
-    engine = TransferEngine(memory=config.transfer.memory, threads=config.transfer.threads)
+    transfer = config.transfer
+    engine = TransferEngine(memory=transfer.memory, threads=transfer.threads, scratch=transfer.scratch_dir)
     cache = _cache(config, engine, metrics)
     caching = CacheService(cache)
     resolver = Resolver(store_settings(config), engine, cache=cache)

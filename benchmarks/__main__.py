@@ -21,6 +21,7 @@ NAMES = (
     "copy",
     "bridge",
     "upload",
+    "stream",
     "backup",
     "cache",
     "cache_policy",

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 
 from stores.contract import Extent, MiB, RangeReader
 from stores.errors import StoreUnsupported
 from stores.transfer.digests import Digester
 from stores.transfer.engine import TransferEngine
+from stores.transfer.slices import Slice
 
 KEPT_LIMIT = 8 * MiB
 """The most that is kept of early reads. Bytes."""
@@ -95,22 +95,10 @@ class DigestingReader(RangeReader):
     async def _read_on(self, end: int) -> None:
         """Take what lies between the position and `end` from the object itself."""
         if self._position < end:
-            async for piece in self._engine.stream(_Part(self._inner, range(self._position, end))):
+            async for piece in self._engine.stream(Slice(self._inner, self._position, end)):
                 await self._engine.run(self._digester.update, piece)
                 self._position += len(piece)
 
     def _tell(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
-
-
-class _Part(RangeReader):
-    """A part of the object, as an object."""
-
-    def __init__(self, inner: RangeReader, part: range) -> None:
-        self.info = replace(inner.info, size=len(part))
-        self._inner = inner
-        self._start = part.start
-
-    async def read_into(self, offset: int, buffer: memoryview) -> None:
-        await self._inner.read_into(self._start + offset, buffer)

@@ -225,6 +225,11 @@ class PendingStream(Protocol):
 
     kind: ClassVar[Kind] = Kind.BYTE_STREAM
 
+    def rereads(self, source: RangeReader) -> None:
+        """What will be given, from the first byte on, is all of `source`, which can be read until the context ends: a store
+        that needs some of it twice, and has no memory to keep it, reads it there. Before the first byte, or never."""
+        ...
+
     async def write(self, data: memoryview) -> None:
         """Takes `data` in order, behind all rooms, which are filled; the buffer may be reused when this returns."""
         ...

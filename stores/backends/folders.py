@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import ClassVar, TypeAlias
 
-from stores.contract import Kind, ObjectInfo
+from stores.contract import Kind, ObjectInfo, RangeReader
 from stores.errors import NotFound
 from stores.paths import in_listing
 from stores.transfer.buffers import PIECE
@@ -61,6 +61,9 @@ class DraftStream:
         self._publish = publish
         self._memory = memory
         self._rooms: deque[memoryview] = deque()  # whole buffers, of which rooms may be the beginning
+
+    def rereads(self, source: RangeReader) -> None:
+        """Keeps everything itself."""
 
     async def write(self, data: memoryview) -> None:
         await self._write(data)

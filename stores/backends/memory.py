@@ -96,6 +96,9 @@ class _PendingStream:
         self._size = size
         self._replace = replace
 
+    def rereads(self, source: RangeReader) -> None:
+        """Keeps everything itself."""
+
     async def write(self, data: memoryview) -> None:
         self._store.make_room(self._ref, len(data))
         self.content.append(data)

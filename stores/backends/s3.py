@@ -16,6 +16,7 @@ from stores.backends.connecting import Resolve, system_resolve
 from stores.backends.s3_client import S3Client
 from stores.backends.s3_config import s3_config
 from stores.backends.s3_notes import Notes
+from stores.backends.s3_parts import S3_CUT, Cut
 from stores.backends.s3_publish import object_info
 from stores.backends.s3_send import Sender
 from stores.backends.s3_signed import Signer
@@ -51,14 +52,16 @@ class S3Store(DataStore):
         *,
         resolve: Resolve = system_resolve,
         presign_s: int = 900,
+        cut: Cut = S3_CUT,
     ) -> None:
-        """`presign_s`: for how long a URL that a reader uses is valid; a reader whose URL is refused asks for another. A writer
-        has one for every request.
+        """`cut`: of streams, into parts. `presign_s`: for how long a URL that a reader uses is valid; a reader whose URL is
+        refused asks for another. A writer has one for every request.
         Raises what `s3_config` does."""
         config = s3_config(to, settings)
         self.id = config.id
         self._client = S3Client(config, settings, engine)
         self._engine = engine
+        self._cut = cut
         self._signer = Signer(self._client, resolve, expiry_s=presign_s)
         self._patience = HttpPatience(
             connections=settings.connections,
@@ -95,7 +98,9 @@ class S3Store(DataStore):
         if kind is not Kind.BYTE_STREAM:
             raise self._unsupported(f"writing through {kind}")
         sender = self._sender(ref)
-        return streaming(self._client, self._engine, sender, ref, token=token, size=size, replace=replace)
+        return streaming(
+            self._client, self._engine, sender, ref, token=token, size=size, replace=replace, cut=self._cut
+        )
 
     def upload(
         self, ref: str, source: Path, *, token: str, replace: bool = False

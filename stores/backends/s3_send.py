@@ -17,7 +17,7 @@ from stores.backends.s3_errors import from_code
 from stores.backends.s3_signed import Signer
 from stores.backends.s3_sums import crc64
 from stores.errors import IntegrityError
-from stores.transfer.put import PutAnswer, Putter, Sendable
+from stores.transfer.put import PutAnswer, Putter, Reread, Sendable
 
 # Answers with these codes say that the request did not arrive as it was sent, or not in time.
 _AGAIN = frozenset(
@@ -47,7 +47,7 @@ class Sender:
         self._ref = ref
 
     async def part(
-        self, upload_id: str, number: int, body: Sendable, crc: int, md5: Callable[[], Awaitable[str]]
+        self, upload_id: str, number: int, body: Sendable | Reread, crc: int, md5: Callable[[], Awaitable[str]]
     ) -> Part:
         """Sends a part of a multipart upload. `IntegrityError` when the server does not confirm it. `md5`: of the content,
         asked for where it is needed."""
@@ -64,7 +64,7 @@ class Sender:
         return await self._put("put_object", body, crc64(crc), headers, **({} if replace else {"IfNoneMatch": "*"}))
 
     async def _put(
-        self, operation: str, body: Sendable, crc: str, headers: dict[str, str], **parameters: Any
+        self, operation: str, body: Sendable | Reread, crc: str, headers: dict[str, str], **parameters: Any
     ) -> dict[str, Any]:
         target = partial(
             self._signer.target,

@@ -1,13 +1,14 @@
 """One object on its way into a bucket in order: a single PUT where it is small, else a multipart upload.
 
-Parts are kept until the server has confirmed them, in memory that all streams of the process share.
+Parts are kept until the server has confirmed them, in memory that all streams of the process share; those that are larger than
+that pass through it (`LargePart`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +17,13 @@ from typing import ClassVar
 import structlog
 
 from stores.backends.s3_client import S3Client
+from stores.backends.s3_large import LARGE_AT_ONCE, LargePart
 from stores.backends.s3_notes import Notes
+from stores.backends.s3_parts import Cut
 from stores.backends.s3_publish import Publication, look, taken
 from stores.backends.s3_send import Part, Sender
-from stores.backends.s3_sums import crc64nvme, joined_crc, md5_of, multipart_etag, part_length
-from stores.contract import Kind, ObjectInfo
+from stores.backends.s3_sums import crc64nvme, joined_crc, md5_of, multipart_etag
+from stores.contract import Kind, ObjectInfo, RangeReader
 from stores.errors import IntegrityError, StoreError
 from stores.transfer.engine import TransferEngine
 from stores.transfer.groups import first_failure
@@ -41,12 +44,13 @@ async def streaming(
     token: str,
     size: int | None,
     replace: bool,
+    cut: Cut,
 ) -> AsyncIterator[S3Stream]:
     """An upload of `ref`, aborted on leaving without commit. A part that fails cancels the body of the context at once."""
     if not replace and await look(client, ref) is not None:
         raise taken(ref)
     await client.get()  # loads what the checksums need
-    stream = S3Stream(client, engine, sender, ref, token=token, size=size, replace=replace)
+    stream = S3Stream(client, engine, sender, ref, token=token, size=size, replace=replace, cut=cut)
     try:
         with first_failure():
             async with asyncio.TaskGroup() as group:
@@ -55,18 +59,19 @@ async def streaming(
                 stream.stop()
     finally:
         await uninterrupted(stream.abort())
-        stream.release()
+        await uninterrupted(stream.release())
 
 
 @dataclass(slots=True)
 class _Filling:
-    """A part of which rooms are given, or may be."""
+    """Memory of which rooms are given, or may be: for a part, or for a piece of a large one."""
 
     number: int
     buffer: memoryview
     given: int = 0
     filled: int = 0
     followed: bool = False  # the object goes on behind it
+    large: LargePart | None = None
 
     @property
     def content(self) -> memoryview:
@@ -78,8 +83,13 @@ class _Filling:
 
 
 class S3Stream:
-    """A `PendingStream` whose rooms are pieces of its parts. It has memory for one part; for others, which are being filled or
-    sent, as far as `Outgoing` has some left."""
+    """A `PendingStream` whose rooms are pieces of its parts. It has memory for one part of `Cut.smallest`; for others, which
+    are being filled or sent, as far as `Outgoing` has some left.
+
+    Parts that have to be longer, so that they suffice for the object, take no more of it. They pass through it for their
+    checksum, and are then sent from the source (`rereads`) or, where there is none, from a file without a name. They cannot be
+    sent while they pass: S3 wants to know the length and the checksum before the first byte, and not every server takes a
+    checksum behind the last."""
 
     kind: ClassVar[Kind] = Kind.BYTE_STREAM
 
@@ -93,6 +103,7 @@ class S3Stream:
         token: str,
         size: int | None,
         replace: bool,
+        cut: Cut,
     ) -> None:
         self.group: asyncio.TaskGroup
         self._client = client
@@ -102,15 +113,26 @@ class S3Stream:
         self._notes = Notes(client, ref, token)
         self._size = size
         self._replace = replace
+        self._cut = cut
+        self._source: RangeReader | None = None
         self._memory = Share(engine.outgoing)
         self._filling: deque[_Filling] = deque()
         self._given = 0  # bytes of all rooms
         self._sent = 0  # bytes of those that were filled
         self._upload_id: str | None = None
+        self._number = 0  # of the last part that has memory
+        self._part_end = 0  # the byte of the object behind it
+        self._begun: LargePart | None = None  # that part, if it is large
         self._last = 0  # number of the last part that was or is being sent
         self._sending: set[asyncio.Task[None]] = set()
         self._parts: dict[int, Part] = {}
         self._sums: dict[int, tuple[int, int]] = {}  # CRC and length of each part
+        self._passing = asyncio.Lock()
+        self._large: set[LargePart] = set()  # filled or being sent
+        self._large_turns = asyncio.Semaphore(LARGE_AT_ONCE)
+
+    def rereads(self, source: RangeReader) -> None:
+        self._source = source
 
     async def write(self, data: memoryview) -> None:
         data = data.cast("B")
@@ -128,17 +150,18 @@ class S3Stream:
             if last is not None:
                 await self._begin()
                 last.followed = True
-                self._send_ready()
-            last = await self._next_part()
+                await self._pass_ready()
+            last = await self._next()
         room = last.buffer[last.given :][:most]
         last.given += len(room)
         self._given += len(room)
         return room
 
     async def filled(self, room: memoryview) -> None:
-        self._filling[0].filled += len(room)
+        first = next(filling for filling in self._filling if filling.filled < len(filling.buffer))
+        first.filled += len(room)
         self._sent += len(room)
-        self._send_ready()
+        await self._pass_ready()
 
     async def commit(self) -> ObjectInfo:
         """A cancellation that comes once the object is being published is raised after that was decided either way."""
@@ -149,7 +172,10 @@ class S3Stream:
         await self._begin()
         for part in self._filling:
             if part.filled:
-                self._send(part)
+                await self._pass(part)
+        for large in self._large:
+            if 0 < large.filled < large.length:
+                self._send(large.number, self._upload_large(large))
         while self._sending:
             await asyncio.wait(self._sending)
         return await uninterrupted(self._complete())
@@ -169,26 +195,58 @@ class S3Stream:
         except StoreError as error:
             _log.warning("multipart upload was not aborted", ref=self._ref, error=error.message)
 
-    def release(self) -> None:
-        """Gives back all memory. Nothing is being sent any more."""
+    async def release(self) -> None:
+        """Gives back all memory, and what is kept on a disk. Nothing is being sent any more."""
         self._filling.clear()
         self._memory.close()
+        for large in self._large:
+            await large.close()
+        self._large.clear()
 
-    async def _next_part(self) -> _Filling:
-        number = self._filling[-1].number + 1 if self._filling else self._last + 1
+    async def _next(self) -> _Filling:
+        """Memory for what follows."""
         small = min(self._client.config.single_put, self._engine.outgoing.left)
-        buffer = await self._memory.take(_memory_of(number, self._size, small))
-        self._filling.append(_Filling(number, buffer))
+        if not self._number and self._size is not None and self._size <= small:
+            length = max(1, self._size)  # all of it, to be sent by one request
+            self._number = 1
+        else:
+            if self._given == self._part_end:
+                await self._begin_part()
+            length = self._cut.piece if self._begun else self._cut.smallest
+        buffer = await self._memory.take(length)
+        self._filling.append(_Filling(self._number, buffer, large=self._begun))
         return self._filling[-1]
 
-    def _send_ready(self) -> None:
-        while self._filling and self._filling[0].ready:
-            self._send(self._filling.popleft())
+    async def _begin_part(self) -> None:
+        self._number += 1
+        length = self._cut.length(self._number, self._size)
+        self._begun = None
+        if length > self._cut.smallest:
+            await self._large_turns.acquire()
+            self._begun = LargePart(self._engine, self._number, self._given, length, self._source)
+            self._large.add(self._begun)
+        self._part_end = self._given + length
 
-    def _send(self, part: _Filling) -> None:
-        """Begins to send it."""
-        self._last = part.number
-        task = self.group.create_task(self._upload_part(part), name=f"s3 part {part.number}")
+    async def _pass_ready(self) -> None:
+        async with self._passing:  # the pieces of a part in order
+            while self._filling and self._filling[0].ready:
+                await self._pass(self._filling.popleft())
+
+    async def _pass(self, filling: _Filling) -> None:
+        """On, towards the server."""
+        large = filling.large
+        if large is None:
+            self._send(filling.number, self._upload_part(filling))
+            return
+        await large.pass_through(filling.content)
+        self._memory.give(filling.buffer)
+        if large.whole:
+            self._send(large.number, self._upload_large(large))
+
+    def _send(self, number: int, upload: Coroutine[None, None, None]) -> None:
+        """Begins to send a part."""
+        self._last = number
+        task = self.group.create_task(upload, name=f"s3 part {number}")
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
@@ -200,6 +258,14 @@ class S3Stream:
         md5 = partial(self._engine.run, md5_of, [view])
         self._parts[part.number] = await self._sender.part(self._upload_id, part.number, Views([view]), crc, md5)
         self._memory.give(part.buffer)
+
+    async def _upload_large(self, part: LargePart) -> None:
+        self._sums[part.number] = part.crc, part.filled
+        assert self._upload_id is not None
+        self._parts[part.number] = await part.send(self._sender, self._upload_id)
+        await part.close()
+        self._large.discard(part)
+        self._large_turns.release()
 
     async def _begin(self) -> None:
         """The multipart upload, unless there is one."""
@@ -246,10 +312,3 @@ class S3Stream:
             needed=self._size,
             seen=seen,
         )
-
-
-def _memory_of(number: int, size: int | None, small: int) -> int:
-    """Memory for part `number` of an object of `size` bytes; for all of it, where it has at most `small`."""
-    if size is None:
-        return part_length(number, size)
-    return max(1, size if size <= small else min(size, part_length(number, size)))

@@ -1,4 +1,4 @@
-"""Part sizes and checksums as S3 has them. Pure, but for `Sums`, which reads the file."""
+"""Checksums as S3 has them. Pure, but for `Sums`, which reads the file."""
 
 from __future__ import annotations
 
@@ -10,43 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from stores.contract import GiB, MiB
-from stores.errors import TooLarge
 from stores.transfer.engine import TransferEngine
 from stores.transfer.parts import Parts
 from stores.transfer.source import SourceFile
-
-# Amazon S3's limits for multipart uploads ("Amazon S3 multipart upload limits").
-MAX_PARTS = 10_000
-MAX_PART = 5 * GiB
-# Above the 5 MiB that every part but the last must have.
-SMALLEST_PART = 8 * MiB
-# Parts of files grow up to this before their number does: each costs a signature and an answer, and is what a broken
-# connection sends again.
-USUAL_PART = 64 * MiB
-USUAL_PARTS = 32
-
-
-def part_length(number: int, size: int | None) -> int:
-    """Length in bytes of part `number` (from 1) of an object of `size` bytes that is sent from memory.
-
-    With a known size all parts are equal and suffice for it. With an unknown one they double every 1000 parts, which
-    reaches 8 TiB; memory then grows with what was sent. `TooLarge` beyond what S3 can hold.
-    """
-    if size is None:
-        return min(SMALLEST_PART << (number - 1) // 1000, MAX_PART)
-    if size > MAX_PARTS * MAX_PART:
-        raise TooLarge(
-            f"an S3 object holds at most {MAX_PARTS * MAX_PART} bytes", limit=MAX_PARTS * MAX_PART, seen=size
-        )
-    even = -(-size // MAX_PARTS)
-    return max(SMALLEST_PART, -(-even // MiB) * MiB)
-
-
-def file_part_length(size: int) -> int:
-    """The same for an object that is sent from a file, where long parts take no memory."""
-    even = -(-size // USUAL_PARTS)
-    return max(part_length(1, size), min(USUAL_PART, -(-even // MiB) * MiB))
 
 
 def crc64(value: int) -> str:

@@ -17,9 +17,10 @@ import structlog
 
 from stores.backends.s3_client import S3Client
 from stores.backends.s3_notes import Notes, is_gone
+from stores.backends.s3_parts import file_part_length
 from stores.backends.s3_publish import Publication, look, object_info, taken
 from stores.backends.s3_send import Part, Sender, hex_etag
-from stores.backends.s3_sums import Sums, crc64, file_part_length
+from stores.backends.s3_sums import Sums, crc64
 from stores.contract import Kind, ObjectInfo
 from stores.errors import IntegrityError, NotFound, Retry, StoreError, Unavailable
 from stores.transfer.engine import TransferEngine

@@ -9,6 +9,7 @@ The event loop decides, threads move: each receives pieces and writes them, one 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from stores.transfer.placed import PlacedFile
 from stores.transfer.pump import WIDTH_LIMIT, Pump
 from stores.transfer.readahead import ReadAhead
 from stores.transfer.relay import Relay
+from stores.transfer.scratch import Scratch
 from stores.transfer.threads import SharedThreads, Threads
 from stores.uninterrupted import uninterrupted
 
@@ -50,13 +52,16 @@ class TransferEngine:
     Callers name the phases of their `progress`; the engine advances it by bytes of the object, holes included.
     """
 
-    def __init__(self, *, memory: int = 48 * MiB, threads: int = 32) -> None:
-        """`memory` bytes of buffers in all; at most `threads` threads that wait for the network."""
+    def __init__(self, *, memory: int = 48 * MiB, threads: int = 32, scratch: Path | None = None) -> None:
+        """`memory` bytes of buffers in all; at most `threads` threads that wait for the network. `scratch`: a directory on a
+        disk for the rare stream that comes once and is to be kept for longer than memory lasts (`scratch_file`); None: where
+        temporary files go."""
         self.buffers = BufferPool(memory)
         self.outgoing = Outgoing()
         self.connections = Connections()
         self.network = SharedThreads("transfer-network", threads)
         self.disk = SharedThreads("transfer-disk", 16)
+        self._scratch = scratch or Path(tempfile.gettempdir())
         self._calls = Threads("storage-call", 64)  # many, since a hung mount keeps those that touch it
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -155,7 +160,10 @@ class TransferEngine:
         progress: Progress | None = None,
     ) -> Fetched:
         """All of `source` into `pending`, whose `commit` is left to the caller: read in parallel into memory of the stream's,
-        digested there, sent in order. Raises what the two do, and `IntegrityError` when the size is unknown."""
+        digested there, sent in order. Raises what the two do, and `IntegrityError` when the size is unknown.
+
+        `source` stays open until the context of `pending` ends: parts of it may be read again (`PendingStream.rereads`)."""
+        pending.rereads(source)
         digester = Digester(digests)
         relay = Relay(source, pending, digester, self._calls, width=min(source.parallel, WIDTH_LIMIT))
         await relay.run(progress or Silent())
@@ -188,6 +196,10 @@ class TransferEngine:
         """The same for who has no use for holes: each piece and its bytes, None for a hole, of which nothing is read. The bytes
         are valid until the next piece is asked for. To be closed (`aclosing`)."""
         return self._ahead(reader).placed()
+
+    def scratch_file(self) -> Scratch:
+        """A new one, empty. Its user closes it."""
+        return Scratch(self._scratch, self.disk.of(self))
 
     async def aclose(self) -> None:
         """Gives back threads, connections and buffers; waits for calls that still run. Idempotent."""

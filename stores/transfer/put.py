@@ -1,4 +1,4 @@
-"""PUTs of large bodies on blocking sockets: from a file straight out of the page cache, or from memory.
+"""PUTs of large bodies on blocking sockets: from a file straight out of the page cache, from memory, or from a reader.
 
 The event loop decides (where to, whether again), a thread of the network's sends. What an answer means, beyond that it may
 be worth another try, is for whoever knows the protocol on top.
@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
-from stores.contract import KiB, MiB
+from stores.contract import KiB, MiB, RangeReader
 from stores.errors import Unavailable
 from stores.transfer.answers import is_transient, retry_after_s
 from stores.transfer.engine import TransferEngine
+from stores.transfer.pieces import known_size
+from stores.transfer.readahead import ReadAhead
 from stores.transfer.source import SourceFile
 from stores.transfer.target import HttpPatience, HttpTarget
 from stores.transfer.wire import HEAD_LIMIT, Answer, Body, Connection, ConnectionFailed
@@ -30,8 +33,12 @@ ENCRYPTED_STEP = 256 * KiB
 """The same over TLS. All of it has to go out within the timeout, since nobody sees how much of a call has done so yet."""
 
 
+REREAD_WIDTH = 3
+"""Buffers with which a body is read anew: one is sent, and two are read meanwhile."""
+
+
 class Sendable(Protocol):
-    """What is PUT: may be sent again and again."""
+    """What is PUT by one blocking call: may be sent again and again."""
 
     length: int
 
@@ -80,6 +87,19 @@ class Views:
                     return False
                 connection.send(view[start : start + _step(connection)])
         return True
+
+
+class Reread:
+    """All of `reader`, read anew for every attempt, through a few of the engine's buffers."""
+
+    def __init__(self, engine: TransferEngine, reader: RangeReader) -> None:
+        self.length = known_size(reader)
+        self._buffers = engine.buffers
+        self._reader = reader
+
+    def pieces(self) -> AsyncGenerator[memoryview, None]:
+        """In order. Each is valid until the next one is asked for."""
+        return ReadAhead(self._buffers, self._reader, width=min(self._reader.parallel, REREAD_WIDTH)).pieces()
 
 
 def _step(connection: Connection) -> int:
@@ -133,7 +153,7 @@ class Putter:
 
     async def put(
         self,
-        body: Sendable,
+        body: Sendable | Reread,
         target: Callable[[], Awaitable[HttpTarget]],
         what: str,
         again: Callable[[PutAnswer], bool] = lambda answer: False,
@@ -141,7 +161,8 @@ class Putter:
         """The last answer, whatever its status. `again`: which others are worth another try. `what` names the object for the
         operator.
 
-        `Unavailable` where no attempt was answered, `TlsFailed` where the server is not trusted. Once this has ended, cancelled
+        `Unavailable` where no attempt was answered, `TlsFailed` where the server is not trusted, whatever the body's reader
+        raises. Once this has ended, cancelled
         or not, nobody reads from `body` any more, and no half-used connection is kept.
         """
         failures = tries = 0
@@ -165,7 +186,7 @@ class Putter:
                 raise attempt.failure
             await self._sleep(max(wait_s, self._patience.wait_s(failures, self._spread())))
 
-    async def _attempt(self, body: Sendable, target: HttpTarget, what: str) -> _Attempt:
+    async def _attempt(self, body: Sendable | Reread, target: HttpTarget, what: str) -> _Attempt:
         patience = self._patience
         try:
             connection = await self._engine.connections.take(
@@ -174,48 +195,85 @@ class Putter:
         except Unavailable as error:
             return _Attempt(failure=error)
         attempt = _Attempt()
-        buffer: memoryview | None = None
+        exchange = _Exchange(connection, target, body.length, what)
         try:
-            if connection.encrypted:
-                buffer = await self._engine.buffers.acquire(self)
-            call = partial(_exchange, connection, target, body, buffer, what)
-            attempt = await self._threads.run(call, abort=connection.abort)
+            attempt = await (self._pass_on(exchange, body) if isinstance(body, Reread) else self._send(exchange, body))
         finally:
-            if buffer is not None:
-                self._engine.buffers.release(self, buffer)
             if attempt.reusable:
                 self._engine.connections.give(target, connection)
             else:
                 connection.close()
         return attempt
 
-
-def _exchange(
-    connection: Connection, target: HttpTarget, body: Sendable, buffer: memoryview | None, what: str
-) -> _Attempt:
-    """Runs in a thread: one PUT and its answer."""
-    try:
+    async def _send(self, exchange: _Exchange, body: Sendable) -> _Attempt:
+        connection = exchange.connection
+        buffer: memoryview | None = None
         try:
-            connection.begin(target.request("PUT", Content_Length=str(body.length)))
-            whole = body.send(connection, buffer)
-            answer = connection.answer()
+            if connection.encrypted:
+                buffer = await self._engine.buffers.acquire(self)
+            return await self._threads.run(partial(exchange.run, body, buffer), abort=connection.abort)
+        finally:
+            if buffer is not None:
+                self._engine.buffers.release(self, buffer)
+
+    async def _pass_on(self, exchange: _Exchange, body: Reread) -> _Attempt:
+        abort = exchange.connection.abort
+        async with aclosing(body.pieces()) as pieces:
+            async for piece in pieces:
+                if not await self._threads.run(partial(exchange.send, Views([piece]), None), abort=abort):
+                    break
+        return await self._threads.run(exchange.end, abort=abort)
+
+
+class _Exchange:
+    """One PUT and its answer. Blocking; for one thread at a time."""
+
+    def __init__(self, connection: Connection, target: HttpTarget, length: int, what: str) -> None:
+        """`length`: bytes of the body."""
+        self.connection = connection
+        self._target = target
+        self._length = length
+        self._what = what
+        self._begun = False
+        self._whole = True
+        self._broken: ConnectionFailed | None = None
+
+    def run(self, body: Sendable, buffer: memoryview | None) -> _Attempt:
+        """All of it."""
+        self.send(body, buffer)
+        return self.end()
+
+    def send(self, body: Sendable, buffer: memoryview | None) -> bool:
+        """The body, or the next of it. False where the rest need not follow."""
+        try:
+            if not self._begun:
+                self._begun = True
+                self.connection.begin(self._target.request("PUT", Content_Length=str(self._length)))
+            self._whole = body.send(self.connection, buffer)
         except ConnectionFailed as broken:
-            # A server that will not have the rest answers and closes: what it said is still there to be read.
-            whole = False
-            answer = _last_words(connection, broken)
-        content = Body(connection, answer)
-        view = memoryview(bytearray(HEAD_LIMIT))
-        text = bytes(view[: content.receive(view)])
-        return _Attempt(answer, text, reusable=whole and content.complete and answer.keep_alive)
-    except ConnectionFailed as error:
-        failure = Unavailable(f"writing {what} on {target.host} broke off: {error}", host=target.host)
-        return _Attempt(failure=failure, stale=connection.reused)
-    except ssl.SSLCertVerificationError as error:
-        raise target.untrusted(error) from error
+            self._broken, self._whole = broken, False
+        except ssl.SSLCertVerificationError as error:
+            raise self._target.untrusted(error) from error
+        return self._whole
 
+    def end(self) -> _Attempt:
+        """The answer."""
+        connection = self.connection
+        try:
+            answer = self._answer()
+            content = Body(connection, answer)
+            view = memoryview(bytearray(HEAD_LIMIT))
+            text = bytes(view[: content.receive(view)])
+            return _Attempt(answer, text, reusable=self._whole and content.complete and answer.keep_alive)
+        except ConnectionFailed as error:
+            failure = Unavailable(
+                f"writing {self._what} on {self._target.host} broke off: {error}", host=self._target.host
+            )
+            return _Attempt(failure=failure, stale=connection.reused)
 
-def _last_words(connection: Connection, broken: ConnectionFailed) -> Answer:
-    try:
-        return connection.answer()
-    except ConnectionFailed:
-        raise broken from None
+    def _answer(self) -> Answer:
+        try:
+            return self.connection.answer()
+        except ConnectionFailed as error:
+            # A server that will not have the rest answers and closes: what it said was still there to be read, if anything.
+            raise (self._broken or error) from None

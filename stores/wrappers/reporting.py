@@ -210,6 +210,9 @@ class _PendingStream:
         self._inner = inner
         self._report = report
 
+    def rereads(self, source: RangeReader) -> None:
+        self._inner.rereads(source)
+
     async def write(self, data: memoryview) -> None:
         await self._inner.write(data)
         self._report.moved(Direction.WRITTEN, len(data))

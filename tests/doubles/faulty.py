@@ -182,6 +182,9 @@ class _PendingStream:
         self._inner = inner
         self._faulty = faulty
 
+    def rereads(self, source: RangeReader) -> None:
+        self._inner.rereads(source)
+
     async def write(self, data: memoryview) -> None:
         await self._faulty.step("send")
         await self._inner.write(data)

@@ -5,19 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stores.backends.s3_config import S3Config, s3_config
 from stores.backends.s3_errors import from_code
 from stores.backends.s3_notes import marker_key
-from stores.backends.s3_sums import (
-    MAX_PART,
-    MAX_PARTS,
-    SMALLEST_PART,
-    crc64,
-    file_part_length,
-    multipart_etag,
-    part_length,
-)
+from stores.backends.s3_parts import MAX_PART, MAX_PARTS, S3_CUT, SMALLEST_PART, Cut, file_part_length
+from stores.backends.s3_sums import crc64, multipart_etag
 from stores.contract import GiB, MiB
 from stores.errors import (
     AccessDenied,
@@ -192,8 +187,8 @@ def test_refusals_say_what_to_check(code: str, hint: str) -> None:
     "size", [0, 1, SMALLEST_PART, 80_000 * MiB, 80_000 * MiB + 1, 5 * 1024 * GiB, MAX_PARTS * MAX_PART]
 )
 def test_parts_of_a_known_size_suffice_and_are_legal(size: int) -> None:
-    length = part_length(1, size)
-    assert length == part_length(MAX_PARTS, size)
+    length = S3_CUT.length(1, size)
+    assert length == S3_CUT.length(MAX_PARTS, size)
     assert SMALLEST_PART <= length <= MAX_PART
     assert length * MAX_PARTS >= size
     assert length % MiB == 0
@@ -209,17 +204,39 @@ def test_parts_of_a_file_suffice_are_legal_and_not_small(size: int) -> None:
     assert -(-size // length) <= 32 or length >= 64 * MiB
 
 
-def test_parts_of_an_unknown_size_grow() -> None:
-    lengths = [part_length(number, None) for number in range(1, MAX_PARTS + 1)]
-    assert lengths[0] == lengths[999] == SMALLEST_PART
-    assert lengths[1000] == 2 * SMALLEST_PART
+def test_parts_of_an_unknown_size_are_small_first_and_reach_what_s3_holds() -> None:
+    lengths = [S3_CUT.length(number, None) for number in range(1, MAX_PARTS + 1)]
+    assert lengths == sorted(lengths)
+    assert lengths[4999] == SMALLEST_PART
+    assert lengths[5000] == 2 * SMALLEST_PART
     assert max(lengths) <= MAX_PART
     assert sum(lengths) > 5 * 1024 * GiB
+    assert all(length % SMALLEST_PART == 0 for length in lengths)
+    sent = 0
+    for length in lengths:
+        assert length <= max(SMALLEST_PART, sent // 500)
+        sent += length
+    with pytest.raises(TooLarge, match="tell its size"):
+        S3_CUT.length(MAX_PARTS + 1, None)
+
+
+@given(st.integers(1, 10**13), st.integers(1, 10_000), st.integers(1, 10**8))
+def test_parts_of_any_cut_suffice(size: int, most: int, half: int) -> None:
+    smallest = 2 * half
+    cut = Cut(smallest, most)
+    try:
+        length = cut.length(1, size)
+    except TooLarge:
+        assert size > most * (MAX_PART - smallest)
+        return
+    assert length * most >= size
+    assert length % smallest == length % cut.piece == 0
+    assert length == smallest or (length - smallest) * most < size
 
 
 def test_what_s3_cannot_hold_is_refused_first() -> None:
     with pytest.raises(TooLarge):
-        part_length(1, MAX_PARTS * MAX_PART + 1)
+        S3_CUT.length(1, MAX_PARTS * MAX_PART + 1)
 
 
 def test_multipart_etag_is_the_md5_of_the_md5s() -> None:

@@ -15,7 +15,9 @@ import pytest
 from stores.contract import MiB
 from stores.errors import IntegrityError, StorageError, TlsFailed, Unavailable
 from stores.transfer.engine import TransferEngine
-from stores.transfer.put import FileRange, PutAnswer, Putter, Views
+from stores.transfer.put import FileRange, PutAnswer, Putter, Reread, Views
+from stores.transfer.scratch import Scratch
+from stores.transfer.slices import Slice
 from stores.transfer.source import SourceFile
 from stores.transfer.target import HttpPatience, HttpTarget
 from tests.servers import Certificates
@@ -99,6 +101,15 @@ def source(tmp_path: Path) -> SourceFile:
     return SourceFile(path)
 
 
+@pytest.fixture
+async def scratch(engine: TransferEngine, source: SourceFile) -> AsyncIterator[Scratch]:
+    """A reader of the same bytes."""
+    scratch = engine.scratch_file()
+    await scratch.append(memoryview(source.path.read_bytes()))
+    yield scratch
+    await scratch.close()
+
+
 class Running:
     """A server, and a putter towards it."""
 
@@ -113,7 +124,7 @@ class Running:
     async def target(self) -> HttpTarget:
         return HttpTarget("localhost", self.port, "127.0.0.1", self.tls, "/key", {"x-mark": "m"})
 
-    async def put(self, body: FileRange | Views) -> PutAnswer:
+    async def put(self, body: FileRange | Views | Reread) -> PutAnswer:
         async def sleep(seconds: float) -> None:
             self.pauses.append(seconds)
 
@@ -191,6 +202,37 @@ async def test_memory_is_sent_in_order(start: Callable[..., Awaitable[Running]])
     view = memoryview(data)
     answer = await running.put(Views([view[: 2 * MiB], view[2 * MiB :]]))
     assert (answer.status, server.bodies) == (200, [hashlib.sha256(data).hexdigest()])
+
+
+async def test_what_a_reader_reads_is_sent_in_order_and_read_again_for_every_attempt(
+    start: Callable[..., Awaitable[Running]], source: SourceFile, scratch: Scratch, engine: TransferEngine
+) -> None:
+    server = Server()
+    server.steps = [saying(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n"), server.take]
+    running = await start(server)
+    answer = await running.put(Reread(engine, Slice(scratch, 5, 12 * MiB + 4)))
+    assert (answer.status, answer.tries) == (200, 2)
+    assert server.bodies == [sha(source, 5, 12 * MiB + 4)]
+    assert engine.buffers.taken == 0
+    await running.put(Reread(engine, Slice(scratch, 7, 9)))
+    assert server.bodies[1:] == [sha(source, 7, 9)]
+    assert server.connections == 2
+
+
+async def test_what_a_reader_reads_is_given_up_when_it_is_refused_or_cancelled(
+    start: Callable[..., Awaitable[Running]], scratch: Scratch, engine: TransferEngine
+) -> None:
+    server = Server(saying(b"HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno"), silent)
+    running = await start(server, HttpPatience(read_timeout_s=60))
+    answer = await running.put(Reread(engine, scratch))
+    assert (answer.status, answer.content, answer.tries) == (403, b"no", 1)
+    task = asyncio.create_task(running.put(Reread(engine, scratch)))
+    while len(server.heads) < 2:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engine.buffers.taken == 0
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -60,6 +60,9 @@ class Sink:
         self._largest = largest
         self._failure = failure
 
+    def rereads(self, source: RangeReader) -> None:
+        """Keeps everything itself."""
+
     async def write(self, data: memoryview) -> None:
         self.content += data
 

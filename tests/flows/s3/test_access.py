@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from stores.backends.connecting import trusting_context
-from stores.backends.s3_sums import SMALLEST_PART
+from stores.backends.s3_parts import SMALLEST_PART
 from stores.contract import Kind, ObjectInfo, RangeReader
 from stores.errors import AccessDenied, NotFound, ObjectChanged, StorageError, TlsFailed, Unavailable
 from stores.secret import Secret

@@ -10,7 +10,7 @@ import pytest
 
 from stores.backends.s3 import S3Store
 from stores.backends.s3_notes import marker_key
-from stores.backends.s3_sums import SMALLEST_PART
+from stores.backends.s3_parts import SMALLEST_PART
 from stores.contract import Kind, MiB, RangeReader
 from stores.errors import AlreadyExists, ObjectChanged, Unavailable
 from stores.transfer.engine import TransferEngine
