@@ -143,7 +143,7 @@ class TransferSection(Section):
     )
     scratch_dir: AbsolutePath = Field(
         Path("/var/tmp"),  # noqa: S108 - what is there has no name
-        description="On a disk: room for at most a 150th of what comes only once and goes to S3, from 39 GiB on.",
+        description="On a disk: room for a 250th of what comes only once and goes to S3, from 39 GiB on.",
     )
 
 

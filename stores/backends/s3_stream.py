@@ -158,8 +158,7 @@ class S3Stream:
         return room
 
     async def filled(self, room: memoryview) -> None:
-        first = next(filling for filling in self._filling if filling.filled < len(filling.buffer))
-        first.filled += len(room)
+        self._filling[0].filled += len(room)
         self._sent += len(room)
         await self._pass_ready()
 
@@ -207,13 +206,13 @@ class S3Stream:
         """Memory for what follows."""
         small = min(self._client.config.single_put, self._engine.outgoing.left)
         if not self._number and self._size is not None and self._size <= small:
-            length = max(1, self._size)  # all of it, to be sent by one request
+            length = self._size  # all of it, to be sent by one request
             self._number = 1
         else:
             if self._given == self._part_end:
                 await self._begin_part()
-            length = self._cut.piece if self._begun else self._cut.smallest
-        buffer = await self._memory.take(length)
+            length = self._cut.piece if self._begun else min(self._cut.smallest, self._size or self._cut.smallest)
+        buffer = await self._memory.take(max(1, length))
         self._filling.append(_Filling(self._number, buffer, large=self._begun))
         return self._filling[-1]
 
