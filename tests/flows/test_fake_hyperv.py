@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +23,7 @@ from stores.errors import StorageError
 from tests.doubles.hyperv import Host
 from tests.doubles.hyperv.host import PASSWORD, USER, running
 from tests.doubles.hyperv.scripts import KNOWN, PROBE, digest
+from tests.doubles.hyperv.vhds import says_sparse
 from tests.doubles.hyperv.wsman import MAX_SHELLS, TIMED_OUT
 from tests.hyperv import child, disk, dynamic
 from tests.laid_out import libvhdi
@@ -290,3 +292,13 @@ async def test_facts_of_files(hyperv: Host, powershell: PsrpPort) -> None:
     assert 0 < told["free"] <= told["total"]
     outside = await powershell.run("get-file", {"path": "X:\\elsewhere.vhdx"})
     assert (outside["exists"], outside["free"]) == (False, None)
+
+
+@pytest.mark.parametrize(("attributes", "sparse"), [(0x20, False), (0x220, True), (0x200, True)])
+def test_sparse_files_are_told_by_samba_s_attribute(attributes: int, sparse: bool) -> None:
+    assert says_sparse(f"0x{attributes:x}".encode() + b"\0" + bytes(40)) is sparse
+    assert says_sparse(_version_5(attributes)) is sparse
+
+
+def _version_5(attributes: int) -> bytes:
+    return struct.pack("<2xHIII", 5, 5, 0x11, attributes) + bytes(24)

@@ -26,6 +26,8 @@ E_CORRUPT = 0xC03A0001
 E_NOT_FOUND = 0x80070002
 E_LIMITATION = 0xC03A001A
 
+_FILE_ATTRIBUTE_SPARSE_FILE = 0x200
+
 
 class VhdError(Exception):
     """A cmdlet refuses."""
@@ -231,9 +233,15 @@ def _data(content: bytes) -> list[Extent]:
 
 
 def is_sparse(file: Path) -> bool:
-    """As Samba tells it to Windows: by its attribute. Holes of the file system below do not count."""
+    """As Samba tells it to Windows: by the file's attribute. Holes of the file system below do not count."""
     try:
-        told = os.getxattr(file, "user.DOSATTRIB")
+        return says_sparse(os.getxattr(file, "user.DOSATTRIB"))
     except OSError:
         return False
-    return b"0x200" in told
+
+
+def says_sparse(told: bytes) -> bool:
+    """Of Samba's `xattr_DOSATTRIB`: attributes as hexadecimal text, or, from version 4 on, no text and a number."""
+    text = told.partition(b"\0")[0]
+    attributes = int(text, 16) if text else int.from_bytes(told[12:16], "little")
+    return bool(attributes & _FILE_ATTRIBUTE_SPARSE_FILE)
