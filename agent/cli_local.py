@@ -99,13 +99,20 @@ def check_config(config: Path | None, as_json: bool) -> None:
 def _check(loaded: Loaded) -> None:
     """What can be wrong beyond the values themselves: users, groups and certificates that are named."""
     from agent.security import UnixPolicy, server_tls
-    from agent.wiring import staging_zone, store_settings
+    from agent.wiring import staging_zone, store_settings, xen_pools
 
     api = loaded.config.api
     UnixPolicy.resolve(api.users, api.group)
     if api.tls_cert and api.tls_key and api.tls_client_ca:
         server_tls(api.tls_cert, api.tls_key, api.tls_client_ca)
     store_settings(loaded.config)
+    for pool in xen_pools(loaded.config):
+        from hypervisors.xen.hosts import Trust
+        from hypervisors.xen.passwords import read
+
+        Trust(pool.ca_file)
+        if isinstance(pool.password, Path):
+            read(pool.password)
     if loaded.config.cloudstack.servers:
         from agent.transports.cloudstack.tls import client_context
         from agent.transports.cloudstack.transport import link_settings

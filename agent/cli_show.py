@@ -36,7 +36,15 @@ def when(seconds: float | None) -> str:
 def show_status(status: Json) -> None:
     say(f"storage-agent {status['version']} ({status['hypervisor']}): {_readiness(status)}")
     queue = f"waiting {status['waiting']} (queue limit {status['queue_limit']})"
+    for pool in status.get("host_pools", ()):
+        say(f"hosts {pool['name']}: {_reach(pool)}")
     say(f"running {status['running']} of {status['concurrency']}, {queue}, up since {when(status['started_at'])}")
+
+
+def _reach(pool: Json) -> str:
+    if pool["coordinator"]:
+        return f"logged in at {pool['coordinator']}"
+    return f"not logged in: {pool['problem']}" if pool["problem"] else "not needed yet"
 
 
 def _readiness(status: Json) -> str:

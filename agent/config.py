@@ -10,27 +10,23 @@ Sizes are bytes, or text with a unit (`"48MiB"`); durations are seconds.
 from __future__ import annotations
 
 import ipaddress
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
     ByteSize,
-    ConfigDict,
     Field,
     IPvAnyNetwork,
     PositiveFloat,
     PositiveInt,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from agent.config_values import AbsolutePath, SecretFile, Section
+from agent.config_xen import XenSection
 from agent.security import Role
 from agent.transports.cloudstack.servers import parse_server
 from hypervisors.contract import HypervisorType
@@ -38,40 +34,6 @@ from stores.cache.settings import HOUSEKEEPING
 from stores.contract import GiB, MiB
 from stores.errors import StorageError
 from stores.locations import export_name
-
-CREDENTIAL = "credential:"
-
-
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute() or ".." in path.parts:
-        raise ValueError("needs an absolute path without '..'")
-    return path
-
-
-def _credential(value: object, info: ValidationInfo) -> object:
-    """`credential:NAME` -> the file that systemd keeps for this service. The environment comes in as validation context."""
-    if not isinstance(value, str) or not value.startswith(CREDENTIAL):
-        return value
-    name = value.removeprefix(CREDENTIAL)
-    environment = (info.context or {}).get("environment", os.environ)
-    directory = environment.get("CREDENTIALS_DIRECTORY")
-    if not directory:
-        raise ValueError(
-            "names a systemd credential, but $CREDENTIALS_DIRECTORY is not set: is LoadCredential= in the unit?"
-        )
-    if not name or "/" in name or name in (".", ".."):
-        raise ValueError("needs a plain credential name after 'credential:'")
-    return str(Path(directory) / name)
-
-
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-SecretFile = Annotated[Path, BeforeValidator(_credential), AfterValidator(_absolute)]
-
-
-class Section(BaseModel):
-    """Strict: an option that does not exist is an error, never ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=False)
 
 
 class AgentSection(Section):
@@ -545,9 +507,26 @@ class Config(Section):
     images: ImagesSection = ImagesSection()
     tls: TlsSection = TlsSection()
     smb: SmbSection = SmbSection()
+    xen: XenSection = XenSection()
     api: ApiSection = ApiSection()
     cloudstack: CloudStackSection = CloudStackSection()
     logs: LogsSection = LogsSection()
+
+    @model_validator(mode="after")
+    def _hosts_of_xen(self) -> Self:
+        if self.agent.hypervisor is not HypervisorType.XEN:
+            return self
+        if not self.xen.pools:
+            raise ValueError(
+                "agent.hypervisor is XenServer, and xen.pools names no pool of hosts: it needs one with name, hosts and"
+                " password_file"
+            )
+        if self.cloudstack.servers and "routing" in self.cloudstack.roles:
+            raise ValueError(
+                "agent.hypervisor is XenServer, and cloudstack.roles has routing: CloudStack's management servers talk to"
+                " XenServer's hosts themselves, and take no agent for one; secondary-storage alone is possible"
+            )
+        return self
 
     @model_validator(mode="after")
     def _staged_or_mounted(self) -> Self:

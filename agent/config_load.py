@@ -137,10 +137,12 @@ def _nearest(name: str, known: Mapping[str, object]) -> str:
 
 
 def _line(problem: ErrorDetails, sources: Mapping[str, str]) -> str:
-    """One pydantic error as `SOURCE: section.key[...]: what is wrong`."""
+    """One pydantic error as `SOURCE: section.key[...]: what is wrong`; a rule over several sections has no key."""
     place = [str(part) for part in problem["loc"]]
     source = sources.get(".".join(place[:2]))
-    if source is None:  # a rule over a whole section
-        source = ", ".join(sorted({who for name, who in sources.items() if name.split(".")[0] == place[0]}))
+    if source is None:  # a rule over a whole section, or over several
+        source = ", ".join(
+            sorted({who for name, who in sources.items() if name.split(".")[:1] == place[:1] or not place})
+        )
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{source}: {'.'.join(place)}: {message}"
+    return ": ".join(part for part in (source, ".".join(place), message) if part)

@@ -21,7 +21,8 @@ from agent.execution import Execution
 from agent.explain import explainer
 from agent.journal import Journal, Retention
 from agent.metrics import Metrics
-from agent.transports.contract import AgentStatus, Transport
+from agent.tidying import tidy
+from agent.transports.contract import AgentStatus, HostPoolStatus, Transport
 from agent.transports.http_api.route import Api
 from agent.transports.http_api.server import HttpApi
 from agent.upload_service import UploadService
@@ -34,6 +35,7 @@ from hypervisors.process import ToolRunner
 from hypervisors.registry import handlers
 from stores.leftovers import Leftovers
 from stores.resolver import Resolver
+from stores.secret import Secret
 from stores.settings import CacheSettings, SmbSettings, StoreSettings, UrlSettings
 from stores.transfer.engine import TransferEngine
 
@@ -42,6 +44,7 @@ if TYPE_CHECKING:  # what they stand on takes time to import, and is only needed
     from agent.transports.cloudstack.contract import Role
     from agent.transports.cloudstack.staging_file import Zone
     from agent.transports.cloudstack.transport import Roles
+    from hypervisors.xen.config import XenPoolSettings
     from stores.cache.cache import Cache
     from stores.cache.database import Database
     from stores.cache.writeback.queue import UploadQueue
@@ -110,7 +113,7 @@ class Parts:
 
     def chores(self) -> Sequence[Coroutine[None, None, None]]:
         """What goes on beside the commands, each until it is cancelled."""
-        chores = [self.metrics.watch_loop(), self.leftovers.run()]
+        chores = [self.metrics.watch_loop(), self.leftovers.run(), tidy(self.handlers)]
         if self.cache is not None:
             chores += [self.metrics.cache.watch(pool) for pool in self.cache.pools]
         if self.queue is not None:
@@ -139,6 +142,11 @@ class Parts:
                 running=now.running,
                 queue_limit=now.queue_limit,
                 concurrency=now.concurrency,
+                host_pools=tuple(
+                    HostPoolStatus(name=pool.name, coordinator=pool.coordinator, problem=pool.problem)
+                    for handler in self.handlers
+                    for pool in handler.host_pools()
+                ),
             )
 
         return status
@@ -157,7 +165,7 @@ def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
     resolver.note_in(leftovers)
     uploading = UploadService(queue, cache.pools if cache is not None else ())
     limits = GateLimits(virtual_size=config.images.max_virtual_size)
-    by_type = handlers(engine, ToolRunner(), config.agent.runtime_dir, limits)
+    by_type = handlers(engine, ToolRunner(), config.agent.runtime_dir, limits, xen=xen_pools(config))
     operations = Operations(resolver, by_type, engine, clock, limits)
     retention = Retention(config.agent.retention_s, config.agent.retention_count)
     return Parts(
@@ -262,6 +270,34 @@ def store_settings(config: Config) -> StoreSettings:
         connections=transfer.connections,
         attempts=transfer.attempts,
     )
+
+
+def xen_pools(config: Config) -> Sequence[XenPoolSettings]:
+    """What the configuration says about pools of XenServer hosts, in their own terms. Reads no password."""
+    if not config.xen.pools:
+        return ()
+    from agent.originator import originator
+    from hypervisors.xen.config import XenPoolSettings
+    from hypervisors.xen.hosts import parse_host
+
+    ours = config.xen.originator or originator(config.agent.state_dir)
+    return [
+        XenPoolSettings(
+            name=pool.name,
+            hosts=tuple(parse_host(host, pool.fingerprints.get(host)) for host in pool.hosts),
+            user=pool.user,
+            password=pool.password_file or Secret(""),  # a socket of XAPI asks for none
+            originator=ours,
+            ca_file=pool.ca_file,
+            connect_timeout_s=pool.connect_timeout_s,
+            call_timeout_s=pool.call_timeout_s,
+            head_timeout_s=pool.attach_timeout_s,
+            stall_timeout_s=pool.stall_timeout_s,
+            grace_s=pool.grace_s,
+            lock_s=pool.lock_s,
+        )
+        for pool in config.xen.pools
+    ]
 
 
 def _cache(config: Config, engine: TransferEngine, metrics: Metrics) -> Cache | None:

@@ -8,7 +8,7 @@ way to do keep their default here, which refuses with `OperationUnsupported`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -127,6 +127,16 @@ Scratch: TypeAlias = Callable[[], AbstractAsyncContextManager[PendingWrite]]
 """Opens a temporary file in the target's store, gone when the context ends, for what cannot be read in one pass."""
 
 
+@dataclass(frozen=True, slots=True)
+class HostPool:
+    """Hosts that a handler talks to, as it found them last. `coordinator`: the one that it is logged in at; `problem`: why it
+    is at none. Neither where it was not needed yet."""
+
+    name: str
+    coordinator: str | None
+    problem: str | None
+
+
 class HypervisorHandler(abc.ABC):
     """One hypervisor. Stateless apart from its connections; every method may be cancelled and then leaves nothing behind
     that the surrounding `PendingWrite` does not remove."""
@@ -199,6 +209,16 @@ class HypervisorHandler(abc.ABC):
     def snapshots(self) -> Snapshots:
         """What it does for snapshots and backups."""
         raise self._unsupported("make snapshots")
+
+    async def reconcile(self, claimed: Collection[str] = ()) -> None:
+        """Remove what dead processes left where the hypervisor keeps images, and no command knows of. What belongs to commands
+        whose tokens are `claimed` is let be. Idempotent; may run beside commands, and takes as long as its hosts do.
+
+        `StorageError` where some of them could not be asked: then it is to be called again."""
+
+    def host_pools(self) -> Sequence[HostPool]:
+        """What it talks to. Contacts nothing."""
+        return ()
 
     async def aclose(self) -> None:
         """Give back connections. Idempotent."""

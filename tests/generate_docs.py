@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypervisors.contract import HypervisorHandler, ImageSpec, Operation, OperationUnsupported
+from agent.config import Config
+from agent.wiring import xen_pools
+from hypervisors.contract import HypervisorHandler, HypervisorType, ImageSpec, Operation, OperationUnsupported
 from hypervisors.images.formats import DRIVERS
 from hypervisors.process import ToolRunner
 from hypervisors.registry import handlers
@@ -49,24 +51,42 @@ class Case:
     places: Callable[[Place], bool] = lambda place: True
 
 
-def _places(engine: TransferEngine) -> list[Place]:
-    """Every store that there is, made as the daemon makes it. Nothing is contacted."""
-    settings = StoreSettings(roots=(Path("/srv"),), nfs_mounts={"nfs://host/export": Path("/mnt/export")})
-    resolver = Resolver(settings, engine)
-    stores: Sequence[tuple[str, DataStoreTO, bool]] = (
+_POOLS: Mapping[HypervisorType, Sequence[tuple[str, PrimaryDataStoreTO, bool]]] = {
+    HypervisorType.KVM: (
         ("directory pool", PrimaryDataStoreTO(uuid="p", poolType="Filesystem", path="/srv/pool"), True),
         ("NetworkFilesystem pool", PrimaryDataStoreTO(uuid="n", poolType="NetworkFilesystem"), True),
-        # For KVM a source like any other: its pools have to be directories.
+        # A source like any other: its pools have to be directories.
         ("SMB pool", PrimaryDataStoreTO(uuid="s", poolType="SMB", host="host", path="/share"), False),
-        ("image directory (`file://`)", ImageStoreTO(uri=Secret("file:///srv/images")), False),
-        ("mounted NFS export", NfsTO.model_validate({"_url": "nfs://host/export"}), False),
-        ("SMB share", NfsTO.model_validate({"_url": "cifs://host/share"}), False),
-        ("HTTP(S)", ImageStoreTO(uri=Secret("https://images.example.org/base")), False),
-        ("S3", S3TO(bucketName="templates"), False),
+    ),
+    HypervisorType.XEN: (("SR", PrimaryDataStoreTO(uuid="sr", poolType="PreSetup"), True),),
+}
+
+
+def _handlers(engine: TransferEngine) -> Sequence[HypervisorHandler]:
+    """All that there are, made as the daemon makes them."""
+    config = Config.model_validate({"xen": {"pools": [{"name": "p", "hosts": ["unix:/xapi"]}]}})
+    return list(handlers(engine, ToolRunner(), Path("/run"), xen=xen_pools(config)).values())
+
+
+def _places(engine: TransferEngine, *of: HypervisorHandler) -> list[Place]:
+    """Every store that there is for these hypervisors, made as the daemon makes it. Nothing is contacted."""
+    settings = StoreSettings(roots=(Path("/srv"),), nfs_mounts={"nfs://host/export": Path("/mnt/export")})
+    resolver = Resolver(settings, engine)
+
+    def store_of(to: PrimaryDataStoreTO, handler: HypervisorHandler) -> DataStore:
+        pool = handler.pool(to)
+        return pool.store if pool is not None else resolver.store(to)
+
+    pools = [(name, store_of(to, handler), own) for handler in of for name, to, own in _POOLS[handler.type]]
+    images: Sequence[tuple[str, DataStoreTO]] = (
+        ("image directory (`file://`)", ImageStoreTO(uri=Secret("file:///srv/images"))),
+        ("mounted NFS export", NfsTO.model_validate({"_url": "nfs://host/export"})),
+        ("SMB share", NfsTO.model_validate({"_url": "cifs://host/share"})),
+        ("HTTP(S)", ImageStoreTO(uri=Secret("https://images.example.org/base"))),
+        ("S3", S3TO(bucketName="templates")),
     )
     places = []
-    for name, to, pool in stores:
-        store = resolver.store(to)
+    for name, store, pool in (*pools, *((name, resolver.store(to), False) for name, to in images)):
         places.append(Place(name, store, ObjectInfo("object", 1 << 30), pool))
         without = ObjectInfo("object", 1 << 30, ranges=False)
         if store.offers(without) != store.offers():
@@ -75,7 +95,7 @@ def _places(engine: TransferEngine) -> list[Place]:
 
 
 _QCOW2, _RAW, _VHD, _ISO = (ImageFormat.QCOW2, ImageFormat.RAW, ImageFormat.VHD, ImageFormat.ISO)
-_CASES = (
+_KVM = (
     Case(Operation.COPY_TEMPLATE, "same format", ImageSpec(_QCOW2), ImageSpec(_QCOW2)),
     Case(Operation.COPY_TEMPLATE, "converted", ImageSpec(_VHD), ImageSpec(_QCOW2)),
     Case(
@@ -114,20 +134,63 @@ _CASES = (
     Case(Operation.ATTACH_ISO, "no guest running", ImageSpec(_ISO), ImageSpec(_ISO)),
 )
 
+_XEN = (
+    Case(Operation.COPY_TEMPLATE, "VHD, RAW", ImageSpec(_VHD), ImageSpec(_VHD)),
+    Case(
+        Operation.COPY_TEMPLATE,
+        "VHD, RAW, compressed",
+        ImageSpec(_VHD, compression="gzip"),
+        ImageSpec(_VHD),
+        lambda place: not place.pool,
+    ),
+    Case(
+        Operation.COPY_TEMPLATE,
+        "QCOW2, VHDX, VMDK",
+        ImageSpec(_QCOW2),
+        ImageSpec(_VHD),
+        lambda place: not place.pool,
+    ),
+    Case(Operation.LINK_TEMPLATE, "inside one SR", ImageSpec(_VHD), ImageSpec(_VHD), lambda place: place.pool),
+    Case(Operation.COPY_VOLUME, "VHD, RAW", ImageSpec(_VHD), ImageSpec(_VHD)),
+    Case(
+        Operation.COPY_VOLUME,
+        "QCOW2, VHDX, VMDK",
+        ImageSpec(_QCOW2),
+        ImageSpec(_VHD),
+        lambda place: not place.pool,
+    ),
+    Case(Operation.SNAPSHOT, "also of running VMs", ImageSpec(_VHD), ImageSpec(_VHD), lambda place: place.pool),
+    Case(Operation.BACK_UP, "whole, or what changed", ImageSpec(_VHD), ImageSpec(_VHD), lambda place: place.pool),
+    Case(Operation.EXPORT_VOLUME, "not attached", ImageSpec(_VHD), ImageSpec(_VHD), lambda place: place.pool),
+    Case(
+        Operation.RESTORE,
+        "with all that it builds on",
+        ImageSpec(_VHD),
+        ImageSpec(_VHD),
+        lambda place: not place.pool,
+    ),
+    Case(
+        Operation.ATTACH_ISO,
+        "an SR that takes no uploads",
+        ImageSpec(_ISO),
+        ImageSpec(_ISO),
+        lambda place: not place.pool,
+    ),
+)
+_CASES: Mapping[HypervisorType, Sequence[Case]] = {HypervisorType.KVM: _KVM, HypervisorType.XEN: _XEN}
+
 
 def acceptances() -> str:
     """Operation, hypervisor and store: how the handler gets at the source. Stores that fare alike share a column."""
     engine = TransferEngine()
-    places = _places(engine)
     tables = []
-    for hypervisor, handler in handlers(engine, ToolRunner(), Path("/run")).items():
+    for handler in _handlers(engine):
+        places, cases = _places(engine, handler), _CASES[handler.type]
         columns: dict[tuple[str, ...], list[str]] = {}
         for place in places:
-            columns.setdefault(tuple(_cell(handler, case, place) for case in _CASES), []).append(place.name)
-        head = (f"{hypervisor}", "case", *(", ".join(names) for names in columns.values()))
-        rows = [
-            (case.operation.value, case.what, *(cells[row] for cells in columns)) for row, case in enumerate(_CASES)
-        ]
+            columns.setdefault(tuple(_cell(handler, case, place) for case in cases), []).append(place.name)
+        head = (f"{handler.type}", "case", *(", ".join(names) for names in columns.values()))
+        rows = [(case.operation.value, case.what, *(cells[row] for cells in columns)) for row, case in enumerate(cases)]
         tables.append(_table(head, rows))
     return "\n\n".join(tables)
 
@@ -149,7 +212,7 @@ def _cell(handler: HypervisorHandler, case: Case, place: Place) -> str:
 def formats() -> str:
     """Source format by target format: what becomes of the bytes."""
     blocks = []
-    for hypervisor, handler in handlers(TransferEngine(), ToolRunner(), Path("/run")).items():
+    for handler in _handlers(TransferEngine()):
         targets = [target for target in ImageFormat if _fills(handler, target)]
         rows = (
             (
@@ -158,7 +221,7 @@ def formats() -> str:
             )
             for source in DRIVERS
         )
-        blocks.append(_table((f"{hypervisor}: from", *(f"to {target}" for target in targets)), rows))
+        blocks.append(_table((f"{handler.type}: from", *(f"to {target}" for target in targets)), rows))
     refused = ", ".join(found for found in ImageFormat if found not in DRIVERS)
     return "\n\n".join(blocks) + f"\n\nRefused by the gate as a source: {refused}."
 
@@ -174,7 +237,8 @@ def _fills(handler: HypervisorHandler, target: ImageFormat) -> bool:
 def offers() -> str:
     """What every store offers, and in which ways it is written."""
     rows = []
-    for place in _places(TransferEngine()):
+    engine = TransferEngine()
+    for place in _places(engine, *_handlers(engine)):
         cls = type(_innermost(place.store))
         rows.append(
             (

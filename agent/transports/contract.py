@@ -47,6 +47,16 @@ class CommandService(Protocol):
     def status(self) -> DispatcherStatus: ...
 
 
+class HostPoolStatus(BaseModel):
+    """A pool of hosts as it was found when it was last needed; `coordinator` is the one that the agent is logged in at."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    coordinator: str | None
+    problem: str | None  # why it is logged in at none
+
+
 class AgentStatus(BaseModel):
     """The agent at this moment, for people and for monitoring."""
 
@@ -63,3 +73,4 @@ class AgentStatus(BaseModel):
     running: int
     queue_limit: int
     concurrency: int
+    host_pools: tuple[HostPoolStatus, ...] = ()

@@ -18,7 +18,8 @@ class XenPoolSettings:
 
     hosts: tuple[Host, ...]
     user: str
-    password: Secret
+    password: Secret | Path
+    """Itself, or a file that holds it, which is read at each login: what is changed there counts from the next one on."""
 
     originator: str
     """This agent's alone, and the same after a restart: by it XAPI counts sessions, and we know what a dead process of ours

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hypervisors.contract import (
     Accepts,
+    HostPool,
     HypervisorHandler,
     HypervisorType,
     ImageSpec,
@@ -41,7 +42,6 @@ _OF_THE_POOL = (
     Operation.SNAPSHOT,
     Operation.BACK_UP,
     Operation.EXPORT_VOLUME,
-    Operation.COPY_VOLUME,
     Operation.LINK_TEMPLATE,
 )
 
@@ -95,12 +95,20 @@ class XenHandler(HypervisorHandler):
             )
         if source.compression is not None or source.format in _IN_ORDER:
             return Accepts(
-                (Kind.RANGE_READER, Kind.BYTE_STREAM),
-                "the image is understood while it comes, and what is not zero is sent on to the host",
+                (Kind.MANAGED_DISK, Kind.RANGE_READER, Kind.BYTE_STREAM),
+                "XAPI itself copies what is in an SR; other images are understood while they come, and what is not zero is"
+                " sent on to the host",
+            )
+        if source.sequential:
+            return Accepts(
+                (Kind.MANAGED_DISK, Kind.NBD_EXPORT),
+                f"a {source.format or 'foreign'} image is read at random, and no file is made of one: it takes a server that"
+                " gives ranges, or the image as VHD or RAW",
             )
         return Accepts(
-            (Kind.LOCAL_PATH, Kind.NBD_EXPORT),
-            "such an image is read at random, by qemu-nbd, which serves its disk; what is not zero is sent on to the host",
+            (Kind.MANAGED_DISK, Kind.LOCAL_PATH, Kind.NBD_EXPORT),
+            "XAPI itself copies what is in an SR; other images are read at random, by qemu-nbd, which serves their disk, and"
+            " what is not zero is sent on to the host",
         )
 
     def fills(self, operation: Operation, target: ImageSpec) -> Accepts:
@@ -182,6 +190,9 @@ class XenHandler(HypervisorHandler):
 
     async def measure(self, source: Source) -> Written:
         return (await find_vdi(self._pools, as_managed(source.presentation))).written
+
+    def host_pools(self) -> Sequence[HostPool]:
+        return [pool.found for pool in self._pools]
 
     async def aclose(self) -> None:
         for pool in self._pools:

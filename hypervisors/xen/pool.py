@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from hypervisors.contract import HostPool
 from hypervisors.xen.config import XenPoolSettings
 from hypervisors.xen.events import TaskWaiter, watching
 from hypervisors.xen.hosts import Trust
@@ -71,6 +72,20 @@ class XenPool:
     @property
     def task_prefix(self) -> str:
         return f"storage-agent {self.settings.originator} "
+
+    @property
+    def found(self) -> HostPool:
+        """As its hosts were found last."""
+        opened = self._kept.opened if self._kept is not None else None
+        if opened is None or not opened.done() or opened.exception() is not None:
+            return HostPool(self.settings.name, None, None)
+        client = opened.result().client
+        coordinator, problem = client.coordinator, client.problem
+        return HostPool(
+            self.settings.name,
+            str(coordinator) if coordinator is not None else None,
+            problem.message if problem is not None else None,
+        )
 
     async def connection(self) -> Connection:
         """`TlsFailed` where the CA file cannot be read. Nothing is said to any host by this alone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ import structlog
 
 from hypervisors.xen.errors import HOST_IS_SLAVE, SESSION_INVALID, XapiFailure, XapiRefused
 from hypervisors.xen.hosts import Host, known
+from hypervisors.xen.passwords import current
 from hypervisors.xen.xapi import NotConnected, Xapi
 from stores.errors import StorageError, Unavailable
 from stores.secret import Secret
@@ -52,15 +54,15 @@ class PoolClient:
         xapi: Xapi,
         hosts: Sequence[Host],
         user: str,
-        password: Secret,
+        password: Secret | Path,
         *,
         originator: str,
         timeout_s: float = 300.0,
         pause_s: float = 1.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`hosts`: all of the pool's that may be talked to. `timeout_s` is long because XAPI lets calls wait rather than
-        refusing them. `pause_s`: before the second attempt, twice as long before the third."""
+        """`hosts`: all of the pool's that may be talked to. `password`: or the file that holds it. `timeout_s` is long because
+        XAPI lets calls wait rather than refusing them. `pause_s`: before the second attempt, twice as long before the third."""
         self.hosts = tuple(hosts)
         self._xapi = xapi
         self._user = user
@@ -72,6 +74,17 @@ class PoolClient:
         self._login = asyncio.Lock()
         self._session: Session | None = None
         self._coordinator = self.hosts[0]
+        self._problem: StorageError | None = None
+
+    @property
+    def coordinator(self) -> Host | None:
+        """The host where the session is; None before the first call, and while no host can be talked to."""
+        return self._session.host if self._session is not None and self._problem is None else None
+
+    @property
+    def problem(self) -> StorageError | None:
+        """Why no host can be talked to, as far as is known."""
+        return self._problem
 
     async def __aenter__(self) -> Self:
         return self
@@ -116,7 +129,9 @@ class PoolClient:
         except Unavailable as problem:
             raise _Again(problem, stale) from problem
         try:
-            return await self._xapi.call(session.host, method, [session.ref, *params], timeout_s=timeout_s)
+            result = await self._xapi.call(session.host, method, [session.ref, *params], timeout_s=timeout_s)
+            self._problem = None
+            return result
         except NotConnected as problem:
             raise _Again(problem.error, session) from problem
         except XapiFailure as problem:
@@ -132,7 +147,11 @@ class PoolClient:
         """The session that there is, or a new one where there is none but `instead_of`."""
         async with self._login:
             if self._session is None or self._session is instead_of:
-                old, self._session = self._session, await self._logged_in()
+                try:
+                    old, self._session = self._session, await self._logged_in()
+                except (NotConnected, StorageError) as problem:
+                    self._problem = problem.error if isinstance(problem, NotConnected) else problem
+                    raise
                 if old is not None:  # which another coordinator may know as well
                     await self._logout(self._session.host, old)
             return self._session
@@ -152,9 +171,10 @@ class PoolClient:
         raise problem
 
     async def _logged_in_by(self, host: Host) -> Session:
+        password = await current(self._password)
         for _ in range(len(self.hosts) + 1):
             try:
-                params = [self._user, self._password, _API_VERSION, self._originator]
+                params = [self._user, password, _API_VERSION, self._originator]
                 ref = await self._xapi.call(host, "session.login_with_password", params, timeout_s=self._timeout_s)
                 return Session(host, Secret(str(ref)))
             except XapiFailure as problem:

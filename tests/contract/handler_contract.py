@@ -93,7 +93,7 @@ class HandlerContract:
         spec = ImageSpec(source_format, compression=compression)
         not_expanded = (
             compression is not None
-            and operation is Operation.COPY_TEMPLATE
+            and operation in (Operation.COPY_TEMPLATE, Operation.COPY_VOLUME)
             and source_format is not None
             and self.expanded is not None
             and source_format not in self.expanded

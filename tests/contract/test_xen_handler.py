@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hypervisors.contract import HypervisorHandler, ImageSpec, Source
+from hypervisors.contract import HypervisorHandler, ImageSpec, Operation, Source
 from stores.contract import Kind, LocalPath, ObjectInfo, PendingWrite
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
@@ -32,6 +32,13 @@ class TestXenHandler(HandlerContract):
             self.store = self.place.primary().store
             yield self.place.handler
         await engine.aclose()
+
+    def test_no_file_is_made_of_what_can_only_be_read_in_order(self, handler: HypervisorHandler) -> None:
+        """Nor of anything else but an ISO for an SR that takes none."""
+        for operation in (Operation.COPY_TEMPLATE, Operation.COPY_VOLUME, Operation.RESTORE):
+            for image_format in (ImageFormat.QCOW2, ImageFormat.VHD, ImageFormat.RAW, None):
+                spec = ImageSpec(image_format, sequential=True)
+                assert Kind.LOCAL_PATH not in handler.accepts(operation, spec, ImageSpec(ImageFormat.VHD)).kinds
 
     @asynccontextmanager
     async def target(self, name: str) -> AsyncIterator[PendingWrite]:

@@ -231,6 +231,28 @@ async def test_a_copy_to_another_sr(lab: Lab) -> None:
     assert len(await lab.place.fake.controls.transfers()) == 1  # XAPI copied it by itself
 
 
+async def test_a_template_goes_to_another_sr(lab: Lab) -> None:
+    data = content()
+    template = await lab.template(data)
+    target = TemplateObjectTO(uuid="u", path="u", imageDataStore=lab.sr("blocks"))
+    made = (await lab.operations.copy(lab.call(), Copy(template, target))).data
+    assert isinstance(made, TemplateObjectTO)
+    assert (made.path, made.size, lab.seen("u")) == ("u", SIZE, data)
+    assert len(await lab.place.fake.controls.transfers()) == 1  # XAPI copied it by itself
+
+
+@pytest.mark.parametrize("image_format", [ImageFormat.QCOW2, ImageFormat.VHD, ImageFormat.RAW])
+async def test_a_volume_comes_from_an_image_store(lab: Lab, image_format: ImageFormat) -> None:
+    data = content()
+    image = lab.image("w.img", data, image_format)
+    source = VolumeObjectTO(path=image.path, format=image_format, dataStore=lab.images())
+    made = (await lab.operations.copy(lab.call(), Copy(source, VolumeObjectTO(uuid="w", dataStore=lab.sr())))).data
+    assert isinstance(made, VolumeObjectTO)
+    assert (made.path, made.size, made.format) == ("w", SIZE, ImageFormat.VHD)
+    assert lab.seen("w") == data
+    assert lab.vdis() == {"w"}
+
+
 async def test_an_empty_volume(lab: Lab) -> None:
     asked = VolumeObjectTO(uuid="v", dataStore=lab.sr(), size=5 * MiB)
     made = await lab.operations.create(lab.call(), Create(asked))
