@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 from hypervisors.nbd.connection import Connection
 from hypervisors.nbd.connections import Connections
 from hypervisors.nbd.replies import Run, joined
+from hypervisors.nbd.servers import Server, UnixServer
 from stores.bridge.wire import ALLOCATION, STATE_ZERO
 from stores.contract import BlockingCalls, Extent, GiB, MiB, ObjectInfo, RangeReader
 from stores.errors import IntegrityError, NotFound
+from stores.secret import Secret
 from stores.streams import read_one
 from stores.transfer.engine import TransferEngine
 
@@ -140,8 +142,7 @@ def _masked_status(connection: Connection, *, mask: int, offset: int, end: int) 
     return told
 
 
-@asynccontextmanager
-async def connect(
+def connect(
     socket: Path,
     export: str,
     *,
@@ -149,19 +150,35 @@ async def connect(
     connections: int = 4,
     contexts: Sequence[str] = (ALLOCATION,),
     stall_s: float = 60.0,
+) -> AbstractAsyncContextManager[NbdDisk]:
+    """`connect_to` a server on a unix socket."""
+    return connect_to(
+        UnixServer(socket), export, engine=engine, connections=connections, contexts=contexts, stall_s=stall_s
+    )
+
+
+@asynccontextmanager
+async def connect_to(
+    server: Server,
+    export: str | Secret,
+    *,
+    engine: TransferEngine,
+    connections: int = 4,
+    contexts: Sequence[str] = (ALLOCATION,),
+    stall_s: float = 60.0,
 ) -> AsyncIterator[NbdDisk]:
-    """The export of that name behind a unix socket, until the context ends.
+    """The export of that name, until the context ends.
 
     At most `connections` read at once, and one more asks about each context; there is one connection in all where the server
     promises nothing about several (CAN_MULTI_CONN). `contexts`: what will be asked about; the server has to have them, except
     for `base:allocation`. It may be silent for `stall_s` seconds before it is given up.
 
     `NotFound` for an export, a context or a socket that is not there, `StoreUnsupported` for a server without structured
-    replies, `AccessDenied`, `Unavailable`, and `StoreError` for what is no NBD server.
+    replies, `AccessDenied`, `TlsFailed`, `Unavailable`, and `StoreError` for what is no NBD server.
     """
     owner = object()
     threads = engine.network.of(owner)
-    made = Connections(socket, export, most=connections, stall_s=stall_s, threads=threads)
+    made = Connections(server, export, most=connections, stall_s=stall_s, threads=threads)
     try:
         told = await made.probe()
         found = frozenset([context for context in contexts if await made.has(context)])
@@ -171,7 +188,7 @@ async def connect(
                     f"{made.what} has no {context}: the bitmap was never made, or is broken; take a full backup instead",
                     context=context,
                 )
-        info = ObjectInfo(export or socket.name, told.size)
+        info = ObjectInfo(str(export) or str(server), told.size)
         yield NbdDisk(info, told.size, made, found, threads)
     finally:
         made.close()

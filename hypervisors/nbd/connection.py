@@ -1,4 +1,4 @@
-"""One connection to an NBD server on a unix socket, blocking.
+"""One connection to an NBD server, blocking: on a unix socket, or by TLS.
 
 Everything here that takes time runs in a thread and ends at once, with `Unavailable`, when `Connection.abort` is called. Data
 are received straight into the caller's memory. After any error the connection is of no further use.
@@ -9,15 +9,18 @@ from __future__ import annotations
 import errno
 import itertools
 import socket
+import ssl
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from hypervisors.nbd.negotiation import Export, Negotiation
 from hypervisors.nbd.replies import ChunkHead, ReadReply, Run, chunk_head, refusal, runs
+from hypervisors.nbd.servers import Tls
 from stores.bridge.wire import CHUNK, HOLE, OFFSET, Chunk, Command, ProtocolError, request
 from stores.contract import KiB, MiB
-from stores.errors import StoreError, Unavailable
+from stores.errors import StoreError, TlsFailed, Unavailable
+from stores.secret import Secret
 from stores.transfer.wire import limit_silence
 
 REQUEST = 512 * KiB
@@ -40,9 +43,12 @@ class _Read(NamedTuple):
 class Connection:
     """One thread at a time uses it; `abort` may come from any."""
 
-    def __init__(self, sock: socket.socket, what: str, stall_s: float) -> None:
-        """Takes over `sock`, connected. `what` names the export in errors. `stall_s`: how long the server may be silent."""
+    def __init__(self, sock: socket.socket, what: str, stall_s: float, tls: Tls | None) -> None:
+        """Takes over `sock`, connected. `what` names the export in errors. `stall_s`: how long the server may be silent.
+        `tls`: the connection is secured by it before anything is asked for."""
         self._sock = sock
+        self._tls = tls
+        self._aborted = False
         self._what = what
         self._stall_s = stall_s
         self._cookie = 0
@@ -51,16 +57,19 @@ class Connection:
         self._limit = REQUEST
         limit_silence(sock, stall_s)
 
-    def negotiate(self, name: str, context: str | None) -> tuple[Export, bool]:
+    def negotiate(self, name: str | Secret, context: str | None) -> tuple[Export, bool]:
         """The export of that name, and whether it has `context`. Raises what `Negotiation.feed` does, and `StoreError` for a
-        server that does not keep to the protocol."""
-        negotiation = Negotiation(name, context)
+        server that does not keep to the protocol, `TlsFailed` for one that does not prove who it is."""
+        negotiation = Negotiation(name, context, tls=self._tls is not None)
         with self._translated():
             while negotiation.export is None:
                 data = self._sock.recv(4 * KiB)
                 if not data:
                     raise _closed()
                 self._sock.sendall(negotiation.feed(data))
+                if negotiation.handshake_due:
+                    self._secure()
+                    self._sock.sendall(negotiation.secured())
         self._context_id = negotiation.context_id
         self._limit = min(REQUEST, negotiation.export.max_request)
         return negotiation.export, negotiation.context_id is not None
@@ -105,17 +114,35 @@ class Connection:
 
     def abort(self) -> None:
         """Ends whatever a thread does on this connection. From any thread, any number of times."""
+        self._aborted = True
         with suppress(OSError):  # not connected any more, which is what was wanted
-            self._sock.shutdown(socket.SHUT_RDWR)
+            # Not SSLSocket's own, which would take the session away from the thread that is reading.
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
     def leave(self) -> None:
         """Takes leave of the server, where nothing is under way, and closes."""
         with suppress(OSError):
-            self._sock.send(request(Command.DISC, 0), socket.MSG_DONTWAIT)
+            self._sock.setblocking(False)
+            self._sock.send(request(Command.DISC, 0))
         self.close()
 
     def close(self) -> None:
         self._sock.close()
+
+    def _secure(self) -> None:
+        assert self._tls is not None
+        # The kernel's timeouts do not end a read of TLS, and it has no MSG_WAITALL: Python's do, and `_fill` goes on.
+        self._sock.settimeout(self._stall_s)
+        try:
+            name = self._tls.name
+            self._sock = secured = self._tls.context.wrap_socket(
+                self._sock, server_hostname=name, do_handshake_on_connect=False
+            )
+            if self._aborted:  # while it was neither socket
+                raise _closed()
+            secured.do_handshake()
+        except ssl.SSLError as error:
+            raise TlsFailed(f"{self._what}: no trusted TLS session: {error}") from error
 
     # ------------------------------------------------------------------------------------------------- receiving
 
@@ -159,7 +186,10 @@ class Connection:
     def _fill(self, view: memoryview) -> None:
         filled = 0
         while filled < len(view):
-            count = self._sock.recv_into(view[filled:], 0, socket.MSG_WAITALL)
+            if self._tls is None:
+                count = self._sock.recv_into(view[filled:], 0, socket.MSG_WAITALL)
+            else:
+                count = self._sock.recv_into(view[filled:])
             if count == 0:
                 raise _closed()
             filled += count
@@ -170,10 +200,10 @@ class Connection:
             yield
         except ProtocolError as error:
             raise StoreError(f"{self._what}: the server answers against the NBD protocol: {error}") from error
-        except BlockingIOError as error:  # how the kernel's timeouts show
+        except (BlockingIOError, TimeoutError) as error:  # how the kernel's timeouts show, and Python's
             raise Unavailable(f"{self._what}: the server sent nothing for {self._stall_s:g} s") from error
         except OSError as error:
-            raise Unavailable(f"{self._what}: the connection broke: {error.strerror}") from error
+            raise Unavailable(f"{self._what}: the connection broke: {error.strerror or error}") from error
 
 
 def _closed() -> OSError:

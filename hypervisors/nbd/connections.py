@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 from hypervisors.nbd.connection import Connection
 from hypervisors.nbd.negotiation import Export
+from hypervisors.nbd.servers import Server
 from stores.contract import BlockingCalls
-from stores.errors import NotFound, ObjectChanged, Unavailable
-
-_BUSY_WAIT_S = 0.02  # between attempts while the server's listen queue is full
+from stores.errors import ObjectChanged, StoreError, Unavailable
+from stores.secret import Secret
 
 
 class Connections:
@@ -26,11 +23,13 @@ class Connections:
     time. One more for each context is beside those that read, so that neither waits for the other.
     """
 
-    def __init__(self, path: Path, name: str, *, most: int, stall_s: float, threads: BlockingCalls) -> None:
+    def __init__(
+        self, server: Server, name: str | Secret, *, most: int, stall_s: float, threads: BlockingCalls
+    ) -> None:
         """`most`: how many may read at once, where the server allows more than one connection."""
-        self.what = f"NBD export {name!r} on {path.name}"
+        self.what = f"NBD export {name!r} on {server}"
         self.parallel = 1
-        self._path = path
+        self._server = server
         self._name = name
         self._most = most
         self._stall_s = stall_s
@@ -94,7 +93,7 @@ class Connections:
                 kept[1].leave()
 
     async def _open(self, context: str | None) -> tuple[Connection, Export, bool]:
-        connection = Connection(await self._connected(), self.what, self._stall_s)
+        connection = Connection(await self._connected(), self.what, self._stall_s, self._server.tls)
         try:
             negotiate = partial(connection.negotiate, self._name, context)
             export, found = await self._threads.run(negotiate, abort=connection.abort)
@@ -110,22 +109,10 @@ class Connections:
         return connection, export, found
 
     async def _connected(self) -> socket.socket:
-        """Connecting to a unix socket never waits, but is refused with EAGAIN while the server's listen queue is full."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             async with asyncio.timeout(self._stall_s):
-                while code := sock.connect_ex(os.fspath(self._path)):
-                    if code != errno.EAGAIN:
-                        raise self._refused(code)
-                    await asyncio.sleep(_BUSY_WAIT_S)
+                return await self._server.connected()
         except TimeoutError as error:
-            sock.close()
             raise Unavailable(f"{self.what}: the server accepted no connection for {self._stall_s:g} s") from error
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def _refused(self, code: int) -> NotFound | Unavailable:
-        text = f"{self.what}: no connection to {self._path}: {os.strerror(code)}"
-        return NotFound(text) if code == errno.ENOENT else Unavailable(text)
+        except StoreError as error:
+            raise type(error)(f"{self.what}: {error.message}") from error

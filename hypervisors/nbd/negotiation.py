@@ -30,6 +30,7 @@ from stores.bridge.wire import (
     TransmissionFlag,
 )
 from stores.errors import AccessDenied, NotFound, StoreError, StoreUnsupported, Unavailable
+from stores.secret import Secret
 
 _MOST_REPLIES = 1000
 """To one option; servers send two or three."""
@@ -58,13 +59,19 @@ class Export:
 class Negotiation:
     """One connection's way to an export. Send whatever `feed` returns, until `export` is there."""
 
-    def __init__(self, name: str, context: str | None) -> None:
-        """`context`: the one to be asked about by block status; None for a connection that only reads."""
+    def __init__(self, name: str | Secret, context: str | None, *, tls: bool = False) -> None:
+        """`context`: the one to be asked about by block status; None for a connection that only reads. A name that is a
+        secret is not repeated, nor what the server says of it. `tls`: nothing is asked for before the connection is secured.
+        """
         self._name = name
         self._context = context
         self._inbox = Inbox()
         self._greeted = False
         self._options = [Option.STRUCTURED_REPLY, *([Option.SET_META_CONTEXT] if context else []), Option.GO]
+        if tls:
+            self._options.insert(0, Option.STARTTLS)
+        self.handshake_due = False
+        """Set when the server waits for the TLS handshake, after which `secured` goes on."""
         self._replies = 0
         self._told: Export | None = None
         self._max_request = MAX_PAYLOAD
@@ -86,11 +93,17 @@ class Negotiation:
             if greeting is None:
                 return b""
             answer = self._greet(*greeting)
-        while self.export is None and (reply := self._inbox.option_reply()) is not None:
+        while self.export is None and not self.handshake_due and (reply := self._inbox.option_reply()) is not None:
             answer += self._handle(*reply)
-        if self.export is not None and self._inbox.rest:
+        if (self.export is not None or self.handshake_due) and self._inbox.rest:
+            # Before the handshake it may be anybody who does.
             raise ProtocolError("the server speaks before it is asked")
         return answer
+
+    def secured(self) -> bytes:
+        """The handshake was made: what to send now."""
+        self.handshake_due = False
+        return self._ask()
 
     def _greet(self, magic: int, style: int, flags: int) -> bytes:
         if magic != MAGIC:
@@ -103,7 +116,7 @@ class Negotiation:
     def _ask(self) -> bytes:
         """The option whose turn it is."""
         option = self._options[0]
-        name = self._name.encode()
+        name = (self._name.reveal() if isinstance(self._name, Secret) else self._name).encode()
         data = b""
         if option is Option.SET_META_CONTEXT:
             assert self._context is not None
@@ -135,7 +148,11 @@ class Negotiation:
         return b""
 
     def _acknowledged(self) -> bytes:
-        if self._options.pop(0) is not Option.GO:
+        acknowledged = self._options.pop(0)
+        if acknowledged is Option.STARTTLS:
+            self.handshake_due = True
+            return b""
+        if acknowledged is not Option.GO:
             self._replies = 0
             return self._ask()
         if self._told is None:
@@ -144,16 +161,18 @@ class Negotiation:
         return b""
 
     def _refused(self, option: Option, kind: int, data: bytes) -> bytes:
-        said = printable(data)
+        said = "" if isinstance(self._name, Secret) else printable(data)
         if option is Option.SET_META_CONTEXT:  # then there are no contexts, and reading is possible all the same
             self.context_id = None
             return self._acknowledged()
+        if option is Option.STARTTLS:
+            raise self._unsupported("TLS")
         if kind in _REFUSALS:
             error, text = _REFUSALS[kind]
-            raise error(f"NBD export {self._name!r}: {text}" + (f" ({said})" if said else ""), export=self._name)
+            raise error(f"NBD export {self._name!r}: {text}" + (f" ({said})" if said else ""), export=str(self._name))
         if option is Option.GO:
             raise StoreUnsupported(
-                f"the NBD server refuses export {self._name!r}: {said or f'error {kind:#x}'}", export=self._name
+                f"the NBD server refuses export {self._name!r}: {said or f'error {kind:#x}'}", export=str(self._name)
             )
         raise self._unsupported("structured replies")
 
@@ -181,7 +200,7 @@ class Negotiation:
 
     def _unsupported(self, what: str) -> StoreUnsupported:
         return StoreUnsupported(
-            f"the NBD server does not offer {what}; qemu-nbd, qemu and nbdkit do", export=self._name
+            f"the NBD server does not offer {what}; qemu-nbd, qemu and nbdkit do", export=str(self._name)
         )
 
 

@@ -35,6 +35,7 @@ from stores.bridge.wire import (
 )
 from stores.contract import Extent, MiB
 from stores.errors import AccessDenied, NotFound, StoreError, StoreUnsupported, Unavailable
+from stores.secret import Secret
 
 SIZE = 5 * MiB + 1
 GREETING_BYTES = GREETING.pack(MAGIC, OPTION_MAGIC, 3)
@@ -247,3 +248,36 @@ def test_any_head_is_refused_or_of_bounded_length(data: bytes) -> None:
 def test_heads_of_what_servers_send(good: bytes) -> None:
     head = chunk_head(good[: CHUNK.size])
     assert (head.cookie, head.length, head.done) == (5, len(good) - CHUNK.size, True)
+
+
+# ------------------------------------------------------------------------------------------------------------- TLS
+
+GREETED = b"NBDMAGICIHAVEOPT\0\3"
+STARTTLS = (3).to_bytes(4) + b"IHAVEOPT" + (5).to_bytes(4) + bytes(4)
+
+
+def reply_to_starttls(kind: int, data: bytes = b"") -> bytes:
+    return (0x3E889045565A9).to_bytes(8) + (5).to_bytes(4) + kind.to_bytes(4) + len(data).to_bytes(4) + data
+
+
+def test_nothing_is_asked_for_before_the_connection_is_secured() -> None:
+    client = Negotiation(Secret("disk"), None, tls=True)
+    assert client.feed(GREETED) == STARTTLS
+    assert client.feed(reply_to_starttls(1)) == b""
+    assert client.handshake_due
+    assert client.secured() == b"IHAVEOPT" + (8).to_bytes(4) + bytes(4), "structured replies"
+
+
+def test_what_came_in_the_clear_is_not_taken_for_what_is_secured() -> None:
+    client = Negotiation(Secret("disk"), None, tls=True)
+    client.feed(GREETED)
+    with pytest.raises(ProtocolError, match="before it is asked"):
+        client.feed(reply_to_starttls(1) + reply_to_starttls(1))
+
+
+def test_servers_without_tls_are_told_no_name() -> None:
+    client = Negotiation(Secret("disk"), None, tls=True)
+    client.feed(GREETED)
+    with pytest.raises(StoreUnsupported, match="does not offer TLS") as caught:
+        client.feed(reply_to_starttls((1 << 31) + 1, b"disk"))
+    assert "disk" not in f"{caught.value} {caught.value.details}"
