@@ -35,10 +35,10 @@ AT_ONCE = 8
 
 
 class Way(StrEnum):
-    SMALL = "parts of 8 MiB"
+    SMALL = "parts of 5 MiB"
     LARGE = "ten parts, read twice"
     ONCE = "ten parts, kept on a disk"
-    SMALL_EIGHT = "eight streams, parts of 8 MiB"
+    SMALL_EIGHT = "eight streams, parts of 5 MiB"
     LARGE_EIGHT = "eight streams, ten parts each, read twice"
 
     @property

@@ -14,7 +14,7 @@ from stores.url_policy import check_url
 
 DEFAULT_REGION = "us-east-1"
 
-DEFAULT_SINGLE_PUT = 8 * MiB
+DEFAULT_SINGLE_PUT = 5 * MiB
 # Amazon S3's limit for an object uploaded in a single operation.
 MAX_SINGLE_PUT = 5 * GiB
 

@@ -10,8 +10,8 @@ from stores.errors import TooLarge
 # Amazon S3's limits for multipart uploads ("Amazon S3 multipart upload limits").
 MAX_PARTS = 10_000
 MAX_PART = 5 * GiB
-# Above the 5 MiB that every part but the last must have.
-SMALLEST_PART = 8 * MiB
+# What every part but the last must have; not more, since a stream keeps one: eight of them have 40 MiB.
+SMALLEST_PART = 5 * MiB
 # Parts of files grow up to this before their number does: each costs a signature and an answer, and is what a broken
 # connection sends again.
 USUAL_PART = 64 * MiB
@@ -34,16 +34,17 @@ class Cut:
     def length(self, number: int, size: int | None) -> int:
         """Length of part `number` (from 1) of an object of `size` bytes: a multiple of the smallest.
 
-        With a known size all parts are equal and suffice for it. With an unknown one the first half of them have the smallest
-        length, and from there on it doubles with every twentieth of them: 8 MiB up to 39 GiB, then at most a 500th of what
-        was sent, 6.3 TiB in all. `TooLarge` beyond what S3 can hold.
+        With a known size all parts are equal and suffice for it. With an unknown one the first nine twentieths of them
+        have the smallest length, and from there on it doubles with every twentieth: 5 MiB up to 22 GiB, then at most a 450th
+        of what was sent, 7.2 TiB in all. `TooLarge` beyond what S3 can hold.
         """
         if size is not None:
             pieces = -(-size // (self.most * self.smallest))
             length = max(1, pieces) * self.smallest
         else:
             step = max(1, self.most // 20)
-            doubled = max(0, number - self.most // 2 + step - 1) // step
+            small = -(-self.most * 9 // 20)
+            doubled = max(0, number - small + step - 1) // step
             length = min(self.smallest << doubled, MAX_PART)
         if number > self.most:
             raise TooLarge(

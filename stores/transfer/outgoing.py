@@ -15,9 +15,9 @@ class Outgoing:
     what its own source needs to go on.
 
     Each stream has one buffer always, so that none ever waits for another; what is left of the limit makes them faster. So
-    they have `limit` bytes in all, or one buffer each where that is more: 64 MiB for eight streams with parts of 8 MiB. A
+    they have `limit` bytes in all, or one buffer each where that is more: 40 MiB for eight streams with parts of 5 MiB. A
     stream that begins while others have all of it comes on top, until those have sent what they have beyond one. How
-    long a buffer is, is the streams' affair, and not bounded here: 8 MiB for an object of any size in S3
+    long a buffer is, is the streams' affair, and not bounded here: 5 MiB for an object of any size in S3
     (`stores.backends.s3_parts.Cut`). For the event loop's thread.
     """
 

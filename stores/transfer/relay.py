@@ -17,7 +17,7 @@ from stores.transfer.digests import Digester
 from stores.transfer.groups import first_failure
 from stores.transfer.pieces import ZEROES, windows
 
-STEP = 4 * MiB
+STEP = 5 * MiB // 2
 """Most that is read and digested at once: each takes the event loop's time and two changes of threads, which in smaller ones
 is a tenth of all work. Two are a part of an upload, so that one is read while the other is digested."""
 

@@ -126,7 +126,7 @@ async def test_parts_travel_encrypted_and_arrive(
     ("threshold", "size", "announced", "parts"),
     [
         (-1, 12 * MiB, True, 0),
-        (-1, 12 * MiB, False, 2),  # has to be in memory until its size is known
+        (-1, 12 * MiB, False, 3),  # has to be in memory until its size is known
         (None, SMALLEST_PART, True, 0),
         (None, SMALLEST_PART + 1, True, 2),
         (MiB, MiB, True, 0),
