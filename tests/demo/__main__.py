@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.demo.stage import say
 from tests.doubles.fault_proxy import FaultProxy, fault_proxy
 from tests.guest import GiB, MiB, boot, build_disk, fetch_kernel, run
 from tests.servers import S3Server, run_seaweed, running, seaweed_ports, wait_for
@@ -61,10 +62,6 @@ limit = "128MiB"
 socket = "{work}/run/api.sock"
 """
 ISO_SIZE = 64 * MiB
-
-
-def say(text: str) -> None:
-    print(f"\n\033[1m== {text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
 
 
 def agent(work: Path, *arguments: str, expect: int = 0) -> None:

@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.agent_process import AgentHost, agent_host
 from tests.buckets import keys
+from tests.demo.stage import expect, say
 from tests.doubles.fault_proxy import FaultProxy
 from tests.doubles.management_server.attached import API, AttachedAgent
 from tests.doubles.management_server.authority import Authority
 from tests.doubles.management_server.packets import Body
 from tests.doubles.management_server.server import ManagementServer
+from tests.files_seen import Watch
 from tests.guest import GiB, MiB, run
 from tests.servers import NginxServer, S3Server, make_certificates, run_nginx, run_seaweed
 
@@ -66,40 +66,6 @@ bucketName = "{bucket}"
 accessKey = "{access}"
 secretKey = "{secret}"
 """
-
-
-def say(text: str) -> None:
-    print(f"\n\033[1m== {text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
-
-
-def expect(true: bool, otherwise: str) -> None:
-    if not true:
-        raise SystemExit(otherwise)
-
-
-@dataclass
-class Watch:
-    """Every file that was seen anywhere but in the pool."""
-
-    root: Path
-    pool: Path
-    seen: dict[str, int] = field(default_factory=dict)  # by path below `root`: the largest size in bytes
-
-    async def forever(self) -> None:
-        while True:
-            for directory, _, names in os.walk(self.root):  # folders come and go meanwhile, which it does not mind
-                if not Path(directory).is_relative_to(self.pool):
-                    for name in names:
-                        self._note(Path(directory, name))
-            await asyncio.sleep(0.01)
-
-    def _note(self, path: Path) -> None:
-        try:
-            size = path.lstat().st_size
-        except FileNotFoundError:
-            return
-        name = str(path.relative_to(self.root))
-        self.seen[name] = max(size, self.seen.get(name, 0))
 
 
 @dataclass
