@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from hypervisors.contract import (
@@ -26,6 +27,7 @@ from hypervisors.xen.importing import Importer, NewDisk
 from hypervisors.xen.moving import copied
 from hypervisors.xen.pending import as_pending_vdi
 from hypervisors.xen.pool import XenPool
+from hypervisors.xen.reconciling import reconcile
 from hypervisors.xen.snapshots import XenSnapshots
 from hypervisors.xen.sr import pool_of_sr
 from hypervisors.xen.vdis import find_vdi, host_of
@@ -190,6 +192,13 @@ class XenHandler(HypervisorHandler):
 
     async def measure(self, source: Source) -> Written:
         return (await find_vdi(self._pools, as_managed(source.presentation))).written
+
+    async def reconcile(self, claimed: Collection[str] = ()) -> None:
+        """All pools at once; one that is away keeps no other from it."""
+        done = await asyncio.gather(*(reconcile(pool, claimed=claimed) for pool in self._pools), return_exceptions=True)
+        for problem in done:
+            if isinstance(problem, BaseException):
+                raise problem
 
     def host_pools(self) -> Sequence[HostPool]:
         return [pool.found for pool in self._pools]
