@@ -79,6 +79,10 @@ class Controls:
         self._world.clock.ahead += seconds
         self._world.collect()
 
+    async def session_refs(self) -> list[str]:
+        """Of those who are logged in: each is as good as a password."""
+        return list(self._db.refs("session"))
+
     async def drop_sessions(self) -> None:
         self._world.sessions.drop_all()
 
