@@ -24,7 +24,7 @@ class How(StrEnum):
     """What happens to the bytes."""
 
     IN_PLACE = "in place"  # they go straight to where they stay
-    CONVERTED = "converted"  # a tool reads the source and writes the target
+    CONVERTED = "converted"  # its disk is read, and the target written anew, by a tool or by the hypervisor
     LAID_OUT = "laid out"  # the disk is read, and its image made anew, in one pass
     LINKED = "linked"  # the target refers to the source
     OPENED = "opened"  # the hypervisor reads the source itself

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
+from typer.testing import CliRunner
 
+from agent.cli import app
 from agent.config_load import ConfigError, load
 from agent.config_text import toml_value
 from agent.originator import originator
@@ -102,6 +105,22 @@ def test_an_agent_for_xen_needs_pools_and_is_no_host_of_cloudstack(
     file = written(tmp_path, *pools, more=more)
     with pytest.raises(ConfigError, match=expected):
         load(file, {"STORAGE_AGENT__AGENT__HYPERVISOR": "XenServer"})
+
+
+def test_what_a_pool_names_is_looked_at_before_a_start(tmp_path: Path) -> None:
+    password, ca = tmp_path / "password", tmp_path / "ca.pem"
+    told = {**ONE, "password_file": str(password), "ca_file": str(ca)}
+    file = written(tmp_path, told, more=f'[agent]\nstate_dir = "{tmp_path}"\n')
+
+    def checked() -> str:
+        done = CliRunner().invoke(app, ["check-config", "--config", str(file)])
+        return done.stdout + done.stderr
+
+    assert f"ca_file {ca} is not a readable PEM bundle" in checked()
+    ca.write_text(trustme.CA().cert_pem.bytes().decode())
+    assert f"cannot be read from {password}: No such file" in checked()
+    password.write_text("secret enough\n")
+    assert checked() == f"ok: {file}\n"
 
 
 # ------------------------------------------------------------------------------------------------------- originator
