@@ -64,6 +64,15 @@ async def delta_laid_out(engine: TransferEngine, disk: RangeReader, size: int, e
     return _read_from(engine, disk, layout, ImageFormat.QCOW2, size, CLUSTER, changed)
 
 
+async def vhd_delta_laid_out(
+    engine: TransferEngine, disk: RangeReader, size: int, extents: Sequence[Extent], parent: vhd_stream.Parent
+) -> DiskImage:
+    """The same as a differencing VHD."""
+    layout = await engine.run(partial(vhd_stream.layout, size, extents, unique_id=uuid4(), parent=parent))
+    changed = sum(extent.length for extent in extents)
+    return _read_from(engine, disk, layout, ImageFormat.VHD, size, vhd_stream.BLOCK, changed)
+
+
 def _read_from(
     engine: TransferEngine,
     disk: RangeReader,

@@ -7,6 +7,7 @@ nothing of other programs' is overwritten, and there is no moment at which somet
     storage-agent:image     `Image`: it was made by us to be the disk of that name
     storage-agent:ready     `Ready`: and it is that; or CONDEMNED: it never will be
     storage-agent:copying   `Copying`: a copy of it is being made by us
+    storage-agent:tag       `Tagged`: it is a snapshot, or what is left of one
     storage-agent:doc:...   documents, see `about_documents`
 
 VDI.snapshot, clone and copy copy all of it to what they make, whoever calls them: what is marked as being of another disk than
@@ -34,6 +35,7 @@ OF = f"{OURS}of"
 IMAGE = f"{OURS}image"
 READY = f"{OURS}ready"
 COPYING = f"{OURS}copying"
+TAG = f"{OURS}tag"
 CONDEMNED = "condemned"
 _DOCUMENT = f"{OURS}doc:"
 _LOCK = f"{OURS}lock:"
@@ -79,6 +81,13 @@ class Copying(_Mark):
     of: str
     name: str
     until: float
+
+
+class Tagged(_Mark):
+    """`of`: the ref of the volume that it is a snapshot of."""
+
+    tag: str
+    of: str
 
 
 class Held(_Mark):
@@ -138,6 +147,11 @@ class Disk:
         if copying is None or copying.of == self.uuid or self.name != copying.name or self.vbds:
             return None
         return copying
+
+    @property
+    def tagged(self) -> Tagged | None:
+        """Which snapshot it is."""
+        return parsed(Tagged, self.config, TAG) if self.own else None
 
     @property
     def copying(self) -> Copying | None:

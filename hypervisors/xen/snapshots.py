@@ -1,44 +1,44 @@
 """Snapshots of VDIs, and what changed between them.
 
 A snapshot is a VDI of its own, which XAPI makes of the volume's. It is marked with its tag, and is a point as long as it is
-there: what changed since comes as a differencing VHD, which XAPI makes of the two (`base=`).
+there: what changed since comes as a differencing VHD, which XAPI makes of the two (`base=`). Where changed block tracking is
+on, XAPI keeps of a deleted snapshot which blocks had changed: then the point outlives it, and these are read over NBD.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import structlog
 
 from hypervisors.contract import ImageSpec, OperationUnsupported, Source, Written
-from hypervisors.images.disk_image import DiskImage
-from hypervisors.images.vhd_stream import BLOCK
+from hypervisors.images.disk_image import DiskImage, vhd_delta_laid_out
+from hypervisors.images.vhd_stream import BLOCK, Parent
 from hypervisors.narrowing import as_managed
 from hypervisors.snapshot_records import Kept
 from hypervisors.snapshotting import Frozen, Snapshots
+from hypervisors.xen.changed_blocks import changed_blocks
+from hypervisors.xen.errors import XapiRefused
 from hypervisors.xen.exporting import VhdExport, exported_vhd
 from hypervisors.xen.importing import Importer, NewDisk
-from hypervisors.xen.marks import METADATA, OURS, Disk
+from hypervisors.xen.marks import METADATA, TAG, Disk, Tagged
+from hypervisors.xen.nbd import nbd_disk
 from hypervisors.xen.pending import as_pending_vdi
 from hypervisors.xen.pool import XenPool
 from hypervisors.xen.repository import Repository
 from hypervisors.xen.vdis import Vdi, find_vdi, host_of
-from stores.contract import ManagedDisk, PendingWrite, Progress, RangeReader
+from stores.contract import Extent, ManagedDisk, PendingWrite, Progress, RangeReader
+from stores.errors import StoreUnsupported
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
 
-TAGGED = f"{OURS}tag"
-"""Key of the `Tagged` mark (`hypervisors.xen.marks`)."""
+_log = structlog.get_logger(__name__)
 
-
-class Tagged(BaseModel):
-    """`of`: the ref of the volume that it is a snapshot of."""
-
-    model_config = ConfigDict(frozen=True)
-
-    tag: str
-    of: str
+MOST_POINTS = 16
+"""Snapshots without content, of which only is known what had changed, that are kept for a volume."""
 
 
 class XenSnapshots(Snapshots):
@@ -57,9 +57,13 @@ class XenSnapshots(Snapshots):
         made = await pending.derive(as_managed(volume.presentation), frozen=True)
         vdi = await find_vdi(self._pools, made)
         mark = Tagged(tag=tag, of=volume.presentation.info.ref)
-        await vdi.sr.add_key("VDI", vdi.disk.handle, TAGGED, mark.model_dump_json())
+        await vdi.sr.add_key("VDI", vdi.disk.handle, TAG, mark.text())
         known = await self._tagged(vdi.sr, volume)
-        return Frozen(Kept.FILE, tuple(point for point in points if point in known and point != tag), tracked=True)
+        since = tuple(point for point in points if point in known and point != tag)[-MOST_POINTS:]
+        for point, disk in known.items():
+            if disk.type == METADATA and point not in since:
+                await vdi.sr.destroy(disk)
+        return Frozen(Kept.FILE, since, tracked=True)
 
     async def require_idle(self, volume: Source) -> None:
         await (await self._vdi(volume)).require_idle()
@@ -109,11 +113,14 @@ class XenSnapshots(Snapshots):
     ) -> AsyncIterator[DiskImage | None]:
         vdi = await self._vdi(image)
         base = (await self._all_tagged(vdi.sr)).get(points[0])
-        if base is None or base.type == METADATA:
+        if base is None:
             yield None
-            return
-        async with self._exported(vdi, base.uuid) as export:
-            yield _image(export, vdi.disk.virtual_size)
+        elif base.type == METADATA:
+            async with self._changed(vdi, base) as made:
+                yield made
+        else:
+            async with self._exported(vdi, base.uuid) as export:
+                yield _image(export, vdi.disk.virtual_size)
 
     async def extract(
         self, image: Source, tag: str | None, target: PendingWrite, spec: ImageSpec, progress: Progress
@@ -150,7 +157,7 @@ class XenSnapshots(Snapshots):
         """By tag, all of the SR's, or those of the volume `ref`."""
         found = {}
         for disk in await sr.disks():
-            mark = tagged(disk)
+            mark = disk.tagged
             if mark is not None and ref in (None, mark.of):
                 found[mark.tag] = disk
         return found
@@ -162,7 +169,7 @@ class XenSnapshots(Snapshots):
         if disk.type == METADATA:
             await sr.destroy(disk)
         else:
-            await sr.remove_keys("VDI", disk.handle, [TAGGED])
+            await sr.remove_keys("VDI", disk.handle, [TAG])
 
     @asynccontextmanager
     async def _exported(self, vdi: Vdi, base: str | None) -> AsyncIterator[VhdExport]:
@@ -171,13 +178,28 @@ class XenSnapshots(Snapshots):
         async with exported_vhd(connection.streams, vdi.disk.uuid, base=base, engine=self._engine, host=host) as export:
             yield export
 
-
-def tagged(disk: Disk) -> Tagged | None:
-    """What it is a snapshot of; what came with a copy of it does not count."""
-    try:
-        return Tagged.model_validate_json(disk.config[TAGGED]) if disk.own else None
-    except (KeyError, ValidationError):
-        return None
+    @asynccontextmanager
+    async def _changed(self, vdi: Vdi, base: Disk) -> AsyncIterator[DiskImage | None]:
+        """What changed since a snapshot whose content is gone: where changed block tracking knows it, and the disk can be read
+        at random."""
+        pool = vdi.sr.pool
+        client = (await pool.connection()).client
+        changed = await changed_blocks(client, base.handle, vdi.disk.handle)
+        async with AsyncExitStack() as stack:
+            disk = None
+            if changed is not None:
+                try:
+                    disk = await stack.enter_async_context(nbd_disk(client, vdi.disk.handle, engine=self._engine))
+                except (XapiRefused, StoreUnsupported) as error:
+                    _log.warning(
+                        "changes are known and cannot be read over nbd", vdi=vdi.disk.uuid, error=error.message
+                    )
+            if disk is None or changed is None:
+                yield None
+                return
+            extents = [Extent(*part, zero=False) for part in await self._engine.run(list, changed)]
+            below = Parent(uuid4(), f"{base.uuid}.vhd", datetime.fromtimestamp(pool.clock(), UTC))
+            yield await vhd_delta_laid_out(self._engine, disk, vdi.disk.virtual_size, extents, below)
 
 
 def _image(export: VhdExport, virtual_size: int) -> DiskImage:

@@ -9,7 +9,7 @@ from hypervisors.primary import Pool
 from hypervisors.xen.documents import VdiDocuments
 from hypervisors.xen.finding import Finder
 from hypervisors.xen.locks import abandoned, locked, remove_lock
-from hypervisors.xen.marks import Disk, all_ready, all_writing, holder, is_foreign_disk, left_of
+from hypervisors.xen.marks import METADATA, Disk, all_ready, all_writing, holder, is_foreign_disk, left_of
 from hypervisors.xen.pending import PendingVdi, info_of, owners
 from hypervisors.xen.pool import XenPool
 from hypervisors.xen.removing import copying_ended, end_copying, remove_replaced, remove_unfinished, replaced_by
@@ -118,6 +118,9 @@ class SrStore(DataStore):
                 await sr.destroy_content(disk)
             else:
                 await sr.destroy(disk)
+        for disk in await sr.disks():
+            if disk.type == METADATA and disk.tagged is not None and disk.tagged.of == ref:
+                await sr.destroy(disk)  # what is left of snapshots tells nothing without their volume
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         prefix = check_prefix(prefix)

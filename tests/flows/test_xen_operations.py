@@ -426,3 +426,27 @@ async def test_a_damaged_delta_is_refused_before_anything_is_written(lab: Lab) -
     with pytest.raises(BackupDamaged):
         await restored(lab, "s1")
     assert lab.vdis() == before
+
+
+async def test_changes_are_known_after_their_snapshot_is_gone(lab: Lab) -> None:
+    """With changed block tracking: only what changed is read, over NBD; and with the volume goes what XAPI still knows."""
+    call, db = lab.place.pool.call, lab.place.fake.world.db
+    (network,) = db.refs("network")
+    await call("network.add_purpose", network, "nbd")
+    volume = await lab.volume(content())
+    await call("VDI.enable_cbt", db.by_uuid("VDI", lab.place.named("v")))
+    await lab.snapshot(volume, "s1")
+    await backed_up(lab, volume, "s1")
+    await lab.operations.delete(lab.call(), Delete(SnapshotObjectTO(path="v/s1", dataStore=lab.sr())))
+    assert [record["type"] for record in lab.place.vdis().values()].count("cbt_metadata") == 1
+    lab.write("v", 10 * MiB, random.Random(2).randbytes(64 * 1024))
+    await lab.snapshot(volume, "s2")
+    delta = await backed_up(lab, volume, "s2", parent="s1")
+    assert delta.parentSnapshotPath == "b/s1"
+    exports = [each for each in await lab.place.fake.controls.transfers() if each["kind"] == "export"]
+    assert len(exports) == 1  # the full one
+    for name in ("s1", "s2"):
+        assert await restored(lab, name) == lab.contents[name]
+    await lab.operations.delete(lab.call(), Delete(SnapshotObjectTO(path="v/s2", dataStore=lab.sr())))
+    await lab.operations.delete(lab.call(), Delete(volume))
+    assert lab.vdis() == set()
