@@ -14,7 +14,7 @@ from agent.commands import Answer, Command, Failure, Outcome, PoolInfo, Progress
 from agent.transports.cloudstack import commands_storage, commands_stores
 from agent.transports.cloudstack.commands_downloads import copy_of, told
 from agent.transports.cloudstack.commands_listings import templates, volumes
-from agent.transports.cloudstack.commands_naming import downloaded
+from agent.transports.cloudstack.commands_naming import downloaded, hypervisor_of
 from agent.transports.cloudstack.commands_refused import REFUSED, refused, unsupported
 from agent.transports.cloudstack.commands_route import Route
 from agent.transports.cloudstack.models import WireAnswer, WireCommand
@@ -35,7 +35,7 @@ from agent.transports.cloudstack.models_storage import (
     ResizeVolumeAnswer,
     RevertSnapshotCommand,
 )
-from hypervisors.contract import OperationUnsupported
+from hypervisors.contract import HypervisorType, OperationUnsupported
 from stores.errors import InvalidReference, StorageError
 from stores.secret import Secret
 from stores.to import (
@@ -536,6 +536,26 @@ def test_a_download_is_told_as_it_stands() -> None:
     assert told(command, running.model_copy(update={"state": State.CANCELLED})).downloadStatus == "ABANDONED"
 
 
+@pytest.mark.parametrize(
+    ("source", "destination", "expected"),
+    [
+        ("XenServer", "XenServer", HypervisorType.XEN),
+        ("KVM", None, HypervisorType.KVM),
+        (None, "XenServer", HypervisorType.XEN),
+        ("Any", "KVM", HypervisorType.KVM),
+        ("None", None, None),
+        ("VMware", "VMware", None),
+        ("KVM", "XenServer", None),
+    ],
+)
+def test_images_are_for_the_hypervisor_that_the_server_names(
+    source: str | None, destination: str | None, expected: HypervisorType | None
+) -> None:
+    store = PrimaryDataStoreTO(uuid="p", poolType="Filesystem", path="/p")
+    images = [VolumeObjectTO(path="v", hypervisorType=name, dataStore=store) for name in (source, destination)]
+    assert hypervisor_of(*images) is expected
+
+
 # ------------------------------------------------------------------------------------------------ what is not done
 
 
@@ -571,6 +591,10 @@ def test_the_page_names_every_command_that_is_done_or_refused() -> None:
         "ListTemplateCommand",
         "ListVolumeCommand",
         "UploadStatusCommand",
+        # to nobody in particular, and answered by `control`
+        "CleanupNetworkRulesCmd",
+        "ConsoleAccessAuthenticationCommand",
+        "ConsoleProxyLoadReportCommand",
     }
 
 

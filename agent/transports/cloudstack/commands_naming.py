@@ -7,7 +7,7 @@ from enum import StrEnum
 from urllib.parse import urlsplit
 
 from agent.transports.cloudstack.models_objects import StorageFilerTO
-from hypervisors.contract import OperationUnsupported
+from hypervisors.contract import HypervisorType, OperationUnsupported
 from stores.errors import InvalidReference
 from stores.secret import Secret
 from stores.to import (
@@ -43,6 +43,12 @@ def pool_of(filer: StorageFilerTO) -> PrimaryDataStoreTO:
     return PrimaryDataStoreTO(
         uuid=filer.uuid, poolType=filer.type, id=filer.id, host=filer.host, path=filer.path, port=filer.port
     )
+
+
+def hypervisor_of(*data: DataTO) -> HypervisorType | None:
+    """The one that the images are for, as far as the server says so and it is one of ours. None: the agent's own."""
+    named = {each.hypervisorType for each in data} - {None, "None", "Any"}
+    return next((known for known in HypervisorType if named == {known.value}), None)
 
 
 def placed(source: DataTO, destination: DataTO) -> DataTO:

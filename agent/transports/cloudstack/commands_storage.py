@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from agent import commands
 from agent.commands import Answer, Command, Failure
-from agent.transports.cloudstack.commands_naming import Purpose, deep_enough, downloaded, placed, pool_of, purpose_of
+from agent.transports.cloudstack.commands_naming import (
+    Purpose,
+    deep_enough,
+    downloaded,
+    hypervisor_of,
+    placed,
+    pool_of,
+    purpose_of,
+)
 from agent.transports.cloudstack.commands_route import Route, text_of
 from agent.transports.cloudstack.models import WireAnswer, WireCommand
 from agent.transports.cloudstack.models_objects import Made, SnapshotMade, TemplateMade, VolumeMade
@@ -107,7 +115,8 @@ def _copy(command: CopyCommand) -> Command:
     destination = placed(command.srcTO, command.destTO)
     if destination.type == "snapshot" and _option(command, _FULL) == "true":
         destination = destination.model_copy(update={"parents": None, "parentSnapshotPath": None})
-    return commands.Copy(source=command.srcTO, destination=destination)
+    hypervisor = hypervisor_of(command.srcTO, command.destTO)
+    return commands.Copy(source=command.srcTO, destination=destination, hypervisorType=hypervisor)
 
 
 def _option(command: CopyCommand, name: str) -> str:
