@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Kind:
     """What SM's driver of one type of SR does."""
 
     thick: bool = False
+    formats: bool = False
     vhd: bool = True
     shared: bool = True
 
@@ -37,9 +39,9 @@ class Kind:
 KINDS = {
     "nfs": Kind(),
     "smb": Kind(),
-    "ext": Kind(shared=False),
-    "lvm": Kind(thick=True, shared=False),
-    "lvmoiscsi": Kind(thick=True),
+    "ext": Kind(formats=True, shared=False),
+    "lvm": Kind(thick=True, formats=True, shared=False),
+    "lvmoiscsi": Kind(thick=True, formats=True),
     "iso": Kind(vhd=False),
 }
 
@@ -54,16 +56,18 @@ class Storage:
         self._folder = folder
         self.disks: dict[str, Disk] = {}
         self.nodes: dict[str, Nodes] = {}
+        self.places: dict[str, tuple[str, dict[str, str]]] = {}
+        """By the SR's uuid: its type, and where it lies, for those that SR.create made."""
         self.forgotten: dict[str, list[tuple[dict[str, Any], Disk]]] = {}
         """By the SR's uuid: disks without a record, which a scan or VDI.introduce finds again."""
         self._collecting: dict[str, asyncio.TimerHandle] = {}
 
     # ---------------------------------------------------------------------------------------------------- SRs
 
-    def add_sr(self, kind: str, name: str, size: int, *, uuid: str = "", **fields: Any) -> str:
-        """A repository; one that was known by its `uuid` is found as it was left."""
+    def add_sr(self, kind: str, name: str, size: int, *, number: str = "", **fields: Any) -> str:
+        """A repository; one that was known by its uuid, `number`, is found as it was left."""
         fields = {"shared": KINDS[kind].shared, "content_type": "iso" if kind == "iso" else "user", **fields}
-        ref = self._db.add("SR", uuid=uuid, type=kind, name_label=name, physical_size=size, **fields)
+        ref = self._db.add("SR", uuid=number, type=kind, name_label=name, physical_size=size, **fields)
         number = self._db.field("SR", ref, "uuid")
         if number not in self.nodes:
             self.nodes[number] = Nodes(self._folder / number)
@@ -115,6 +119,17 @@ class Storage:
                 self._db.change("VDI", vdi, physical_utilisation=held)
         self._db.change("SR", sr, physical_utilisation=self.used(sr), virtual_allocation=total)
 
+    def lying_at(self, kind: str, config: dict[str, str]) -> list[str]:
+        """uuids of the SRs of that type in the place that `config` says, whether they are known or not."""
+        return [number for number, place in self.places.items() if place == (kind, whereabouts(config))]
+
+    def wipe(self, number: str) -> None:
+        """What formatting its place does to an SR that nobody has plugged."""
+        del self.places[number]
+        for _, disk in self.forgotten.pop(number, []):
+            disk.leaf = disk.nodes.make(None)
+        self.nodes.pop(number).close()
+
     # --------------------------------------------------------------------------------------------------- VDIs
 
     def create(self, sr: str, size: int, **fields: Any) -> str:
@@ -129,9 +144,9 @@ class Storage:
         sm_config = dict(fields.pop("sm_config", {}))
         location = ""
         if not kind.vhd:
-            location = sm_config.get("path", "")
             if not self.settings.iso_uploads:
                 raise Failure("SR_OPERATION_NOT_SUPPORTED", sr)
+            location = sm_config.get("path") or f"{uuid.uuid4()}.img"
             if not ISO_NAME.fullmatch(location):
                 raise Failure("SR_BACKEND_FAILURE_78", "", f"VDI Creation failed [opterr=path {location!r}]", "")
             if self._db.find("VDI", SR=sr, location=location):
@@ -196,11 +211,11 @@ class Storage:
         number = self._db.field("SR", record["SR"], "uuid")
         self.forgotten.setdefault(number, []).append((record, disk))
 
-    def recall(self, sr: str, uuid: str | None = None) -> list[str]:
+    def recall(self, sr: str, wanted: str | None = None) -> list[str]:
         """Give the disks that are there without a record one again: a scan."""
         number = self._db.field("SR", sr, "uuid")
         lost = self.forgotten.get(number, [])
-        found = [pair for pair in lost if uuid in (None, pair[0]["uuid"])]
+        found = [pair for pair in lost if wanted in (None, pair[0]["uuid"])]
         self.forgotten[number] = [pair for pair in lost if pair not in found]
         kept = ("uuid", "type", "location", "sm_config", "is_a_snapshot", "snapshot_time", "read_only", "cbt_enabled")
         return [self._add(sr, disk, **{name: record[name] for name in kept}) for record, disk in found]
@@ -329,6 +344,11 @@ class Storage:
             handle.cancel()
         for nodes in self.nodes.values():
             nodes.close()
+
+
+def whereabouts(config: dict[str, str]) -> dict[str, str]:
+    """The part of a `device_config` that says where, and not as whom."""
+    return {key: value for key, value in config.items() if not key.startswith("chap")}
 
 
 def _device(number: str) -> str:

@@ -62,7 +62,10 @@ def test_calls_that_are_wrong_say_how(api: Any) -> None:
     assert failure(api.VDI.destroy, "a", "b") == ["MESSAGE_PARAMETER_COUNT_MISMATCH", "VDI.destroy", "2", "3"]
     assert failure(api.VDI.create, {"SR": shared(api)}) == ["FIELD_TYPE_ERROR", "virtual_size"]
     assert failure(new_disk, api, shared(api), 2041 * GiB)[0] == "SR_BACKEND_FAILURE_79"
-    assert failure(new_disk, api, api.SR.get_by_name_label("isos")[0], MiB)[0] == "SR_BACKEND_FAILURE_78"
+    odd = {"SR": api.SR.get_by_name_label("isos")[0], "virtual_size": str(MiB), "type": "user", "sharable": False}
+    assert (
+        failure(api.VDI.create, {**odd, "read_only": False, "sm_config": {"path": "a b"}})[0] == "SR_BACKEND_FAILURE_78"
+    )
 
 
 def test_logging_in(pool: Remote) -> None:
@@ -159,9 +162,61 @@ def test_attached_disks_are_in_use(api: Any) -> None:
     assert api.VM.get_VBDs(guest) == []
 
 
+def test_disks_of_a_guest_depend_on_its_state(api: Any) -> None:
+    vdi = new_disk(api, shared(api), 4 * MiB)
+    guest = api.VM.get_by_name_label("guest")[0]
+    vbd = {"VM": guest, "VDI": vdi, "userdevice": "autodetect", "mode": "RW", "type": "Disk", "empty": False}
+    assert failure(api.VBD.create, {**vbd, "userdevice": "16"}) == ["INVALID_DEVICE", "16"]
+    assert failure(api.VBD.create, {**vbd, "empty": True})[0] == "VBD_NOT_REMOVABLE_MEDIA"
+    assert failure(api.VBD.create, {**vbd, "type": "CD", "mode": "RO"})[0] == "VDI_IS_NOT_ISO"
+    api.VM.start(guest, False, False)
+    fixed = api.VBD.create({**vbd, "unpluggable": False})
+    api.VBD.plug(fixed)
+    assert failure(api.VBD.unplug, fixed) == ["VBD_NOT_UNPLUGGABLE", fixed]
+    api.VM.pause(guest)
+    assert failure(api.VBD.unplug, fixed) == ["VM_BAD_POWER_STATE", guest, "running", "paused"]
+    api.VM.unpause(guest)
+    api.VM.suspend(guest)
+    assert failure(api.VBD.destroy, fixed)[0] == "OPERATION_NOT_ALLOWED"
+    api.VM.resume(guest, False, False)
+    assert api.VBD.get_currently_attached(fixed) is True
+    api.VM.hard_shutdown(guest)
+    api.VBD.destroy(fixed)
+    api.VDI.destroy(vdi)
+
+
+def test_only_isos_go_into_a_drive(api: Any) -> None:
+    sr = api.SR.get_by_name_label("isos")[0]
+    told = {"SR": sr, "virtual_size": str(MiB), "type": "user", "sharable": False, "read_only": False}
+    named = api.VDI.create({**told, "sm_config": {"path": "a.iso"}})
+    nameless = api.VDI.create({**told, "sm_config": {}})
+    assert api.VDI.get_location(named) == "a.iso"
+    assert api.VDI.get_location(nameless).endswith(".img")
+    assert api.VDI.get_virtual_size(named) == str(MiB)
+    guest = api.VM.get_by_name_label("guest")[0]
+    drive = {"VM": guest, "userdevice": "3", "mode": "RO", "type": "CD", "empty": True}
+    vbd = api.VBD.create(drive)
+    disk = new_disk(api, shared(api), 4 * MiB)
+    assert failure(api.VBD.insert, vbd, disk)[0] == "VDI_IS_NOT_ISO"
+    api.VM.start(guest, False, False)
+    api.VBD.insert(vbd, named)
+    assert failure(api.VBD.insert, vbd, nameless) == ["VBD_NOT_EMPTY", vbd]
+    assert failure(api.VDI.destroy, named) == ["VDI_IN_USE", named, "destroy"]
+    assert failure(api.VBD.unplug, vbd)[0] == "OPERATION_NOT_ALLOWED"
+    api.VBD.eject(vbd)
+    assert failure(api.VBD.eject, vbd) == ["VBD_IS_EMPTY", vbd]
+    api.VM.suspend(guest)
+    assert failure(api.VBD.insert, vbd, named)[0] == "VM_BAD_POWER_STATE"
+    api.VM.hard_shutdown(guest)
+    api.VBD.destroy(vbd)
+    for vdi in (named, nameless, disk):
+        api.VDI.destroy(vdi)
+
+
 def test_storage_repositories_come_and_go_with_their_disks(pool: Remote, api: Any, tmp_path: Path) -> None:
     host = api.host.get_all()[0]
-    sr = api.SR.create(host, {"server": "a"}, str(GiB), "new", "", "nfs", "user", True, {})
+    place = {"server": "a"}
+    sr = api.SR.create(host, place, str(GiB), "new", "", "nfs", "user", True, {})
     number = api.SR.get_uuid(sr)
     raw = make_raw(tmp_path / "raw", 8 * MiB)
     disk = pool.control("make_vdi", sr=number, size=8 * MiB, content=str(raw), name="kept")
@@ -173,16 +228,39 @@ def test_storage_repositories_come_and_go_with_their_disks(pool: Remote, api: An
         api.PBD.unplug(pbd)
     assert failure(new_disk, api, sr, MiB) == ["SR_NO_PBDS", sr]
     api.SR.forget(sr)
-    assert number in api.SR.probe(host, {}, "nfs", {})
-    assert [found["sr"]["uuid"] for found in api.SR.probe_ext(host, {}, "nfs", {})] == [number]
+    assert number in api.SR.probe(host, place, "nfs", {})
+    assert number not in api.SR.probe(host, {"server": "b"}, "nfs", {})
+    assert [found["sr"]["uuid"] for found in api.SR.probe_ext(host, place, "nfs", {})] == [number]
 
     again = api.SR.introduce(number, "again", "", "nfs", "user", True, {})
-    api.PBD.plug(api.PBD.create({"host": host, "SR": again, "device_config": {}}))
+    api.PBD.plug(api.PBD.create({"host": host, "SR": again, "device_config": place}))
     api.SR.scan(again)
     assert api.SR.get_VDIs(again) == [api.VDI.get_by_uuid(disk)]
+    assert api.VDI.get_name_label(api.VDI.get_by_uuid(disk)) == ""  # which only XAPI knew
     assert pool.control("digest", vdi=disk) == digest(raw)
     api.VDI.destroy(api.VDI.get_by_uuid(disk))
     api.SR.destroy(again)
+    assert number not in api.SR.probe(host, place, "nfs", {})
+
+
+def test_an_sr_that_takes_a_device_wipes_what_was_there(api: Any) -> None:
+    host = api.host.get_all()[0]
+    lun = {"target": "a", "targetIQN": "iqn.x", "SCSIid": "36", "chapuser": "u", "chappassword": "p"}
+    for missing, code in (("targetIQN", "SR_BACKEND_FAILURE_96"), ("SCSIid", "SR_BACKEND_FAILURE_107")):
+        less = {key: value for key, value in lun.items() if key != missing}
+        assert failure(api.SR.create, host, less, "0", "n", "", "lvmoiscsi", "user", True, {})[0] == code
+    sr = api.SR.create(host, lun, "0", "one", "", "lvmoiscsi", "user", True, {})
+    number = api.SR.get_uuid(sr)
+    assert failure(api.SR.create, host, lun, "0", "two", "", "lvmoiscsi", "user", True, {}) == ["SR_DEVICE_IN_USE"]
+    for pbd in api.SR.get_PBDs(sr):
+        api.PBD.unplug(pbd)
+    api.SR.forget(sr)
+    other = {**lun, "chapuser": "somebody"}
+    assert number in api.SR.probe(host, other, "lvmoiscsi", {})
+    new = api.SR.create(host, other, "0", "two", "", "lvmoiscsi", "user", True, {})
+    assert api.SR.get_uuid(new) in (found := api.SR.probe(host, lun, "lvmoiscsi", {}))
+    assert number not in found
+    api.SR.destroy(new)
 
 
 # ---------------------------------------------------------------------------------------------- space and chains
