@@ -28,7 +28,6 @@ from stores.to import (
     DiskTO,
     PrimaryDataStoreTO,
     SnapshotObjectTO,
-    TemplateObjectTO,
     VolumeObjectTO,
 )
 
@@ -57,19 +56,15 @@ class _Command(_Model):
     hypervisorType: HypervisorType | None = None  # the agent's own when absent
 
 
-def iso_of(disk: DiskTO) -> TemplateObjectTO:
-    """The ISO of a disk; ValueError if it is something else."""
-    if disk.type != "ISO" or disk.data.type != "template":
-        raise ValueError("only a disk of type ISO, with a template as its data, can be attached and detached")
-    return disk.data
-
-
-def _is_an_iso(disk: DiskTO) -> DiskTO:
-    iso_of(disk)
+def _is_attachable(disk: DiskTO) -> DiskTO:
+    if (disk.type == "ISO", disk.data.type) not in ((True, "template"), (False, "volume")):
+        raise ValueError(
+            "a disk of type ISO, with a template as its data, or of another type, with a volume, can be attached and detached"
+        )
     return disk
 
 
-IsoDisk = Annotated[DiskTO, AfterValidator(_is_an_iso)]
+GuestDisk = Annotated[DiskTO, AfterValidator(_is_attachable)]
 Durability: TypeAlias = Literal["stored", "staged"]
 """`stored`: the store confirmed it. `staged`: it is safe on this host, and uploaded until it is stored."""
 
@@ -140,19 +135,39 @@ class ResizeVolume(_Command):
 
 
 class Attach(_Command):
-    """AttachCommand, for an ISO: makes it a file of this host that stays until Dettach. The guest is not touched."""
+    """AttachCommand. A volume: the guest has it, as device `disk.diskSeq` or the first that is free. An ISO: it is in the
+    guest's drive, where the hypervisor keeps it; else it is a file of this host that stays until Dettach, and the guest is
+    not touched."""
 
     command: Literal["Attach"] = "Attach"
-    disk: IsoDisk
+    disk: GuestDisk
     vmName: VmName
+    readOnly: bool = False  # ours, of a volume
+    insert: bool = False  # ours, of an ISO: refused where it would only become a file
 
 
 class Dettach(_Command):
-    """DettachCommand (CloudStack's spelling), for an ISO: its file may go. What is not attached is detached."""
+    """DettachCommand (CloudStack's spelling): the guest does not have the volume; the ISO is not in its drive, or its file may
+    go. What is not attached is detached."""
 
     command: Literal["Dettach"] = "Dettach"
-    disk: IsoDisk
+    disk: GuestDisk
     vmName: VmName
+    waitDetachDevice: Annotated[int, Field(ge=0)] | None = None  # ms that the guest has to let go of a volume
+
+
+class IntroduceObject(_Command):
+    """IntroduceObjectCmd: an image that somebody else put into a pool becomes known."""
+
+    command: Literal["IntroduceObject"] = "IntroduceObject"
+    data: DataTO  # dataTO
+
+
+class ForgetObject(_Command):
+    """ForgetObjectCmd: what is known of an image in a pool goes; the image stays."""
+
+    command: Literal["ForgetObject"] = "ForgetObject"
+    data: DataTO  # dataTO
 
 
 class CreateStoragePool(_Command):
@@ -284,6 +299,8 @@ Command: TypeAlias = Annotated[
     | ListBackups
     | Attach
     | Dettach
+    | IntroduceObject
+    | ForgetObject
     | Prefetch
     | ScrubCache
     | ReconcileCache
@@ -393,8 +410,8 @@ class Outcome(_Model):
     durability: Durability | None = None  # of what was written
     upload: str | None = None  # of what is staged: the id of the upload that brings it to its store
     newData: DataTO | None = None  # Copy
-    data: DataTO | None = None  # CreateObject, RevertSnapshot, ResizeVolume, Prefetch
-    disk: DiskTO | None = None  # Attach, with the path of the file; Dettach
+    data: DataTO | None = None  # CreateObject, RevertSnapshot, ResizeVolume, IntroduceObject, Prefetch
+    disk: DiskTO | None = None  # Attach, with the path of the file, or the device in the guest; Dettach
     newSize: int | None = None  # ResizeVolume
     details: str | None = None  # ComputeChecksum: the digest
     usedBytes: int | None = None  # GetStorageStats

@@ -14,8 +14,10 @@ from agent.locks import Claim
 from agent.upload_service import UploadService
 from hypervisors import verbs
 from hypervisors.contract import HypervisorType
+from hypervisors.guests import DETACH_WITHIN_S
 from hypervisors.operations import Copied, Operations
 from stores.contract import Progress
+from stores.errors import InvalidReference
 from stores.resolver import Durability
 from stores.to import DiskTO
 
@@ -41,7 +43,7 @@ def request_of(command: Command) -> verbs.Request | None:
         case commands.CreateStoragePool():
             return verbs.CreatePool(command.pool)
         case commands.ModifyStoragePool():
-            return verbs.ModifyPool(command.pool) if command.add else verbs.DeletePool(command.pool)
+            return verbs.ModifyPool(command.pool) if command.add else verbs.DeletePool(command.pool, everywhere=False)
         case commands.DeleteStoragePool():
             return verbs.DeletePool(command.pool)
         case commands.ComputeChecksum():
@@ -59,13 +61,40 @@ def request_of(command: Command) -> verbs.Request | None:
         case commands.ListBackups():
             return verbs.ListBackups(command.store, command.path)
         case commands.Attach():
-            return verbs.AttachIso(commands.iso_of(command.disk), command.vmName)
+            return attaching(command)
         case commands.Dettach():
-            return verbs.DetachIso(commands.iso_of(command.disk), command.vmName)
+            return _detaching(command)
+        case commands.IntroduceObject():
+            return verbs.Introduce(command.data)
+        case commands.ForgetObject():
+            return verbs.Forget(command.data)
         case commands.Prefetch():
             return verbs.Prefetch(command.data)
         case commands.Ping() | commands.ScrubCache() | commands.ReconcileCache():
             return None
+
+
+def attaching(command: commands.Attach) -> verbs.AttachIso | verbs.AttachVolume:
+    data = command.disk.data
+    match data.type:
+        case "template":
+            return verbs.AttachIso(data, command.vmName, insert=command.insert)
+        case "volume":
+            return verbs.AttachVolume(data, command.vmName, command.disk.diskSeq, command.readOnly)
+        case "snapshot":
+            raise InvalidReference("a snapshot is not attached to guests")
+
+
+def _detaching(command: commands.Dettach) -> verbs.DetachIso | verbs.DetachVolume:
+    data = command.disk.data
+    match data.type:
+        case "template":
+            return verbs.DetachIso(data, command.vmName)
+        case "volume":
+            wait = command.waitDetachDevice
+            return verbs.DetachVolume(data, command.vmName, DETACH_WITHIN_S if wait is None else wait / 1000)
+        case "snapshot":
+            raise InvalidReference("a snapshot is not attached to guests")
 
 
 class Execution:
@@ -193,16 +222,27 @@ class Execution:
                 return await operations.attach_iso(call, request)
             case verbs.DetachIso():
                 await operations.detach_iso(call, request)
+            case verbs.AttachVolume():
+                return await operations.attach_volume(call, request)
+            case verbs.DetachVolume():
+                await operations.detach_volume(call, request)
+            case verbs.Introduce():
+                return await operations.introduce(call, request)
+            case verbs.Forget():
+                await operations.forget(call, request)
             case verbs.Prefetch():
                 return await operations.prefetch(call, request)
         return None
 
 
 def _answered(command: Command, outcome: Outcome) -> Outcome:
-    """With the disk as it was sent, and the path that it has now."""
+    """With the disk as it was sent, and the path and the device that it has now."""
     if outcome.disk is None or not isinstance(command, commands.Attach | commands.Dettach):
         return outcome
-    return outcome.model_copy(update={"disk": command.disk.model_copy(update={"path": outcome.disk.path})})
+    now: dict[str, object] = {"path": outcome.disk.path}
+    if outcome.disk.diskSeq is not None:
+        now["diskSeq"] = outcome.disk.diskSeq
+    return outcome.model_copy(update={"disk": command.disk.model_copy(update=now)})
 
 
 def _outcome(request: verbs.Request, result: Any) -> Outcome:
@@ -251,9 +291,17 @@ def _outcome(request: verbs.Request, result: Any) -> Outcome:
         case verbs.ListBackups():
             return Outcome(backups=backup_answers.tree(result))
         case verbs.AttachIso(iso):
-            return Outcome(disk=DiskTO(type="ISO", data=iso, path=str(result.path)))
+            return Outcome(disk=DiskTO(type="ISO", data=iso, path=result.path, diskSeq=result.device))
         case verbs.DetachIso(iso):
             return Outcome(disk=DiskTO(type="ISO", data=iso))
+        case verbs.AttachVolume(volume):
+            return Outcome(disk=DiskTO(type="DATADISK", data=volume, path=verbs.ref_of(volume), diskSeq=result.device))
+        case verbs.DetachVolume(volume):
+            return Outcome(disk=DiskTO(type="DATADISK", data=volume, path=verbs.ref_of(volume)))
+        case verbs.Introduce():
+            return Outcome(data=result)
+        case verbs.Forget():
+            return Outcome()
         case verbs.Prefetch():
             return Outcome(data=result)
         case verbs.ListObjects():

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from agent import commands
+from agent.execution import attaching
 from hypervisors import verbs
 from hypervisors.contract import HypervisorType
 from hypervisors.operations import Explanation, Operations
@@ -45,11 +46,11 @@ def explainer(operations: Operations, own: HypervisorType) -> Explainer:
     return explain
 
 
-def _request(asked: Explainable) -> verbs.Copy | verbs.AttachIso:
+def _request(asked: Explainable) -> verbs.Copy | verbs.AttachIso | verbs.AttachVolume:
     match asked:
         case commands.Copy():
             return verbs.Copy(asked.source, asked.destination, prefer_cache=asked.cache == "prefer")
         case commands.Attach():
-            return verbs.AttachIso(commands.iso_of(asked.disk), asked.vmName)
+            return attaching(asked)
         case AttachIso():
             return verbs.AttachIso(asked.data)

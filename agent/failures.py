@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from agent.commands import Failure
 from hypervisors.backups.manifest import BackupDamaged, BrokenChain
 from hypervisors.contract import ImageInUse, ImageLocked, ImageRefused, OperationUnsupported, SizeRefused
+from hypervisors.guests import DeviceTaken, GuestHolds, GuestUnfit
 from hypervisors.hyperv.errors import HypervBusy, HypervFailure
 from hypervisors.process import ToolTimeout
 from hypervisors.xen.errors import XapiBusy, XapiFailure
@@ -146,6 +147,9 @@ _HTTP_STATUS: dict[type[StorageError], int] = {
     errors.DeviceFault: 500,
     ImageInUse: 409,
     ImageLocked: 409,
+    GuestHolds: 409,
+    GuestUnfit: 409,
+    DeviceTaken: 409,
     SizeRefused: 422,
     ToolTimeout: 504,
     XapiFailure: 502,

@@ -20,6 +20,7 @@ from stores.to import ImageFormat, PrimaryDataStoreTO, ProvisioningType
 from stores.transfer.digests import Checksum
 
 if TYPE_CHECKING:  # which stand on what is defined here
+    from hypervisors.guests import Guests
     from hypervisors.primary import Pool
     from hypervisors.snapshotting import Snapshots
 
@@ -209,6 +210,19 @@ class HypervisorHandler(abc.ABC):
     def snapshots(self) -> Snapshots:
         """What it does for snapshots and backups."""
         raise self._unsupported("make snapshots")
+
+    @property
+    def guests(self) -> Guests:
+        """What it does with virtual machines."""
+        raise self._unsupported("attach anything to a virtual machine")
+
+    async def provide(self, to: PrimaryDataStoreTO, *, make: bool) -> None:
+        """Where the hypervisor itself keeps the pool: all its hosts use it when this returns, and what lies in it was looked at
+        anew. With `make` it is made where there is none, on storage that holds nothing else. Idempotent."""
+
+    async def release(self, to: PrimaryDataStoreTO) -> None:
+        """Where the hypervisor itself keeps the pool: its hosts do not use it any more. Its images stay, and so does what is
+        known of them. Idempotent."""
 
     async def reconcile(self, claimed: Collection[str] = ()) -> None:
         """Remove what dead processes left where the hypervisor keeps images, and no command knows of. What belongs to commands

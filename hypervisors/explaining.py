@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from hypervisors import relaying
@@ -11,13 +11,17 @@ from hypervisors.backups import carrying, flattening
 from hypervisors.context import Context
 from hypervisors.contract import Accepts, HypervisorHandler, HypervisorType, ImageSpec, Operation
 from hypervisors.copying import operation_of, target_spec
-from hypervisors.verbs import AttachIso, Copy, ref_of
+from hypervisors.verbs import AttachIso, AttachVolume, Copy, ref_of
 from stores.contract import DataStore, Kind
 from stores.errors import StorageError
 from stores.resolver import CacheUse, Negotiation, negotiate
 from stores.to import DataTO, ImageFormat
 
 _SUFFIXES: Mapping[str, str] = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+
+
+_NAMES: Mapping[type, str] = {AttachIso: Operation.ATTACH_ISO.value, AttachVolume: "attach volume"}
+_TO_A_GUEST = "the guest gets the disk itself, where it lies"
 
 
 class How(StrEnum):
@@ -58,9 +62,9 @@ class Explanation:
     refusal_kind: str | None = None
 
 
-def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso) -> Explanation:
+def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso | AttachVolume) -> Explanation:
     """See `Operations.explain`. The format is the declared one, compression is told by the name."""
-    name = Operation.ATTACH_ISO.value if isinstance(request, AttachIso) else "copy"
+    name = _NAMES.get(type(request), "copy")
     how = How.REFUSED
     source = target = None
     refusal: StorageError | None = None
@@ -70,6 +74,11 @@ def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso)
             operation, how = Operation.ATTACH_ISO, How.OPENED
             spec = ImageSpec(ImageFormat.ISO)
             source, unmet = _reading(ctx, hypervisor, request.iso, handler.accepts(operation, spec, spec))
+        elif isinstance(request, AttachVolume):
+            how, spec = How.OPENED, ImageSpec(request.volume.format or handler.native_format)
+            as_it_is = handler.accepts(Operation.SNAPSHOT, spec, spec)
+            source, unmet = _reading(ctx, hypervisor, request.volume, replace(as_it_is, because=_TO_A_GUEST))
+            handler.guests  # noqa: B018  which says so where there are none
         elif relaying.is_relay(request) or carrying.is_carrying(request):
             name, how = carrying.NAME if request.source.type == "snapshot" else relaying.NAME, How.IN_PLACE
             source, unmet = _reading(ctx, hypervisor, request.source, relaying.READS)

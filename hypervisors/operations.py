@@ -14,6 +14,8 @@ from hypervisors import (
     copying,
     explaining,
     exporting,
+    guest_volumes,
+    introducing,
     pools,
     recovery,
     relaying,
@@ -28,11 +30,13 @@ from hypervisors.context import Context
 from hypervisors.contract import HypervisorHandler, HypervisorType, Operation
 from hypervisors.copying import Copied
 from hypervisors.explaining import Explanation, Side
+from hypervisors.guests import Attachment
 from hypervisors.images.gate import GateLimits
 from hypervisors.pools import Entry, Listing, PoolInfo
 from hypervisors.recovery import Recovered
 from hypervisors.verbs import (
     AttachIso,
+    AttachVolume,
     Call,
     ComputeChecksum,
     Copy,
@@ -41,8 +45,11 @@ from hypervisors.verbs import (
     Delete,
     DeletePool,
     DetachIso,
+    DetachVolume,
+    Forget,
     GetStorageStats,
     GetVolumeStats,
+    Introduce,
     ListObjects,
     ModifyPool,
     Prefetch,
@@ -177,16 +184,18 @@ class Operations:
         return await volumes.volume_stats(self._context, call, request)
 
     async def create_pool(self, call: Call, request: CreatePool) -> PoolInfo:
-        """The pool's directory is there, allowed and writable; it is not made. Idempotent."""
-        return await pools.connect(self._context, call, request.pool)
+        """The pool's directory is there, allowed and writable; it is not made. A pool that the hypervisor itself keeps is made
+        where there is none, and all its hosts use it. Idempotent."""
+        return await pools.connect(self._context, call, request.pool, make=True)
 
     async def modify_pool(self, call: Call, request: ModifyPool) -> PoolInfo:
-        """As `create_pool`."""
-        return await pools.connect(self._context, call, request.pool)
+        """As `create_pool`, of a pool that is there; what lies in it is looked at anew."""
+        return await pools.connect(self._context, call, request.pool, make=False)
 
     async def delete_pool(self, call: Call, request: DeletePool) -> None:
-        """Give back what the agent holds of the pool. Deletes no data. Idempotent."""
-        await pools.disconnect(self._context, call, request.pool)
+        """Give back what the agent holds of the pool; with `everywhere`, what the hypervisor's hosts hold too. Deletes no data.
+        Idempotent."""
+        await pools.disconnect(self._context, call, request)
 
     async def list_objects(self, call: Call, request: ListObjects) -> Listing:
         """One page of one directory level."""
@@ -195,12 +204,32 @@ class Operations:
     async def attach_iso(self, call: Call, request: AttachIso) -> Attached:
         """The ISO as a file that the guest may read until `detach_iso`, over restarts: where it lies, or from the cache, which
         does not let it go. Idempotent by guest and ISO. Past the gate before anything is kept. The guest is not touched.
+
+        An ISO in a pool that the hypervisor itself keeps goes into the guest's drive: see `Guests.insert`.
         """
         return await attaching.attach(self._context, call, request)
 
     async def detach_iso(self, call: Call, request: DetachIso) -> None:
         """The file may go. Idempotent, and needs neither the store nor its credentials."""
-        await attaching.detach(self._context, request)
+        await attaching.detach(self._context, call, request)
+
+    async def attach_volume(self, call: Call, request: AttachVolume) -> Attachment:
+        """The guest has the volume: see `Guests.attach`. `OperationUnsupported` where the handler does not touch guests."""
+        return await guest_volumes.attach(self._context, call, request)
+
+    async def detach_volume(self, call: Call, request: DetachVolume) -> None:
+        """The guest does not have the volume: see `Guests.detach`. Idempotent; a volume that is not there is detached."""
+        await guest_volumes.detach(self._context, call, request)
+
+    async def introduce(self, call: Call, request: Introduce) -> DataTO:
+        """An image that somebody else put into the pool is recorded: returns it with its path, size and format. What is known
+        already is success. A file passes the gate, and has to have the format that the command says."""
+        return await introducing.introduce(self._context, call, request)
+
+    async def forget(self, call: Call, request: Forget) -> None:
+        """What we recorded of the image goes; the image stays, under its name. Idempotent. `ImageInUse` while clones or
+        snapshots, ours too, are only what they are by our records."""
+        await introducing.forget(self._context, call, request)
 
     async def prefetch(self, call: Call, request: Prefetch) -> DataTO:
         """The object is in the cache when this returns, as any other entry: it stays while it is used. Returns it with its
@@ -216,7 +245,7 @@ class Operations:
         """All backups below `prefix`, and what builds on what, by their manifests. Reads no object."""
         return await overview.tree(self._context, to, prefix)
 
-    def explain(self, hypervisor: HypervisorType, request: Copy | AttachIso) -> Explanation:
+    def explain(self, hypervisor: HypervisorType, request: Copy | AttachIso | AttachVolume) -> Explanation:
         """What a request would do and why. Contacts nothing, so it judges by what the command says."""
         return explaining.explain(self._context, hypervisor, request)
 

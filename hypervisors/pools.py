@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from hypervisors.context import Context
 from hypervisors.documents import HIDDEN
 from hypervisors.narrowing import as_pending_disk, as_pending_stream
-from hypervisors.verbs import Call, GetStorageStats, ListObjects, named
+from hypervisors.verbs import Call, DeletePool, GetStorageStats, ListObjects, named
 from stores.contract import DataStore, Kind, ObjectInfo, Usage
-from stores.errors import NotFound
+from stores.errors import NotFound, StoreUnsupported
 from stores.to import PrimaryDataStoreTO
 
 
@@ -44,10 +45,12 @@ def probe_ref(token: str) -> str:
     return f"{HIDDEN}/probe/{token}"
 
 
-async def connect(ctx: Context, call: Call, to: PrimaryDataStoreTO) -> PoolInfo:
+async def connect(ctx: Context, call: Call, to: PrimaryDataStoreTO, *, make: bool) -> PoolInfo:
+    await ctx.handler(call.hypervisor).provide(to, make=make)
     store = ctx.pool(call.hypervisor, to).store
+    with suppress(StoreUnsupported):  # such as a library of ISOs, which is there to be read
+        await _require_writable(ctx, store, call.token)
     usage = await store.usage()
-    await _require_writable(ctx, store, call.token)
     return PoolInfo(
         uuid=to.uuid,
         capacity=usage.capacity,
@@ -65,8 +68,10 @@ async def _require_writable(ctx: Context, store: DataStore, token: str) -> None:
             await as_pending_stream(pending).write(memoryview(b"\0"))
 
 
-async def disconnect(ctx: Context, call: Call, to: PrimaryDataStoreTO) -> None:
-    await ctx.pool(call.hypervisor, to).store.aclose()
+async def disconnect(ctx: Context, call: Call, request: DeletePool) -> None:
+    if request.everywhere:
+        await ctx.handler(call.hypervisor).release(request.pool)
+    await ctx.pool(call.hypervisor, request.pool).store.aclose()
 
 
 async def storage_stats(ctx: Context, call: Call, request: GetStorageStats) -> Usage:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hypervisors import reverting, snapshots
+from hypervisors import attaching, guest_volumes, reverting, snapshots
 from hypervisors.backups import sending
 from hypervisors.context import Context
 from hypervisors.contract import HypervisorType, Operation, OperationUnsupported
@@ -19,17 +19,20 @@ from hypervisors.primary import Pool
 from hypervisors.sources import opened_image
 from hypervisors.verbs import (
     AttachIso,
+    AttachVolume,
     Call,
     Copy,
     Create,
     CreatePool,
     Delete,
     DetachIso,
+    DetachVolume,
+    Forget,
+    Introduce,
     ModifyPool,
     Request,
     Resize,
     Revert,
-    attachment,
     is_linked,
     ref_of,
 )
@@ -83,12 +86,23 @@ async def _recover(ctx: Context, call: Call, request: Request) -> Recovered:
             return await _resized(ctx, call, request)
         case CreatePool(pool) | ModifyPool(pool):
             return await _probed(ctx, call, pool)
-        case AttachIso(iso, vm):
-            await ctx.resolver.let_go(attachment(iso, vm), token=call.token)
-            return _UNDONE  # nobody was told of the path
-        case DetachIso(iso, vm):
-            await ctx.resolver.let_go(attachment(iso, vm))
+        case AttachIso():
+            in_drive = await attaching.resume(ctx, call, request)
+            return Recovered("finished", in_drive) if in_drive is not None else _UNDONE
+        case DetachIso():
+            await attaching.detach(ctx, call, request)
             return Recovered("finished")
+        case AttachVolume():
+            attached = await guest_volumes.resume_attaching(ctx, call, request)
+            return Recovered("finished", attached) if attached is not None else _UNDONE
+        case DetachVolume():
+            return Recovered("finished") if await guest_volumes.resume_detaching(ctx, call, request) else _UNDONE
+        case Introduce(data):
+            introduced = await _made(ctx, call, data, parent=None)
+            return Recovered("finished", introduced) if introduced is not None else _UNDONE
+        case Forget(data):
+            known = await ctx.pool(call.hypervisor, data.store).records.load(ref_of(data))
+            return Recovered("finished") if known is None else _UNDONE
         case _:
             return _UNDONE  # changes nothing
 

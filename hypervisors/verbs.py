@@ -92,9 +92,10 @@ class ModifyPool:
 
 @dataclass(frozen=True, slots=True)
 class DeletePool:
-    """The agent lets go of the pool. Its data stays."""
+    """The agent lets go of the pool. Its data stays. `everywhere`: and so do the hypervisor's hosts, where it is theirs."""
 
     pool: PrimaryDataStoreTO
+    everywhere: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +125,12 @@ class ListBackups:
 
 @dataclass(frozen=True, slots=True)
 class AttachIso:
-    """An ISO becomes a file of this host, for the guest `vm`. Without a guest it is only explained."""
+    """The guest `vm` gets an ISO: in its drive, where the hypervisor keeps it, else as a file of this host, which somebody else
+    gives to the guest. `insert`: only the former will do. Without a guest it is only explained."""
 
     iso: TemplateObjectTO
     vm: str = ""
+    insert: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,39 @@ class DetachIso:
 
     iso: TemplateObjectTO
     vm: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttachVolume:
+    """`device`: the number in the guest, None for the first that is free."""
+
+    volume: VolumeObjectTO
+    vm: str
+    device: int | None = None
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DetachVolume:
+    """The guest has `within_s` seconds to let go."""
+
+    volume: VolumeObjectTO
+    vm: str
+    within_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Introduce:
+    """An image that somebody else put into a pool becomes known."""
+
+    data: DataTO
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """What is known of an image goes. The image stays."""
+
+    data: DataTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +198,10 @@ Request: TypeAlias = (
     | ListBackups
     | AttachIso
     | DetachIso
+    | AttachVolume
+    | DetachVolume
+    | Introduce
+    | Forget
     | Prefetch
 )
 
@@ -206,8 +246,8 @@ def named(path: str) -> str:
 def touched(request: Request) -> tuple[str, ...]:
     """Names of what the request changes or must find unchanged while it runs: its locks, in the one order of all.
 
-    Only images of pools, a snapshot's volume in its place, what is written into image stores, pools, and what is attached.
-    Image stores are read at a pinned version, which keeps nobody out.
+    Only images of pools, a snapshot's volume in its place, what is written into image stores, pools, and what is attached to
+    whom. Image stores are read at a pinned version, which keeps nobody out.
     """
     match request:
         case Copy(source, destination):
@@ -217,14 +257,17 @@ def touched(request: Request) -> tuple[str, ...]:
             if destination.type == "snapshot" and (parent := parent_of(destination)):
                 keys.add(_key(destination.model_copy(update={"path": parent})))
             return tuple(sorted(keys))
-        case Create(data) | Delete(data):
+        case Create(data) | Delete(data) | Introduce(data) | Forget(data):
             return (_key(data),)
         case Resize(volume):
             return (_key(volume),)
         case Revert(snapshot):
             return (_key(snapshot),)
         case AttachIso(iso, vm) | DetachIso(iso, vm):
-            return (attachment(iso, vm),)
+            drive = (_guest(vm),) if iso.store.storeType == "primary" else ()
+            return tuple(sorted((attachment(iso, vm), *drive)))
+        case AttachVolume(volume, vm) | DetachVolume(volume, vm):
+            return tuple(sorted((_key(volume), _guest(vm))))
         case CreatePool(pool) | ModifyPool(pool) | DeletePool(pool):
             return (f"{pool.uuid}/",)
         case _:
@@ -234,6 +277,11 @@ def touched(request: Request) -> tuple[str, ...]:
 def attachment(iso: DataTO, vm: str) -> str:
     """Name of the use of one ISO by one guest, `attached:VM/ISO`: what holds it in the cache."""
     return f"attached:{vm}/{ref_of(iso)}"
+
+
+def _guest(vm: str) -> str:
+    """Name of a virtual machine, where its devices change."""
+    return f"guest:{vm}"
 
 
 def is_linked(source: DataTO, destination: DataTO) -> bool:

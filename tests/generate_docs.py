@@ -150,6 +150,13 @@ _XEN = (
         ImageSpec(_VHD),
         lambda place: not place.pool,
     ),
+    Case(
+        Operation.COPY_TEMPLATE,
+        "ISO, to an SR of ISOs that takes uploads",
+        ImageSpec(_ISO),
+        ImageSpec(_ISO),
+        lambda place: not place.pool,
+    ),
     Case(Operation.LINK_TEMPLATE, "inside one SR", ImageSpec(_VHD), ImageSpec(_VHD), lambda place: place.pool),
     Case(Operation.COPY_VOLUME, "VHD, RAW", ImageSpec(_VHD), ImageSpec(_VHD)),
     Case(
@@ -169,6 +176,7 @@ _XEN = (
         ImageSpec(_VHD),
         lambda place: not place.pool,
     ),
+    Case(Operation.ATTACH_ISO, "in an SR", ImageSpec(_ISO), ImageSpec(_ISO), lambda place: place.pool),
     Case(
         Operation.ATTACH_ISO,
         "an SR that takes no uploads",

@@ -81,6 +81,12 @@ class XenPlace:
         return self.fake.world.storage.disks[self.fake.world.db.by_uuid("VDI", uuid)]
 
 
+def xen_handler(engine: TransferEngine, pool: XenPool, run: Path) -> XenHandler:
+    """`run`: for sockets."""
+    importer = Importer(engine, ToolRunner(), run, limit=GateLimits().virtual_size)
+    return XenHandler(engine, [pool], importer, XenSnapshots(engine, [pool], importer))
+
+
 @asynccontextmanager
 async def xen_place(
     folder: Path, engine: TransferEngine, settings: xapi.Settings | None = None
@@ -90,10 +96,8 @@ async def xen_place(
     run.mkdir(mode=0o700)
     async with xapi.running(folder / "xapi", settings) as fake:
         async with connected(fake) as pool:
-            importer = Importer(engine, ToolRunner(), run, limit=GateLimits().virtual_size)
-            snapshots = XenSnapshots(engine, [pool], importer)
-            handler = XenHandler(engine, [pool], importer, snapshots)
-            yield XenPlace(fake, pool, handler, snapshots, folder)
+            handler = xen_handler(engine, pool, run)
+            yield XenPlace(fake, pool, handler, handler.snapshots, folder)
             await handler.aclose()
         left = await fake.controls.left()
         assert left["tasks"] == []

@@ -134,6 +134,16 @@ async def connected(
 
 
 @asynccontextmanager
+async def connected_to(access: Access) -> AsyncIterator[XenPool]:
+    """To a pool in a process of its own."""
+    pool = XenPool(settings(access), clock=Clock())
+    try:
+        yield pool
+    finally:
+        await pool.aclose()
+
+
+@asynccontextmanager
 async def shared_sr(
     fake: Pool, *, originator: str = "agent-1", clock: Callable[[], float] | None = None, **changes: Any
 ) -> AsyncIterator[Site]:

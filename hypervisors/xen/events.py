@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from xml.sax.saxutils import unescape
 
 import structlog
 
@@ -133,7 +134,8 @@ def _lost(task: str) -> Unavailable:
 
 def plain(result: str) -> str:
     """A task's `result` without the XML around it."""
-    return result.removeprefix("<value>").removesuffix("</value>").removeprefix("<string>").removesuffix("</string>")
+    text = result.removeprefix("<value>").removesuffix("</value>").removeprefix("<string>").removesuffix("</string>")
+    return unescape(text)
 
 
 @asynccontextmanager

@@ -59,7 +59,7 @@ class Finder:
                         seen=[known[handle]["uuid"] for handle in named],
                     )
                 for handle in named:
-                    return Repository(pool, handle, str(known[handle]["uuid"]), str(known[handle]["name_label"]))
+                    return Repository.of(pool, handle, known[handle])
             others += [f"{record['name_label']} ({record['uuid']})" for record in known.values()]
         if problem is not None:
             raise problem

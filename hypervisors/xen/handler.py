@@ -23,11 +23,14 @@ from hypervisors.contract import (
 from hypervisors.narrowing import as_managed
 from hypervisors.primary import Pool
 from hypervisors.qemu.nodes import driver_of
+from hypervisors.xen.guests import XenGuests
 from hypervisors.xen.importing import Importer, NewDisk
 from hypervisors.xen.moving import copied
 from hypervisors.xen.pending import as_pending_vdi
 from hypervisors.xen.pool import XenPool
+from hypervisors.xen.provision import provided, released
 from hypervisors.xen.reconciling import reconcile
+from hypervisors.xen.repository import Repository
 from hypervisors.xen.snapshots import XenSnapshots
 from hypervisors.xen.sr import pool_of_sr
 from hypervisors.xen.vdis import find_vdi, host_of
@@ -60,6 +63,7 @@ class XenHandler(HypervisorHandler):
         self._pools = tuple(pools)
         self._importer = importer
         self._snapshots = snapshots
+        self._guests = XenGuests(self._pools)
         self._primaries: dict[str, Pool] = {}
 
     def pool(self, to: PrimaryDataStoreTO) -> Pool:
@@ -71,6 +75,18 @@ class XenHandler(HypervisorHandler):
     @property
     def snapshots(self) -> XenSnapshots:
         return self._snapshots
+
+    @property
+    def guests(self) -> XenGuests:
+        return self._guests
+
+    async def provide(self, to: PrimaryDataStoreTO, *, make: bool) -> None:
+        """See `hypervisors.xen.provision`."""
+        await provided(to, self._pools, make=make)
+
+    async def release(self, to: PrimaryDataStoreTO) -> None:
+        """See `hypervisors.xen.provision`."""
+        await released(to, self._pools)
 
     # ------------------------------------------------------------------------------------------- declarations
 
@@ -86,8 +102,9 @@ class XenHandler(HypervisorHandler):
             )
         if operation is Operation.ATTACH_ISO:
             return Accepts(
-                (Kind.LOCAL_PATH,),
-                "an SR that takes no uploads lists what lies in its folder: a file of the host that has it mounted",
+                (Kind.MANAGED_DISK, Kind.LOCAL_PATH),
+                "an ISO of an SR goes into the machine's drive; an SR that takes no uploads lists what lies in its folder: a"
+                " file of the host that has it mounted",
             )
         if source.compression is not None and source.format not in (*_IN_ORDER, None):
             raise OperationUnsupported(
@@ -114,6 +131,11 @@ class XenHandler(HypervisorHandler):
         )
 
     def fills(self, operation: Operation, target: ImageSpec) -> Accepts:
+        if target.format is ImageFormat.ISO and operation is Operation.COPY_TEMPLATE:
+            return Accepts(
+                (Kind.MANAGED_DISK,),
+                "an SR of ISOs, where it takes uploads: XAPI makes the file, and writes what it is sent",
+            )
         if target.format is not ImageFormat.VHD:
             raise OperationUnsupported(
                 f"XenServer's disks are VHD, not {target.format}: leave the format out, or name VHD",
@@ -145,6 +167,7 @@ class XenHandler(HypervisorHandler):
         progress: Progress,
     ) -> Written:
         pending = as_pending_vdi(target)
+        _require_fit(pending.sr, spec)
         if isinstance(source.presentation, ManagedDisk):
             given = await find_vdi(self._pools, source.presentation)
             disk = await copied(given, source.presentation, pending, self._importer, self._engine, progress)
@@ -172,6 +195,7 @@ class XenHandler(HypervisorHandler):
                 hypervisor=self.type.value,
             )
         if backing is None:
+            _require_fit(pending.sr, spec)
             made = await pending.make(spec.virtual_size or 0)
         else:
             made = await pending.derive(as_managed(backing.presentation), frozen=False)
@@ -212,3 +236,15 @@ class XenHandler(HypervisorHandler):
     async def _finished(self, made: ManagedDisk, spec: ImageSpec) -> Written:
         """Grown if it shall be larger."""
         return (await (await find_vdi(self._pools, made)).grown(spec.virtual_size)).written
+
+
+def _require_fit(sr: Repository, spec: ImageSpec) -> None:
+    """ISOs go to SRs of ISOs, and nothing else does."""
+    if sr.library is (spec.format is ImageFormat.ISO):
+        return
+    raise OperationUnsupported(
+        f"SR {sr.name} {'holds ISOs only' if sr.library else 'holds no ISOs'}, and a {spec.format} was to be written there:"
+        f" {'name an SR for disks' if sr.library else 'name an SR whose content type is iso'}",
+        sr=sr.uuid,
+        format=spec.format,
+    )

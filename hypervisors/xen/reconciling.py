@@ -35,7 +35,7 @@ async def reconcile(pool: XenPool, *, claimed: Collection[str] = ()) -> None:
     """
     await _end_tasks(pool)
     for handle, record in (await pool.call("SR.get_all_records")).items():
-        sr = Repository(pool, handle, str(record["uuid"]), str(record["name_label"]))
+        sr = Repository.of(pool, handle, record)
         await _tidy(sr, claimed)
 
 

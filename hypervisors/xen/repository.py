@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,19 +23,30 @@ from hypervisors.xen.errors import (
 from hypervisors.xen.marks import Disk
 from hypervisors.xen.pool import XenPool
 from stores.contract import Usage
-from stores.errors import NoSpace, NotFound, StorageError
+from stores.errors import AlreadyExists, NoSpace, NotFound, StorageError, StoreUnsupported
+
+_LIBRARY_FILE = re.compile(r"[a-z0-9-][a-z0-9.-]{0,200}\.(iso|img)", re.IGNORECASE)
+"""Names that ISOSR.py takes (`vdi_path_regex`), and that are plain to see."""
+_NO_UPLOADS = {"SR_OPERATION_NOT_SUPPORTED", "SR_BACKEND_FAILURE_78"}
+_EXISTS = "SR_BACKEND_FAILURE_43"
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """An SR that was found. `handle` is XAPI's reference."""
+    """An SR that was found. `handle` is XAPI's reference. `library`: its disks are files that are ISOs."""
 
     pool: XenPool
     handle: str
     uuid: str
     name: str
+    library: bool = False
+
+    @classmethod
+    def of(cls, pool: XenPool, handle: str, record: Mapping[str, Any]) -> Repository:
+        """From an SR's record."""
+        return cls(pool, handle, str(record["uuid"]), str(record["name_label"]), record["content_type"] == "iso")
 
     # ---------------------------------------------------------------------------------------------------- looking
 
@@ -88,7 +100,8 @@ class Repository:
     # --------------------------------------------------------------------------------------------------- changing
 
     async def create(self, name: str, size: int, config: Mapping[str, str]) -> str:
-        """An empty VDI's handle. `NoSpace`; `Unavailable` leaves open whether it was made."""
+        """An empty VDI's handle. `NoSpace`; `Unavailable` leaves open whether it was made; `StoreUnsupported` where the SR is a
+        library that takes no uploads."""
         record = {
             "name_label": name,
             "name_description": "",
@@ -99,7 +112,7 @@ class Repository:
             "read_only": False,
             "other_config": dict(config),
             "xenstore_data": {},
-            "sm_config": {},
+            "sm_config": library_config(name) if self.library else {},
             "tags": [],
         }
         try:
@@ -115,7 +128,7 @@ class Repository:
             raise await self.explained(problem, disk.name) from problem
 
     async def add_key(self, kind: str, handle: str, key: str, value: str) -> bool:
-        """Whether `key` has that value now; False where it has another one. `kind`: VDI or SR."""
+        """Whether `key` has that value now; False where it has another one. `kind`: VDI, VBD or SR."""
         try:
             await self.pool.surely(f"{kind}.add_to_other_config", handle, key, value)
         except XapiFailure as problem:
@@ -132,6 +145,17 @@ class Repository:
 
     async def explained(self, problem: XapiFailure, ref: str, *, needed: int | None = None) -> StorageError:
         """The store's error for what XAPI says of a disk."""
+        if problem.code in _NO_UPLOADS and self.library:
+            return StoreUnsupported(
+                f"SR {self.name} takes no uploads: {problem.message}; put {ref} as a file into the folder that it shows, and"
+                " attach it by the uuid that it has there",
+                ref=ref,
+                sr=self.uuid,
+            )
+        if problem.code == _EXISTS:
+            return AlreadyExists(
+                f"SR {self.name} has a file that is called like {ref} already; delete it first", ref=ref
+            )
         if problem.code not in NO_SPACE:
             return of_disk(problem, ref)
         available = None
@@ -213,6 +237,13 @@ async def unplug_from_control_domains(pool: XenPool, vbds: Iterable[str]) -> Non
             _log.warning("disk detached from a control domain", vbd=vbd)
         except XapiFailure as problem:
             _log.info("disk not detached from a control domain", vbd=vbd, error=problem.message)
+
+
+def library_config(name: str) -> dict[str, str]:
+    """The `sm_config` of an ISO's VDI: the file that it will be, called as the ISO is where that can be a file's name there;
+    else it is called by its uuid (`vdi` of ISOSR.py)."""
+    file = name if name.lower().endswith((".iso", ".img")) else f"{name}.iso"
+    return {"path": file} if _LIBRARY_FILE.fullmatch(file) else {}
 
 
 def disk_of(handle: str, record: Mapping[str, Any]) -> Disk:

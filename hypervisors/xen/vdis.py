@@ -25,7 +25,12 @@ class Vdi:
 
     @property
     def written(self) -> Written:
-        return Written(ImageFormat.VHD, self.disk.virtual_size, self.disk.physical_size)
+        return Written(self.format, self.disk.virtual_size, self.disk.physical_size)
+
+    @property
+    def format(self) -> ImageFormat:
+        """What it counts as: everything that can be a volume is a VHD here, however its SR lays it out."""
+        return ImageFormat.ISO if self.sr.library else ImageFormat.VHD
 
     async def grown(self, size: int | None) -> Vdi:
         """At least that large. `ImageLocked` while it is attached, where its SR cannot do it then."""
@@ -60,8 +65,7 @@ async def find_vdi(pools: Sequence[XenPool], disk: ManagedDisk) -> Vdi:
             if problem.code in (UUID_INVALID, HANDLE_INVALID):
                 continue
             raise
-        where = Repository(pool, str(record["SR"]), str(sr["uuid"]), str(sr["name_label"]))
-        return Vdi(where, disk_of(handle, record))
+        return Vdi(Repository.of(pool, str(record["SR"]), sr), disk_of(handle, record))
     raise NotFound(f"no configured pool has the disk {disk.info.ref} any more", ref=disk.info.ref, vdi=disk.id)
 
 

@@ -54,7 +54,7 @@ class Host:
         return Call(token, HypervisorType.KVM)
 
     async def attach(self, ref: str, vm: str = "i-2-7-VM", token: str = "c-1") -> Path:
-        return (await self.operations.attach_iso(self.call(token), AttachIso(self.iso(ref), vm))).path
+        return Path((await self.operations.attach_iso(self.call(token), AttachIso(self.iso(ref), vm))).path)
 
     async def detach(self, ref: str, vm: str = "i-2-7-VM") -> None:
         await self.operations.detach_iso(self.call("c-9"), DetachIso(self.iso(ref), vm))
@@ -229,7 +229,7 @@ async def test_a_file_of_the_host_needs_no_cache(here: Host) -> None:
     path.write_bytes(here.image.path.read_bytes())
     iso = here.iso("a.iso", ImageStoreTO.model_validate({"uri": f"file://{here.root}/images"}))
     attached = await here.operations.attach_iso(here.call(), AttachIso(iso, "vm"))
-    assert attached.path == path
+    assert attached.path == str(path)
     assert await here.shown() == []
     await here.operations.detach_iso(here.call(), DetachIso(iso, "vm"))
     with pytest.raises(StoreUnsupported):

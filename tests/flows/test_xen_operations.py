@@ -38,6 +38,7 @@ from stores.to import (
 )
 from tests.doubles.disk_images import content_of, qemu_img
 from tests.doubles.world import Phases, World, world
+from tests.doubles.xapi import Settings
 from tests.xen_place import XenPlace, xen_place
 
 SIZE = 24 * MiB
@@ -116,8 +117,8 @@ class Lab:
 
 
 @asynccontextmanager
-async def laboratory(folder: Path) -> AsyncIterator[Lab]:
-    async with world() as here, xen_place(folder, here.engine) as place:
+async def laboratory(folder: Path, settings: Settings | None = None) -> AsyncIterator[Lab]:
+    async with world() as here, xen_place(folder, here.engine, settings) as place:
         handlers = {HypervisorType.XEN: place.handler}
         operations = Operations(here.resolver, handlers, here.engine, lambda: 1_700_000_000.0)
         yield Lab(here, place, operations)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent import commands
 from agent.commands import Answer, Command, Failure, Outcome, PoolInfo, ProgressReport, State, VolumeStats
-from agent.transports.cloudstack import commands_storage, commands_stores
+from agent.transports.cloudstack import commands_guests, commands_storage, commands_stores
 from agent.transports.cloudstack.commands_downloads import copy_of, told
 from agent.transports.cloudstack.commands_listings import templates, volumes
 from agent.transports.cloudstack.commands_naming import downloaded, hypervisor_of
@@ -19,18 +19,27 @@ from agent.transports.cloudstack.commands_refused import REFUSED, refused, unsup
 from agent.transports.cloudstack.commands_route import Route
 from agent.transports.cloudstack.models import WireAnswer, WireCommand
 from agent.transports.cloudstack.models_images import DownloadAnswer, DownloadCommand
-from agent.transports.cloudstack.models_objects import SnapshotMade, TemplateMade, VolumeMade
+from agent.transports.cloudstack.models_objects import SnapshotMade, StorageFilerTO, TemplateMade, VolumeMade
 from agent.transports.cloudstack.models_pools import (
+    CreateStoragePoolCommand,
     GetStorageStatsAnswer,
     GetVolumeStatsAnswer,
     ModifyStoragePoolAnswer,
+    ModifyStoragePoolCommand,
 )
 from agent.transports.cloudstack.models_storage import (
+    AttachAnswer,
+    AttachCommand,
     CopyCmdAnswer,
     CopyCommand,
     CreateObjectAnswer,
     DeleteCommand,
+    DetachCommand,
+    DettachCommand,
     DirectDownloadAnswer,
+    ForgetObjectCmd,
+    IntroduceObjectAnswer,
+    IntroduceObjectCmd,
     MigrateVolumeAnswer,
     ResizeVolumeAnswer,
     RevertSnapshotCommand,
@@ -41,6 +50,7 @@ from stores.secret import Secret
 from stores.to import (
     S3TO,
     DataTO,
+    DiskTO,
     ImageFormat,
     ImageStoreTO,
     NfsTO,
@@ -60,6 +70,7 @@ NFS = NfsTO.model_validate({"_url": "nfs://h/secondary"})
 
 ROUTES: dict[type[WireCommand], Route] = {
     **commands_storage.ROUTES,
+    **commands_guests.ROUTES,
     **commands_stores.POOLS,
     **commands_stores.STORES,
 }
@@ -583,6 +594,9 @@ def test_the_page_names_every_command_that_is_done_or_refused() -> None:
     assert answered - named == set()
     assert named - answered <= {
         "GetVolumeStatsCommand",
+        "CleanupNetworkRulesCmd",
+        "ConsoleAccessAuthenticationCommand",
+        "ConsoleProxyLoadReportCommand",
         "CheckHealthCommand",
         "CheckNetworkCommand",
         "GetHostStatsCommand",
@@ -601,3 +615,65 @@ def test_the_page_names_every_command_that_is_done_or_refused() -> None:
 def test_nothing_is_both_done_and_refused() -> None:
     assert set(REFUSED) & set(ROUTES) == set()
     assert unsupported("x.Y", "Routing").result is False
+
+
+# ------------------------------------------------------------------------------------------------------------- guests
+
+
+def test_a_volume_for_a_guest() -> None:
+    disk = DiskTO(data=volume(POOL, "v"), type="DATADISK", diskSeq=2)
+    command = AttachCommand(disk=disk, vmName="i-2-7-VM")
+    assert asked(command) == commands.Attach(disk=disk, vmName="i-2-7-VM")
+    answer = success(command, disk={**disk.model_dump(), "path": "v", "diskSeq": 3})
+    assert isinstance(answer, AttachAnswer)
+    assert answer.disk is not None
+    assert (answer.disk.diskSeq, answer.disk.path, answer.disk.type) == (3, "v", "DATADISK")
+    assert answer.disk.data == VolumeMade(path="v")
+
+
+@pytest.mark.parametrize("kind", [DettachCommand, DetachCommand])
+def test_a_volume_back_from_a_guest(kind: type[DettachCommand]) -> None:
+    disk = DiskTO(data=volume(POOL, "v"), type="ROOT")
+    command = kind(disk=disk, vmName="vm", waitDetachDevice=1500)
+    assert asked(command) == commands.Dettach(disk=disk, vmName="vm", waitDetachDevice=1500)
+    answer = success(command, disk=disk.model_dump())
+    assert type(answer) is kind.answered_by
+
+
+def test_an_iso_has_to_be_in_the_guests_drive() -> None:
+    """A file of the host would be no use to a server that believes that the guest has it."""
+    disk = DiskTO(data=template(POOL, "a.iso"), type="ISO")
+    assert asked(AttachCommand(disk=disk, vmName="vm")) == commands.Attach(disk=disk, vmName="vm", insert=True)
+
+
+def test_no_guest_no_disk() -> None:
+    disk = DiskTO(data=volume(POOL, "v"), type="DATADISK")
+    for command in (AttachCommand(disk=disk), DettachCommand(disk=disk, vmName="")):
+        with pytest.raises(InvalidReference, match="vmName"):
+            asked(command)
+    with pytest.raises(ValueError, match="with a volume"):
+        asked(AttachCommand(disk=DiskTO(data=template(POOL, "t"), type="DATADISK"), vmName="vm"))
+
+
+def test_objects_are_introduced_and_forgotten() -> None:
+    data = volume(POOL, "v")
+    command = IntroduceObjectCmd(dataTO=data)
+    assert asked(command) == commands.IntroduceObject(data=data)
+    made = success(command, data={**data.model_dump(), "size": 4096, "format": "VHD"})
+    assert isinstance(made, IntroduceObjectAnswer)
+    assert made.dataTO == VolumeMade(path="v", size=4096, format="VHD")
+    assert asked(ForgetObjectCmd(dataTO=data)) == commands.ForgetObject(data=data)
+    assert success(ForgetObjectCmd(dataTO=data)).result
+
+
+def test_details_of_pools_come_along() -> None:
+    """What makes an SR may be in either of the two, and is secret."""
+    filer = StorageFilerTO(uuid="p", type="IscsiLUN", host="h", path="/iqn/0")
+    one, other = {"SCSIid": Secret("36")}, {"chapInitiatorSecret": Secret("ch4p")}
+    created = asked(CreateStoragePoolCommand.model_validate({"pool": filer, "details": one, "_details": other}))
+    assert isinstance(created, commands.CreateStoragePool)
+    assert created.pool.details == {**one, **other}
+    assert "ch4p" not in created.model_dump_json()
+    modified = asked(ModifyStoragePoolCommand(add=True, pool=filer, details=one))
+    assert isinstance(modified, commands.ModifyStoragePool)
+    assert modified.pool.details == one

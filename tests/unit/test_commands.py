@@ -36,6 +36,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "ListBackups": {"store": S3, "path": "snapshots"},
     "Attach": {"disk": {"type": "ISO", "diskSeq": 3, "data": TEMPLATE}, "vmName": "i-2-7-VM"},
     "Dettach": {"disk": {"type": "ISO", "data": TEMPLATE}, "vmName": "i-2-7-VM"},
+    "IntroduceObject": {"data": VOLUME},
+    "ForgetObject": {"data": VOLUME},
     "Prefetch": {"data": TEMPLATE},
     "ScrubCache": {"pool": "local", "olderThan": 60.0},
     "ReconcileCache": {},
@@ -83,7 +85,8 @@ def test_ids_that_could_are_taken(good: str) -> None:
     [
         {"command": "Nope"},
         {"command": "Copy", **EXAMPLES["Copy"], "cache": "always"},
-        {"command": "Attach", "vmName": "vm", "disk": {"type": "DATADISK", "data": VOLUME}},
+        {"command": "Attach", "vmName": "vm", "disk": {"type": "DATADISK", "data": TEMPLATE}},
+        {"command": "Dettach", **EXAMPLES["Dettach"], "waitDetachDevice": -1},
         {"command": "Dettach", "vmName": "vm", "disk": {"type": "ISO", "data": VOLUME}},
         {"command": "Attach", **EXAMPLES["Attach"], "vmName": "a/b"},
         {"command": "ScrubCache", "rate": 0},

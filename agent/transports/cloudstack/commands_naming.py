@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from urllib.parse import urlsplit
 
@@ -38,10 +39,16 @@ def purpose_of(store: DataStoreTO) -> Purpose:
     return Purpose.IMAGE
 
 
-def pool_of(filer: StorageFilerTO) -> PrimaryDataStoreTO:
+def pool_of(filer: StorageFilerTO, details: Mapping[str, Secret] | None = None) -> PrimaryDataStoreTO:
     """The one kind of pool that the agent knows."""
     return PrimaryDataStoreTO(
-        uuid=filer.uuid, poolType=filer.type, id=filer.id, host=filer.host, path=filer.path, port=filer.port
+        uuid=filer.uuid,
+        poolType=filer.type,
+        id=filer.id,
+        host=filer.host,
+        path=filer.path,
+        port=filer.port,
+        details=dict(details) if details else None,
     )
 
 

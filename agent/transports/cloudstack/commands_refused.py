@@ -6,31 +6,20 @@ from agent.transports.cloudstack.commands_route import failure
 from agent.transports.cloudstack.models import UnsupportedAnswer, WireAnswer, WireCommand
 from agent.transports.cloudstack.models_images import MoveVolumeCommand, UploadStatusAnswer, UploadStatusCommand
 from agent.transports.cloudstack.models_storage import (
-    AttachCommand,
     CheckDataStoreStoragePolicyComplainceCommand,
     CheckDataStoreStoragePolicyComplianceCommand,
     CheckUrlCommand,
     CleanupSnapshotBackupCommand,
-    DetachCommand,
-    DettachCommand,
-    ForgetObjectCmd,
-    IntroduceObjectCmd,
     MetalinkDirectDownloadCommand,
     ResignatureCommand,
     SnapshotAndCopyCommand,
     SyncVolumePathCommand,
 )
 
-_GUESTS = "this agent does not touch guests"
 _MANAGED = "managed storage is not supported by this agent"
 
 REFUSED: dict[type[WireCommand], str] = {
-    AttachCommand: f"{_GUESTS}; nothing was attached",
-    DettachCommand: f"{_GUESTS}; nothing was detached",
-    DetachCommand: f"{_GUESTS}; nothing was detached",
-    SyncVolumePathCommand: f"{_GUESTS}; what path a guest uses is not known here",
-    IntroduceObjectCmd: "this agent takes in no objects that it did not make",
-    ForgetObjectCmd: "this agent forgets objects only by deleting them",
+    SyncVolumePathCommand: "what path a guest uses is not known here",
     SnapshotAndCopyCommand: _MANAGED,
     ResignatureCommand: _MANAGED,
     CheckDataStoreStoragePolicyComplianceCommand: "pools of this agent have no storage policies",

@@ -46,7 +46,7 @@ _PROBED = "setup"
 
 
 def _modify(command: ModifyStoragePoolCommand) -> Command:
-    return commands.ModifyStoragePool(add=command.add, pool=pool_of(command.pool))
+    return commands.ModifyStoragePool(add=command.add, pool=pool_of(command.pool, command.details))
 
 
 def _modified(command: ModifyStoragePoolCommand, answer: Answer) -> WireAnswer:
@@ -71,7 +71,7 @@ def _pool_info(command: ModifyStoragePoolCommand, info: commands.PoolInfo | None
 
 
 def _create(command: CreateStoragePoolCommand) -> Command:
-    return commands.CreateStoragePool(pool=pool_of(command.pool))
+    return commands.CreateStoragePool(pool=pool_of(command.pool, {**command.details, **command.moreDetails}))
 
 
 def _delete(command: DeleteStoragePoolCommand) -> Command:

@@ -54,3 +54,12 @@ class SnapshotMade(WireObject):
 
 Made: TypeAlias = Annotated[TemplateMade | VolumeMade | SnapshotMade, Field(discriminator="type")]
 """A DataTO without its store, whose secrets have no business in an answer."""
+
+
+class DiskMade(WireObject):
+    """The part of a DiskTO (com.cloud.agent.api.to) that an answer has."""
+
+    data: Made | None = None
+    diskSeq: int | None = None
+    path: str | None = None
+    type: str | None = None

@@ -16,7 +16,7 @@ from agent.transports.cloudstack.models import (
     WireAnswer,
     WireCommand,
 )
-from agent.transports.cloudstack.models_objects import Made, StorageFilerTO
+from agent.transports.cloudstack.models_objects import DiskMade, Made, StorageFilerTO
 from stores.secret import Secret
 from stores.to import DataTO, DiskTO, PrimaryDataStoreTO, SnapshotObjectTO, TemplateObjectTO
 
@@ -59,7 +59,7 @@ class DeleteCommand(WireCommand):
 
 class AttachAnswer(WireAnswer):
     java = f"{STORAGE}.AttachAnswer"
-    disk: DiskTO | None = None
+    disk: DiskMade | None = None
 
 
 class AttachCommand(WireCommand):
@@ -74,7 +74,7 @@ class AttachCommand(WireCommand):
 
 class DettachAnswer(WireAnswer):
     java = f"{STORAGE}.DettachAnswer"
-    disk: DiskTO | None = None
+    disk: DiskMade | None = None
 
 
 class DetachAnswer(DettachAnswer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from agent.transports.cloudstack import commands_storage, commands_stores
+from agent.transports.cloudstack import commands_guests, commands_storage, commands_stores
 from agent.transports.cloudstack.commands_desk import Desk
 from agent.transports.cloudstack.commands_naming import pool_of
 from agent.transports.cloudstack.commands_refused import refused, unsupported
@@ -64,6 +64,7 @@ class RoutingRole:
         shared: tuple[type[WireCommand], ...] = (GetStorageStatsCommand, ListDataStoreObjectsCommand)
         self._routes: dict[type[WireCommand], Route] = {
             **commands_storage.ROUTES,
+            **commands_guests.ROUTES,
             **commands_stores.POOLS,
             **{kind: commands_stores.STORES[kind] for kind in shared},
             GetVolumeStatsCommand: commands_stores.volume_stats(self._pools.get),
@@ -128,7 +129,7 @@ class RoutingRole:
     def _remember(self, command: WireCommand) -> None:
         match command:
             case ModifyStoragePoolCommand(add=True) | CreateStoragePoolCommand():
-                self._pools[command.pool.uuid] = pool_of(command.pool)
+                self._pools[command.pool.uuid] = pool_of(command.pool, command.details)
             case ModifyStoragePoolCommand() | DeleteStoragePoolCommand():
                 self._pools.pop(command.pool.uuid, None)
 

@@ -1,0 +1,55 @@
+"""The verbs on volumes of virtual machines: AttachVolume and DetachVolume, over any hypervisor that has `Guests`.
+
+Whoever calls has the locks of the volume and of the machine. The machine's own state is the only record of what is attached.
+"""
+
+from __future__ import annotations
+
+from hypervisors.context import Context
+from hypervisors.guests import Attachment
+from hypervisors.snapshots import opened_volume
+from hypervisors.verbs import AttachVolume, Call, DetachVolume, ref_of
+from stores.errors import NotFound
+
+
+async def attach(ctx: Context, call: Call, request: AttachVolume) -> Attachment:
+    """See `Operations.attach_volume`."""
+    guests, volume = ctx.handler(call.hypervisor).guests, request.volume
+    async with opened_volume(ctx, call, volume.store, ref_of(volume), volume.format) as opened:
+        call.progress.phase("attach")
+        return await guests.attach(
+            request.vm, opened.source, device=request.device, read_only=request.read_only, token=call.token
+        )
+
+
+async def detach(ctx: Context, call: Call, request: DetachVolume) -> None:
+    """See `Operations.detach_volume`."""
+    guests = ctx.handler(call.hypervisor).guests
+    try:
+        async with opened_volume(
+            ctx, call, request.volume.store, ref_of(request.volume), request.volume.format
+        ) as opened:
+            call.progress.phase("detach")
+            await guests.detach(request.vm, opened.source, within_s=request.within_s, token=call.token)
+    except NotFound:
+        return  # no machine has what is not there
+
+
+async def resume_attaching(ctx: Context, call: Call, request: AttachVolume) -> Attachment | None:
+    """After a crash: the attachment, if it came to be."""
+    guests, volume = ctx.handler(call.hypervisor).guests, request.volume
+    try:
+        async with opened_volume(ctx, call, volume.store, ref_of(volume), volume.format) as opened:
+            return await guests.resume_attaching(request.vm, opened.source, token=call.token)
+    except NotFound:
+        return None
+
+
+async def resume_detaching(ctx: Context, call: Call, request: DetachVolume) -> bool:
+    """After a crash: whether the machine has let go."""
+    guests, volume = ctx.handler(call.hypervisor).guests, request.volume
+    try:
+        async with opened_volume(ctx, call, volume.store, ref_of(volume), volume.format) as opened:
+            return await guests.resume_detaching(request.vm, opened.source, token=call.token)
+    except NotFound:
+        return True

@@ -1,0 +1,93 @@
+"""What a handler does with virtual machines: disks and ISOs come and go.
+
+A machine is known by its name, as the management server knows it. An attachment is there or is not, whenever
+the agent dies: what is half done carries the command's token, and `resume_...` account for it.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hypervisors.contract import HandlerError, Source
+from stores.errors import Retry
+
+DETACH_WITHIN_S = 60.0
+"""How long a machine has to let go of a disk where the command does not say."""
+
+
+class GuestHolds(HandlerError):
+    """The virtual machine did not let go of a disk in time. It still has it: details carry `vm` and `waited` in seconds."""
+
+    retry = Retry.YES
+
+
+class DeviceTaken(HandlerError):
+    """The machine has another disk at the device number that was asked for, or no device of that number: details carry
+    `device`."""
+
+
+class GuestUnfit(HandlerError):
+    """The machine is not in a state in which that can be done: suspended, without drivers, without a CD drive."""
+
+    retry = Retry.OPERATOR
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A disk of a virtual machine, or its CD drive."""
+
+    device: int
+    """Its number in the machine."""
+
+    disk: str | None
+    """The hypervisor's own name of what is attached, as in the presentation; None: an empty drive."""
+
+    name: str | None = None
+    """What the machine calls it, as far as the hypervisor knows: None while it does not run."""
+
+    read_only: bool = False
+    drive: bool = False
+
+
+class Guests(abc.ABC):
+    """Machines that do not run count too: they have their disks from their next start on.
+
+    `NotFound` where no machine has that name, `InvalidReference` where several have. A machine that is not there has nothing
+    attached: detaching and ejecting succeed.
+    """
+
+    @abc.abstractmethod
+    async def attach(self, vm: str, volume: Source, *, device: int | None, read_only: bool, token: str) -> Attachment:
+        """The machine has the volume when this returns; a running one at once. `device` None: the first that is free.
+
+        Idempotent: a volume that the machine has stays where it is; another device or mode than it has there is
+        `DeviceTaken`. `ImageLocked` while another machine has it, unless both only read; `GuestUnfit`.
+        """
+
+    @abc.abstractmethod
+    async def detach(self, vm: str, volume: Source, *, within_s: float, token: str) -> None:
+        """The machine does not have the volume when this returns. Idempotent. A running one is asked to let go, again and
+        again: `GuestHolds` if it does not within that time; `GuestUnfit`."""
+
+    @abc.abstractmethod
+    async def insert(self, vm: str, iso: Source) -> Attachment:
+        """The ISO is in a CD drive of the machine; what else was in that is not. Idempotent. `GuestUnfit` without a drive."""
+
+    @abc.abstractmethod
+    async def eject(self, vm: str, iso: Source) -> None:
+        """The ISO is in none of the machine's CD drives. Idempotent."""
+
+    @abc.abstractmethod
+    async def attached(self, vm: str) -> Sequence[Attachment]:
+        """The machine's disks and CD drives, by device."""
+
+    @abc.abstractmethod
+    async def resume_attaching(self, vm: str, volume: Source, *, token: str) -> Attachment | None:
+        """After a crash: the attachment, if it came to be, else None, and nothing of the attempt is left. Idempotent."""
+
+    @abc.abstractmethod
+    async def resume_detaching(self, vm: str, volume: Source, *, token: str) -> bool:
+        """After a crash: whether the machine has let go, and then nothing is left; else it has the volume as before.
+        Idempotent."""
