@@ -594,9 +594,6 @@ def test_the_page_names_every_command_that_is_done_or_refused() -> None:
     assert answered - named == set()
     assert named - answered <= {
         "GetVolumeStatsCommand",
-        "CleanupNetworkRulesCmd",
-        "ConsoleAccessAuthenticationCommand",
-        "ConsoleProxyLoadReportCommand",
         "CheckHealthCommand",
         "CheckNetworkCommand",
         "GetHostStatsCommand",
