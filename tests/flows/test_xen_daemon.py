@@ -166,6 +166,8 @@ def until(true: Callable[[], bool]) -> None:
 
 def test_a_template_a_volume_its_backups_and_the_end_of_all(site: Site) -> None:
     site.began()
+    # Whoever watches sees where a command is now and then, so it stays there for a while.
+    site.pool.control("arm", where="import", step="body", action="delay", at_byte=MiB, seconds=2)
     answer, phases = site.ask("Copy", source=site.template(), destination=in_sr("shared", "template", "t"))
     assert answer["state"] == "succeeded", answer
     assert answer["newData"]["format"] == "VHD"
