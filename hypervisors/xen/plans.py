@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from stores.errors import InvalidReference, NotFound
+from stores.errors import InvalidReference
 from stores.secret import Secret
 from stores.to import PrimaryDataStoreTO
 
@@ -22,7 +22,8 @@ _KINDS = {
     "lvmoiscsi": "lvmoiscsi",
     "iso": "iso",
 }
-"""CloudStack's pool types, and SM's own names, by type of SR."""
+"""Types of SR, by CloudStack's pool types and by SM's own names."""
+MADE = tuple(sorted(set(_KINDS.values())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class Plan:
         return {**self.plain, **({"chappassword": self.password.reveal()} if self.password else {})}
 
 
-def plan_of(to: PrimaryDataStoreTO) -> Plan:
-    """`NotFound` for a kind that is not made here, `InvalidReference` where something is missing."""
+def plan_of(to: PrimaryDataStoreTO) -> Plan | None:
+    """None for a kind that is not made here, `InvalidReference` where something is missing."""
     kind = _KINDS.get(to.poolType.lower())
     match kind:
         case "nfs":
@@ -55,11 +56,7 @@ def plan_of(to: PrimaryDataStoreTO) -> Plan:
             return Plan(kind, {"location": location}, content="iso", probed=False)
         case "lvmoiscsi":
             return _iscsi(to)
-    raise NotFound(
-        f"no configured pool has an SR with the uuid or name {to.uuid}, and one of type {to.poolType} is not made here:"
-        f" make it, and name it so; made are {', '.join(sorted(set(_KINDS.values())))}",
-        sr=to.uuid,
-    )
+    return None
 
 
 def _iscsi(to: PrimaryDataStoreTO) -> Plan:

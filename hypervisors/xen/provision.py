@@ -17,7 +17,7 @@ from hypervisors.xen.errors import XapiFailure, of_disk
 from hypervisors.xen.finding import Finder
 from hypervisors.xen.longer import carried_out
 from hypervisors.xen.marks import Sort, about_documents, sort_of
-from hypervisors.xen.plans import Plan, plan_of
+from hypervisors.xen.plans import MADE, Plan, plan_of
 from hypervisors.xen.pool import XenPool
 from hypervisors.xen.repository import Repository
 from stores.errors import AlreadyExists, InvalidReference, NotFound, StorageError
@@ -39,10 +39,17 @@ async def provided(to: PrimaryDataStoreTO, pools: Sequence[XenPool], *, make: bo
     """
     try:
         sr = await Finder(to.uuid, pools).found()
-    except NotFound:
+    except NotFound as unknown:
         if not make:
             raise
-        sr = await _made(to, _pool_for(to, pools))
+        plan = plan_of(to)
+        if plan is None:
+            raise NotFound(
+                f"{unknown.message}; one of type {to.poolType} is not made here, only {', '.join(MADE)}: make it, and name it"
+                " so",
+                sr=to.uuid,
+            ) from None
+        sr = await _made(to, _pool_for(to, pools), plan)
     if make:
         await _known_to_hosts(sr, to)
     with _saying(sr.name):
@@ -79,8 +86,7 @@ def _pool_for(to: PrimaryDataStoreTO, pools: Sequence[XenPool]) -> XenPool:
     )
 
 
-async def _made(to: PrimaryDataStoreTO, pool: XenPool) -> Repository:
-    plan = plan_of(to)
+async def _made(to: PrimaryDataStoreTO, pool: XenPool, plan: Plan) -> Repository:
     host = (await _hosts_for(to, pool, plan))[0]
     with _saying(to.uuid, plan.password):
         there = _UUID.findall(str(await _probed(pool, host, plan))) if plan.probed else []
@@ -119,7 +125,9 @@ async def _known_to_hosts(sr: Repository, to: PrimaryDataStoreTO) -> None:
     """Each host has a PBD of it: one that was introduced comes without any."""
     try:
         plan = plan_of(to)
-    except (NotFound, InvalidReference):
+    except InvalidReference:
+        plan = None
+    if plan is None:
         return  # it was made by somebody else, who knows how it is reached
     pbds = await sr.pool.call("SR.get_PBDs", sr.handle)
     known = {str(await sr.pool.call("PBD.get_host", pbd)) for pbd in pbds}
