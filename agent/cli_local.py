@@ -107,8 +107,8 @@ def _check(loaded: Loaded) -> None:
         server_tls(api.tls_cert, api.tls_key, api.tls_client_ca)
     store_settings(loaded.config)
     for pool in xen_pools(loaded.config):
+        from hypervisors.passwords import read
         from hypervisors.xen.hosts import Trust
-        from hypervisors.xen.passwords import read
 
         Trust(pool.ca_file)
         if isinstance(pool.password, Path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,12 @@ from hypervisors.kvm.handler import KvmHandler
 from hypervisors.kvm.snapshots import KvmSnapshots
 from hypervisors.process import ToolRunner
 from hypervisors.qemu.qemu_img import QemuImg
+from stores.contract import DataStore
+from stores.to import DataStoreTO
 from stores.transfer.engine import TransferEngine
 
 if TYPE_CHECKING:
+    from hypervisors.hyperv.settings import HypervHostSettings
     from hypervisors.xen.config import XenPoolSettings
 
 
@@ -25,15 +28,20 @@ def handlers(
     limits: GateLimits | None = None,
     *,
     xen: Sequence[XenPoolSettings] = (),
+    hyperv: Sequence[HypervHostSettings] = (),
+    shares: Callable[[DataStoreTO], DataStore] | None = None,
 ) -> Mapping[HypervisorType, HypervisorHandler]:
-    """One handler for each hypervisor that this agent can reach. Opens nothing. `runtime_dir`: for sockets. `xen`: its pools
-    of hosts, without which there is no handler for it."""
+    """One handler for each hypervisor that this agent can reach. Opens nothing. `runtime_dir`: for sockets. `xen`, `hyperv`:
+    their pools and hosts, without which there are no handlers for them. `shares`: gives the stores of the shares that
+    Hyper-V's disks are on."""
     limits = limits or GateLimits()
     qemu_img = QemuImg(runner)
     snapshots = KvmSnapshots(engine, qemu_img, runner, runtime_dir)
     made: list[HypervisorHandler] = [KvmHandler(engine, qemu_img, limits, snapshots)]
     if xen:
         made.append(_xen(engine, runner, runtime_dir, limits, xen))
+    if hyperv and shares is not None:
+        made.append(_hyperv(engine, runner, runtime_dir, limits, hyperv, shares))
     return {handler.type: handler for handler in made}
 
 
@@ -53,3 +61,21 @@ def _xen(
     pools = [XenPool(told) for told in settings]
     importer = Importer(engine, runner, runtime_dir, limit=limits.virtual_size)
     return XenHandler(engine, pools, importer, XenSnapshots(engine, pools, importer))
+
+
+def _hyperv(
+    engine: TransferEngine,
+    runner: ToolRunner,
+    runtime_dir: Path,
+    limits: GateLimits,
+    settings: Sequence[HypervHostSettings],
+    shares: Callable[[DataStoreTO], DataStore],
+) -> HypervisorHandler:
+    """Imported where there are hosts: it takes time."""
+    from hypervisors.hyperv.handler import HypervHandler
+    from hypervisors.hyperv.psrp import PsrpPort
+    from hypervisors.hyperv.reading import Reading
+
+    limit = limits.virtual_size
+    reading = Reading(engine, runner, runtime_dir, limit=limit)
+    return HypervHandler(engine, settings, lambda host: PsrpPort(host.endpoint), shares, reading, limit=limit)

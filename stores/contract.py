@@ -253,6 +253,14 @@ class PendingStream(Protocol):
         ...
 
 
+class PendingCopy(Protocol):
+    """An object that the store has made of another one, and that nobody sees yet."""
+
+    async def commit(self) -> ObjectInfo:
+        """Durable when it returns. `AlreadyExists` if the name was taken meanwhile and this copy was not told to replace."""
+        ...
+
+
 class PendingDisk(Protocol):
     """A disk of the hypervisor's own, to be made, in one of two ways, and then filled by whoever asked for `ManagedDisk`."""
 
@@ -344,10 +352,12 @@ class DataStore(abc.ABC):
         sent in the store, invisible, until `discard` removes it. Only where `writes` has `Kind.UPLOAD`."""
         raise self._unsupported("upload")
 
-    async def copy(self, source: ObjectInfo, ref: str, *, token: str, replace: bool = False) -> ObjectInfo:
-        """A second object with the content of `source`, which this store holds and which has to be unchanged, made by the store
-        itself: no byte comes here. Otherwise as `write` and its `commit`. `StoreUnsupported` where it cannot do that, before
-        anything is visible: then the bytes go by `present` and `write`."""
+    def copy(
+        self, source: ObjectInfo, ref: str, *, token: str, replace: bool = False
+    ) -> AbstractAsyncContextManager[PendingCopy]:
+        """As `write`, of what has the content of `source` when the context begins. This store holds `source`, which has to be
+        unchanged, and makes the copy itself: no byte comes here. `StoreUnsupported` where it cannot do that: then the bytes
+        go by `present` and `write`."""
         raise self._unsupported("copying by itself")
 
     async def discard(self, ref: str, *, token: str) -> None:

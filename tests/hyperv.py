@@ -35,17 +35,19 @@ def port_to(endpoint: Endpoint, **told: Any) -> PsrpPort:
 
 
 @asynccontextmanager
-async def hyperv_host(folder: Path, **told: Any) -> AsyncIterator[Host]:
-    """A host whose `D:\\pool` is `folder / "pool"`; afterwards no thread, no shell, no record and no partial file is left."""
-    (folder / "pool").mkdir()
+async def hyperv_host(folder: Path, *, pool: Path | None = None, **told: Any) -> AsyncIterator[Host]:
+    """A host whose `D:\\pool` is `pool`, or `folder / "pool"`, which is made; afterwards no thread, no shell, no record and no
+    partial file is left."""
+    pool = pool or folder / "pool"
+    pool.mkdir()
     (folder / "host").mkdir()
-    async with running(folder / "host", roots={POOL: folder / "pool"}, **told) as host:
+    async with running(folder / "host", roots={POOL: pool}, **told) as host:
         yield host
         assert host.shells.open == {}
         assert host.shells.running == 0
         assert host.model.records == {}
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("powershell")] == []
-    assert [file.name for file in (folder / "pool").iterdir() if ".partial." in file.name] == []
+    assert [file.name for file in pool.iterdir() if ".partial." in file.name] == []
 
 
 async def until(ready: Callable[[], bool]) -> None:

@@ -15,6 +15,7 @@ from hypervisors.backups.manifest import BrokenChain, Manifest
 from hypervisors.backups.overlay import Layer, Overlay, Part
 from hypervisors.context import Context
 from hypervisors.contract import ImageRefused
+from hypervisors.images import vhdx_map
 from hypervisors.images.parsing import refuse
 from hypervisors.images.qcow2_readback import read_layout
 from hypervisors.images.vhd_map import VhdMap, read_map
@@ -137,7 +138,11 @@ async def _mapped(manifest: Manifest, reader: RangeReader, engine: TransferEngin
             vhd = await _vhd_map(manifest, reader, engine)
             same = vhd.virtual_size == manifest.virtual_size and (vhd.parent_id is None) == (manifest.parent is None)
             return Layer(vhd.virtual_size, vhd.runs()) if same else None
-    raise refuse("format", f"backups are QCOW2 or VHD objects, not {manifest.format}")
+        case ImageFormat.VHDX:
+            vhdx = await vhdx_map.read_map(reader, engine)
+            same = (vhdx.virtual_size, vhdx.block) == (manifest.virtual_size, manifest.cluster_size)
+            return Layer(vhdx.virtual_size, vhdx.runs()) if same and manifest.parent is None else None
+    raise refuse("format", f"backups are QCOW2, VHD or VHDX objects, not {manifest.format}")
 
 
 async def _vhd_map(manifest: Manifest, reader: RangeReader, engine: TransferEngine) -> VhdMap:

@@ -23,15 +23,16 @@ class Endpoint:
     """TLS always, and its certificate is always checked: by the system's authorities, by those in `ca_file` instead, or by
     `fingerprint` (SHA-256), which then needs no authority and no name.
 
-    `user` and `password`: for negotiate, and for kerberos unless there is a ticket already. `certificate` and `key`: PEM files
-    for certificate. `configuration`: of the PowerShell endpoint, where it is one that offers our scripts alone.
+    `user` and `password`, or a file that holds it: for negotiate, and for kerberos unless there is a ticket already.
+    `certificate` and `key`: PEM files for certificate. `configuration`: of the PowerShell endpoint, where it is one that
+    offers our scripts alone.
     """
 
     address: str
     auth: Auth = Auth.NEGOTIATE
     port: int = WINRM_HTTPS_PORT
     user: str | None = None
-    password: Secret | None = None
+    password: Secret | Path | None = None
     certificate: Path | None = None
     key: Path | None = None
     ca_file: Path | None = None

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from hypervisors.hyperv import texts
@@ -13,6 +14,7 @@ from hypervisors.hyperv.endpoint import Endpoint
 from hypervisors.hyperv.errors import HypervFailure, failure
 from hypervisors.hyperv.powershell import PowerShellPort
 from hypervisors.hyperv.shell import Lost, Shell
+from hypervisors.passwords import current
 from stores.errors import StorageError, Unavailable
 from stores.transfer.threads import Threads
 from stores.uninterrupted import uninterrupted
@@ -64,7 +66,7 @@ class PsrpPort(PowerShellPort):
 
     async def _once(self, text: str, argument: str) -> str:
         async with self._turn:
-            shell = self._idle.pop() if self._idle else self._make_shell(self._endpoint)
+            shell = self._idle.pop() if self._idle else self._make_shell(await self._as_now())
 
             def work() -> str:
                 try:
@@ -80,6 +82,11 @@ class PsrpPort(PowerShellPort):
                 raise
             self._idle.append(shell)
             return answer
+
+    async def _as_now(self) -> Endpoint:
+        """With the password that its file holds now."""
+        password = self._endpoint.password
+        return self._endpoint if password is None else replace(self._endpoint, password=await current(password))
 
     async def aclose(self) -> None:
         while self._idle:

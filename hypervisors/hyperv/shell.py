@@ -21,6 +21,7 @@ from hypervisors.hyperv.endpoint import Auth, Endpoint
 from hypervisors.hyperv.errors import HypervBusy, HypervFailure, failure
 from hypervisors.hyperv.line import Line, LineAdapter
 from stores.errors import AccessDenied, StorageError, TlsFailed, Unavailable
+from stores.secret import Secret
 
 _ACCESS_DENIED = 5
 _ENVELOPE_TOO_LARGE = 0x80338048
@@ -71,7 +72,7 @@ class Shell:
             ssl=True,
             auth=endpoint.auth.value,
             username=endpoint.user,
-            password=endpoint.password.reveal() if endpoint.password is not None else None,
+            password=endpoint.password.reveal() if isinstance(endpoint.password, Secret) else None,
             connection_timeout=connect_s,
             read_timeout=answer_s,
             operation_timeout=max(answer_s - 5, 1),

@@ -8,7 +8,7 @@ from functools import partial
 from uuid import uuid4
 
 from hypervisors.contract import OperationUnsupported
-from hypervisors.images import qcow2_stream, vhd_stream
+from hypervisors.images import qcow2_stream, vhd_stream, vhdx_stream
 from hypervisors.images.pieces import ImageLayout
 from hypervisors.images.streaming import LayoutReader
 from stores.contract import ByteStream, Extent, KiB, RangeReader
@@ -19,7 +19,7 @@ from stores.transfer.pieces import known_size
 CLUSTER = 64 * KiB
 """Of the qcow2 images that we lay out."""
 
-WRITTEN = (ImageFormat.QCOW2, ImageFormat.VHD, ImageFormat.RAW)
+WRITTEN = (ImageFormat.QCOW2, ImageFormat.VHD, ImageFormat.VHDX, ImageFormat.RAW)
 """What `laid_out` can make."""
 
 
@@ -38,8 +38,11 @@ class DiskImage:
     changed: Callable[[], int]
 
 
-async def laid_out(engine: TransferEngine, disk: RangeReader, image_format: ImageFormat) -> DiskImage:
-    """All of the disk. `OperationUnsupported` for a format that is not `WRITTEN`."""
+async def laid_out(
+    engine: TransferEngine, disk: RangeReader, image_format: ImageFormat, *, sector: int = 512
+) -> DiskImage:
+    """All of the disk. `sector`: its logical sectors, in bytes, which VHDX alone tells. `OperationUnsupported` for a format
+    that is not `WRITTEN`."""
     size = known_size(disk)
     extents = await disk.extents(0, size)
     changed = sum(extent.length for extent in extents if not extent.zero)
@@ -52,6 +55,11 @@ async def laid_out(engine: TransferEngine, disk: RangeReader, image_format: Imag
         case ImageFormat.VHD:
             layout = await engine.run(partial(vhd_stream.layout, size, extents, unique_id=uuid4()))
             return _read_from(engine, disk, layout, image_format, size, vhd_stream.BLOCK, changed)
+        case ImageFormat.VHDX:
+            identity, block = vhdx_stream.Identity(uuid4(), uuid4(), uuid4()), vhdx_stream.block_for(size)
+            making = partial(vhdx_stream.layout, size, extents, identity=identity, block=block, sector=sector)
+            layout = await engine.run(making)
+            return _read_from(engine, disk, layout, image_format, size, block, changed)
     raise OperationUnsupported(
         f"a disk is sent as {', '.join(WRITTEN)}, not as {image_format}", format=image_format.value
     )

@@ -72,6 +72,7 @@ class VhdxImage:
         self.parent = vhdx_parent.read_locator(parameters)
         self.virtual_size = parameters.virtual_size
         self.sector = parameters.sector
+        self.block = parameters.block
         self._shape = Shape(parameters.virtual_size, parameters.block, parameters.sector)
         self._taken = (regions.table, regions.metadata, header.log)
         self._table_at = regions.table.offset

@@ -11,9 +11,9 @@ from typing import Any, Self
 
 import structlog
 
+from hypervisors.passwords import current
 from hypervisors.xen.errors import HOST_IS_SLAVE, SESSION_INVALID, XapiFailure, XapiRefused
 from hypervisors.xen.hosts import Host, known
-from hypervisors.xen.passwords import current
 from hypervisors.xen.xapi import NotConnected, Xapi
 from stores.errors import StorageError, Unavailable
 from stores.secret import Secret

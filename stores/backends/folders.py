@@ -78,3 +78,13 @@ class DraftStream:
 
     async def commit(self) -> ObjectInfo:
         return await self._publish()
+
+
+class DraftCopy:
+    """A `PendingCopy` in a file."""
+
+    def __init__(self, publish: Callable[[], Awaitable[ObjectInfo]]) -> None:
+        self._publish = publish
+
+    async def commit(self) -> ObjectInfo:
+        return await self._publish()

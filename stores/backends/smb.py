@@ -14,7 +14,7 @@ from functools import partial
 from smbprotocol.exceptions import SMBResponseException
 
 from stores.backends.directory import unfinished_name
-from stores.backends.folders import DraftStream, Infos, in_order, walk
+from stores.backends.folders import DraftCopy, DraftStream, Infos, in_order, walk
 from stores.backends.smb_calls import Status, entries, flush_folder, stat, usage
 from stores.backends.smb_draft import SmbDraft
 from stores.backends.smb_errors import MISSING, NOT_A_DIRECTORY, status_of
@@ -24,7 +24,7 @@ from stores.backends.smb_links import Links
 from stores.backends.smb_names import check_name, is_name, wire_path
 from stores.backends.smb_place import SmbPlace
 from stores.backends.smb_reader import SmbFile, SmbReader
-from stores.contract import DataStore, Kind, ObjectInfo, PendingWrite, Presentation, Usage
+from stores.contract import DataStore, Kind, ObjectInfo, PendingCopy, PendingWrite, Presentation, Usage
 from stores.errors import NotFound
 from stores.paths import check_prefix
 from stores.settings import StoreSettings
@@ -87,13 +87,16 @@ class SmbStore(DataStore):
                     memory,
                 )
 
-    async def copy(self, source: ObjectInfo, ref: str, *, token: str, replace: bool = False) -> ObjectInfo:
+    @asynccontextmanager
+    async def copy(
+        self, source: ObjectInfo, ref: str, *, token: str, replace: bool = False
+    ) -> AsyncIterator[PendingCopy]:
         """See the contract. By the server itself, inside this share."""
         path = self._path(source.ref)
         check_name(ref)
         async with self._draft(ref, token=token, size=source.size, replace=replace) as draft:
             await self._links.in_thread(partial(draft.copy, source, path))
-            return await self._links.in_thread(draft.publish)
+            yield DraftCopy(partial(self._links.in_thread, draft.publish))
 
     async def discard(self, ref: str, *, token: str) -> None:
         *folder, name = check_name(ref)

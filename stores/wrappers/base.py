@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from stores.contract import DataStore, Kind, ObjectInfo, PendingUpload, PendingWrite, Presentation, Usage
+from stores.contract import DataStore, Kind, ObjectInfo, PendingCopy, PendingUpload, PendingWrite, Presentation, Usage
 
 
 class WrapperStore(DataStore):
@@ -36,8 +36,10 @@ class WrapperStore(DataStore):
     ) -> AbstractAsyncContextManager[PendingUpload]:
         return self.inner.upload(ref, source, token=token, replace=replace)
 
-    async def copy(self, source: ObjectInfo, ref: str, *, token: str, replace: bool = False) -> ObjectInfo:
-        return await self.inner.copy(source, ref, token=token, replace=replace)
+    def copy(
+        self, source: ObjectInfo, ref: str, *, token: str, replace: bool = False
+    ) -> AbstractAsyncContextManager[PendingCopy]:
+        return self.inner.copy(source, ref, token=token, replace=replace)
 
     async def discard(self, ref: str, *, token: str) -> None:
         await self.inner.discard(ref, token=token)

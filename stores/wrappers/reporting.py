@@ -17,6 +17,7 @@ from stores.contract import (
     Extent,
     Kind,
     ObjectInfo,
+    PendingCopy,
     PendingFile,
     PendingStream,
     PendingUpload,
@@ -102,9 +103,14 @@ class ReportingStore(WrapperStore):
                 pending = await stack.enter_async_context(self.inner.upload(ref, source, token=token, replace=replace))
             yield _PendingUpload(pending, self)
 
-    async def copy(self, source: ObjectInfo, ref: str, *, token: str, replace: bool = False) -> ObjectInfo:
-        with self.measured("copy"):
-            return await self.inner.copy(source, ref, token=token, replace=replace)
+    @asynccontextmanager
+    async def copy(
+        self, source: ObjectInfo, ref: str, *, token: str, replace: bool = False
+    ) -> AsyncIterator[PendingCopy]:
+        async with AsyncExitStack() as stack:
+            with self.measured("copy"):
+                pending = await stack.enter_async_context(self.inner.copy(source, ref, token=token, replace=replace))
+            yield _PendingCopy(pending, self)
 
     async def discard(self, ref: str, *, token: str) -> None:
         with self.measured("discard"):
@@ -223,6 +229,16 @@ class _PendingStream:
     async def filled(self, room: memoryview) -> None:
         await self._inner.filled(room)
         self._report.moved(Direction.WRITTEN, len(room))
+
+    async def commit(self) -> ObjectInfo:
+        with self._report.measured("commit"):
+            return await self._inner.commit()
+
+
+class _PendingCopy:
+    def __init__(self, inner: PendingCopy, report: ReportingStore) -> None:
+        self._inner = inner
+        self._report = report
 
     async def commit(self) -> ObjectInfo:
         with self._report.measured("commit"):

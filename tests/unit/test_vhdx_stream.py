@@ -131,7 +131,8 @@ def array_of(made: ImageLayout, at: int, count: int) -> tuple[int, ...]:
 @pytest.mark.parametrize(
     ("size", "block"),
     [
-        (MiB, 2 * MiB),
+        (MiB, 1 * MiB),
+        (128 * GiB, 1 * MiB),
         (256 * GiB, 2 * MiB),
         (257 * GiB, 4 * MiB),
         (2048 * GiB, 16 * MiB),

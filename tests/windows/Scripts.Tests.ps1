@@ -158,10 +158,15 @@ Describe 'machines' {
         $attach = @{ vm = $Machine; path = Get-Path 'disk.vhdx'; controller = 'SCSI'; number = $null; location = $null }
         $place = Get-Result 'attach-disk' $attach
         (Get-Result 'attach-disk' $attach).location | Should -Be $place.location
+        $path = Get-Path 'disk.vhdx'
+        @((Get-Result 'find-machines' @{ path = $path }).machines | Where-Object { $_.vm -eq $Machine })[0].chain | Should -Be @($path)
         $first = Get-Result 'new-checkpoint' @{ vm = $Machine; name = "storage-agent $Run" }
         (Get-Result 'new-checkpoint' @{ vm = $Machine; name = "storage-agent $Run" }).id | Should -Be $first.id
         $first.disks[0].path | Should -Be (Get-Path 'disk.vhdx')
         (Get-Result 'get-disks' @{ vm = $Machine }).disks[0].path | Should -BeLike '*.avhdx'
+        $chain = @((Get-Result 'find-machines' @{ path = $path }).machines | Where-Object { $_.vm -eq $Machine })[0].chain
+        $chain.Count | Should -Be 2
+        $chain[-1] | Should -Be $path
         $null = Get-Result 'restore-checkpoint' @{ vm = $Machine; checkpoint = $first.id }
         (Get-Result 'remove-checkpoint' @{ vm = $Machine; checkpoint = $first.id }).removed | Should -BeTrue
         (Get-Result 'remove-checkpoint' @{ vm = $Machine; checkpoint = $first.id }).removed | Should -BeFalse

@@ -46,6 +46,20 @@ class MachineCommands:
             "dvd_drives": [asdict(drive) for drive in machine.dvd_drives],
         }
 
+    async def find_machines(self, told: Argument) -> Any:
+        found = []
+        for machine in self._model.machines.values():
+            for drive in machine.disks:
+                chain = [drive.path or ""]
+                while chain[-1].lower() != told["path"].lower() and chain[-1].lower().endswith(".avhdx"):
+                    try:
+                        chain.append((await self._vhds.get(chain[-1])).parent or "")
+                    except VhdError:
+                        break
+                if chain[-1].lower() == told["path"].lower():
+                    found.append({"vm": machine.name, "state": machine.state, "chain": chain})
+        return {"machines": found}
+
     async def attach_disk(self, told: Argument) -> Any:
         machine = self._machine(told)
         for drive in machine.disks:

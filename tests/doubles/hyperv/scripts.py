@@ -23,6 +23,7 @@ KNOWN = {
     "attach-disk": "08d2c5665d86a5f0ce56cf27aac07d9c75dddd050091c71d3b0d77c0f6f0f9b3",
     "delete-file": "92cbddc69fab390c70b00ce917ed5f95d32a07c8adc717625cef29b623b71dff",
     "detach-disk": "e80fcfa1ebf53053013689599957a85ece90abdbf8ad2e806fe6d2d18d43f8ca",
+    "find-machines": "30c73bfba6e91bded4aaa877db32269148acaabcb3fc3c959ee7ff2a50149c7d",
     "get-checkpoints": "a980a18e9379a8b38d1f41b3b63af6cc986e9c5ecb42ec7d48225460f20f8192",
     "get-disks": "f7d3e515c0d34ba695384eab204ca14aa9d2ac3c373b094a0663f4542a557991",
     "get-file": "e91332b74b5fee38111de57b2ae2d79d9272a36cd666bbfcf4655dbb8623e8c8",

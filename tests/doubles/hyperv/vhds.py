@@ -130,7 +130,7 @@ class Vhds:
             self._fixed(path, content)
         else:
             identity = Identity(old.image.disk_id or uuid.uuid4(), uuid.uuid4(), uuid.uuid4())
-            self._write(path, content, _data(content), identity, block=old.block, sector=old.image.sector)
+            self._write(path, content, data_of(content), identity, block=old.block, sector=old.image.sector)
 
     async def convert(self, source: str, destination: str, kind: str, block: int | None) -> None:
         content = await self.content(source)
@@ -138,7 +138,7 @@ class Vhds:
         if kind == "Fixed":
             self._fixed(destination, content)
         else:
-            self._write(destination, content, _data(content), _identity(), block=block, sector=sector)
+            self._write(destination, content, data_of(content), _identity(), block=block, sector=sector)
 
     async def merge(self, path: str, destination: str) -> None:
         """`destination` is somewhere below `path`. All data are written again, under a new content id."""
@@ -146,7 +146,7 @@ class Vhds:
         into = await self.get(destination)
         parent = await self.get(into.parent) if into.parent is not None else None
         identity = Identity(into.image.disk_id or uuid.uuid4(), uuid.uuid4(), uuid.uuid4())
-        extents = [Extent(0, len(content), zero=False)] if parent is not None else _data(content)
+        extents = [Extent(0, len(content), zero=False)] if parent is not None else data_of(content)
         self._write(destination, content, extents, identity, block=into.block, sector=into.image.sector, below=parent)
 
     async def set_parent(self, path: str, parent: str, *, ignore_mismatch: bool) -> None:
@@ -176,7 +176,7 @@ class Vhds:
         content[offset : offset + len(data)] = data
         parent = await self.get(into.parent) if into.parent is not None else None
         identity = Identity(into.image.disk_id or uuid.uuid4(), uuid.uuid4(), uuid.uuid4())
-        extents = _data(bytes(content)) if parent is None else [Extent(0, len(content), zero=False)]
+        extents = data_of(bytes(content)) if parent is None else [Extent(0, len(content), zero=False)]
         self._write(path, bytes(content), extents, identity, block=into.block, sector=into.image.sector, below=parent)
 
     # ------------------------------------------------------------------------------------------------------ inside
@@ -221,7 +221,7 @@ def _identity(disk: uuid.UUID | None = None) -> Identity:
     return Identity(disk or uuid.uuid4(), uuid.uuid4(), uuid.uuid4())
 
 
-def _data(content: bytes) -> list[Extent]:
+def data_of(content: bytes) -> list[Extent]:
     """Of whole MiB that hold anything."""
     zero = bytes(MiB)
     found = []

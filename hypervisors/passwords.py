@@ -1,4 +1,4 @@
-"""A pool's password, as it is now."""
+"""A password of hypervisors' hosts, as it is now."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def current(password: Secret | Path) -> Secret:
     """Itself, or what the file holds now, without the end of its line. `AccessDenied` says what is wrong with the file."""
     if isinstance(password, Secret):
         return password
-    threads = Threads("xen-password", 1)
+    threads = Threads("password", 1)
     try:
         return await threads.run(lambda: read(password))
     finally:
@@ -29,7 +29,7 @@ def read(file: Path) -> Secret:
             text = opened.read(_LIMIT).decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise AccessDenied(f"the password of a pool cannot be read from {file}: {reason}", file=str(file)) from None
+        raise AccessDenied(f"the password of a host cannot be read from {file}: {reason}", file=str(file)) from None
     if not text:
-        raise AccessDenied(f"{file} is empty, and needs to hold the password of a pool", file=str(file))
+        raise AccessDenied(f"{file} is empty, and needs to hold the password of a host", file=str(file))
     return Secret(text)
