@@ -94,7 +94,7 @@ class TransferSection(Section):
     memory: ByteSize = Field(
         ByteSize(48 * MiB),
         ge=8 * MiB,
-        description="Buffers of all transfers together; what is sent as a stream has 32 MiB beside them.",
+        description="Buffers of all transfers together; what is sent as a stream has 24 MiB beside them.",
     )
     threads: PositiveInt = Field(16, le=256, description="Threads for blocking reads, writes and digests.")
     connections: PositiveInt = Field(4, le=64, description="Connections that one transfer opens to a store.")

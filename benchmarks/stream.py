@@ -127,12 +127,7 @@ def main() -> int:
             rows = compare(contestants, rounds=options.rounds, after=lambda contestant, sample: None)
     show("streams", rows, size=options.size * MiB)
     peaks = {Way(row.name): row.peak_rss_mib for row in rows}
-    verdicts = [
-        *(at_most(f"stream, {way}: peak RSS, MiB", peaks[way], 150) for way in (Way.SMALL, Way.LARGE, Way.ONCE)),
-        at_most(
-            "eight streams: peak RSS by that with small parts", peaks[Way.LARGE_EIGHT] / peaks[Way.SMALL_EIGHT], 1.1
-        ),
-    ]
+    verdicts = [at_most(f"stream, {way}: peak RSS, MiB", peaks[way], 150) for way in Way]
     conclude(verdicts, {"streams": rows}, options.json)
     return 0 if all(verdict.met for verdict in verdicts) else 1
 

@@ -43,7 +43,7 @@ class Cut:
             length = max(1, pieces) * self.smallest
         else:
             step = max(1, self.most // 20)
-            small = -(-self.most * 9 // 20)
+            small = round(self.most * 9 / 20)
             doubled = max(0, number - small + step - 1) // step
             length = min(self.smallest << doubled, MAX_PART)
         if number > self.most:

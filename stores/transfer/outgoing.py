@@ -7,7 +7,7 @@ import mmap
 
 from stores.contract import MiB
 
-OUTGOING = 32 * MiB
+OUTGOING = 24 * MiB
 
 
 class Outgoing:

@@ -33,8 +33,8 @@ ENCRYPTED_STEP = 256 * KiB
 """The same over TLS. All of it has to go out within the timeout, since nobody sees how much of a call has done so yet."""
 
 
-REREAD_WIDTH = 3
-"""Buffers with which a body is read anew: one is sent, and two are read meanwhile."""
+REREAD_WIDTH = 2
+"""Buffers with which a body is read anew: one is sent while the other is read."""
 
 
 class Sendable(Protocol):
