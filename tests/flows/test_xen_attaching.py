@@ -38,7 +38,7 @@ from stores.to import ImageFormat, PrimaryDataStoreTO, TemplateObjectTO, VolumeO
 from tests.doubles import xapi
 from tests.doubles.disk_images import DiskImages
 from tests.doubles.world import world
-from tests.flows.test_xen_operations import Lab, laboratory
+from tests.xen_lab import Lab, laboratory
 from tests.xen_machines import Machines
 from tests.xen_place import xen_handler
 from tests.xen_pools import connected_to

@@ -18,7 +18,7 @@ from stores.contract import MiB, Silent
 from stores.errors import AlreadyExists, InvalidReference, NotFound, StorageError
 from stores.secret import Secret
 from stores.to import PrimaryDataStoreTO, VolumeObjectTO
-from tests.flows.test_xen_operations import Lab, laboratory
+from tests.xen_lab import Lab, laboratory
 from tests.xen_machines import Machines
 
 PASSWORD = "very-secret-chap-7"
