@@ -99,7 +99,7 @@ def check_config(config: Path | None, as_json: bool) -> None:
 def _check(loaded: Loaded) -> None:
     """What can be wrong beyond the values themselves: users, groups and certificates that are named."""
     from agent.security import UnixPolicy, server_tls
-    from agent.wiring import staging_zone, store_settings, xen_pools
+    from agent.wiring import hyperv_hosts, staging_zone, store_settings, xen_pools
 
     api = loaded.config.api
     UnixPolicy.resolve(api.users, api.group)
@@ -113,6 +113,11 @@ def _check(loaded: Loaded) -> None:
         Trust(pool.ca_file)
         if isinstance(pool.password, Path):
             read(pool.password)
+    for host in hyperv_hosts(loaded.config):
+        from hypervisors.passwords import read
+
+        if isinstance(host.endpoint.password, Path):
+            read(host.endpoint.password)
     if loaded.config.cloudstack.servers:
         from agent.transports.cloudstack.tls import client_context
         from agent.transports.cloudstack.transport import link_settings

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from agent.config_hyperv import HypervSection
 from agent.config_values import AbsolutePath, SecretFile, Section
 from agent.config_xen import XenSection
 from agent.security import Role
@@ -508,6 +509,7 @@ class Config(Section):
     tls: TlsSection = TlsSection()
     smb: SmbSection = SmbSection()
     xen: XenSection = XenSection()
+    hyperv: HypervSection = HypervSection()
     api: ApiSection = ApiSection()
     cloudstack: CloudStackSection = CloudStackSection()
     logs: LogsSection = LogsSection()
@@ -525,6 +527,22 @@ class Config(Section):
             raise ValueError(
                 "agent.hypervisor is XenServer, and cloudstack.roles has routing: CloudStack's management servers talk to"
                 " XenServer's hosts themselves, and take no agent for one; secondary-storage alone is possible"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hosts_of_hyperv(self) -> Self:
+        if self.agent.hypervisor is not HypervisorType.HYPERV:
+            return self
+        if not self.hyperv.hosts:
+            raise ValueError(
+                "agent.hypervisor is Hyperv, and hyperv.hosts names no host: it needs one with name, address, shares, user and"
+                " password_file"
+            )
+        if self.cloudstack.servers and "routing" in self.cloudstack.roles:
+            raise ValueError(
+                "agent.hypervisor is Hyperv, and cloudstack.roles has routing: this agent is a gateway and no Hyper-V host;"
+                " secondary-storage alone is possible"
             )
         return self
 

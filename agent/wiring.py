@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # what they stand on takes time to import, and is only needed
     from agent.transports.cloudstack.contract import Role
     from agent.transports.cloudstack.staging_file import Zone
     from agent.transports.cloudstack.transport import Roles
+    from hypervisors.hyperv.settings import HypervHostSettings
     from hypervisors.xen.config import XenPoolSettings
     from stores.cache.cache import Cache
     from stores.cache.database import Database
@@ -165,7 +166,15 @@ def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
     resolver.note_in(leftovers)
     uploading = UploadService(queue, cache.pools if cache is not None else ())
     limits = GateLimits(virtual_size=config.images.max_virtual_size)
-    by_type = handlers(engine, ToolRunner(), config.agent.runtime_dir, limits, xen=xen_pools(config))
+    by_type = handlers(
+        engine,
+        ToolRunner(),
+        config.agent.runtime_dir,
+        limits,
+        xen=xen_pools(config),
+        hyperv=hyperv_hosts(config),
+        shares=resolver.store,
+    )
     operations = Operations(resolver, by_type, engine, clock, limits)
     retention = Retention(config.agent.retention_s, config.agent.retention_count)
     return Parts(
@@ -297,6 +306,34 @@ def xen_pools(config: Config) -> Sequence[XenPoolSettings]:
             lock_s=pool.lock_s,
         )
         for pool in config.xen.pools
+    ]
+
+
+def hyperv_hosts(config: Config) -> Sequence[HypervHostSettings]:
+    """What the configuration says about Hyper-V hosts, in their own terms. Reads no password."""
+    if not config.hyperv.hosts:
+        return ()
+    from hypervisors.hyperv.endpoint import Auth, Endpoint
+    from hypervisors.hyperv.settings import HypervHostSettings
+
+    return [
+        HypervHostSettings(
+            name=host.name,
+            endpoint=Endpoint(
+                address=host.address,
+                auth=Auth(host.auth),
+                port=host.port,
+                user=host.user,
+                password=host.password_file,
+                certificate=host.certificate,
+                key=host.key,
+                ca_file=host.ca_file,
+                fingerprint=bytes.fromhex(host.fingerprint) if host.fingerprint is not None else None,
+                configuration=host.configuration,
+            ),
+            shares=host.shares,
+        )
+        for host in config.hyperv.hosts
     ]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.config import Config
-from agent.wiring import xen_pools
+from agent.wiring import hyperv_hosts, xen_pools
 from hypervisors.contract import HypervisorHandler, HypervisorType, ImageSpec, Operation, OperationUnsupported
 from hypervisors.images.formats import DRIVERS
 from hypervisors.process import ToolRunner
@@ -58,14 +58,28 @@ _POOLS: Mapping[HypervisorType, Sequence[tuple[str, PrimaryDataStoreTO, bool]]] 
         # A source like any other: its pools have to be directories.
         ("SMB pool", PrimaryDataStoreTO(uuid="s", poolType="SMB", host="host", path="/share"), False),
     ),
+    HypervisorType.HYPERV: (
+        ("share of a host", PrimaryDataStoreTO(uuid="h", poolType="SMB", host="host", path="/vms"), True),
+    ),
     HypervisorType.XEN: (("SR", PrimaryDataStoreTO(uuid="sr", poolType="PreSetup"), True),),
 }
 
 
 def _handlers(engine: TransferEngine) -> Sequence[HypervisorHandler]:
     """All that there are, made as the daemon makes them."""
-    config = Config.model_validate({"xen": {"pools": [{"name": "p", "hosts": ["unix:/xapi"]}]}})
-    return list(handlers(engine, ToolRunner(), Path("/run"), xen=xen_pools(config)).values())
+    host = {"name": "h", "address": "host", "auth": "kerberos", "shares": {"host/vms": "D:\\vms"}}
+    config = Config.model_validate(
+        {"xen": {"pools": [{"name": "p", "hosts": ["unix:/xapi"]}]}, "hyperv": {"hosts": [host]}}
+    )
+    made = handlers(
+        engine,
+        ToolRunner(),
+        Path("/run"),
+        xen=xen_pools(config),
+        hyperv=hyperv_hosts(config),
+        shares=Resolver(StoreSettings(), engine).store,
+    )
+    return list(made.values())
 
 
 def _places(engine: TransferEngine, *of: HypervisorHandler) -> list[Place]:
@@ -94,7 +108,8 @@ def _places(engine: TransferEngine, *of: HypervisorHandler) -> list[Place]:
     return places
 
 
-_QCOW2, _RAW, _VHD, _ISO = (ImageFormat.QCOW2, ImageFormat.RAW, ImageFormat.VHD, ImageFormat.ISO)
+_QCOW2, _RAW, _ISO = (ImageFormat.QCOW2, ImageFormat.RAW, ImageFormat.ISO)
+_VHD, _VHDX = (ImageFormat.VHD, ImageFormat.VHDX)
 _KVM = (
     Case(Operation.COPY_TEMPLATE, "same format", ImageSpec(_QCOW2), ImageSpec(_QCOW2)),
     Case(Operation.COPY_TEMPLATE, "converted", ImageSpec(_VHD), ImageSpec(_QCOW2)),
@@ -185,7 +200,30 @@ _XEN = (
         lambda place: not place.pool,
     ),
 )
-_CASES: Mapping[HypervisorType, Sequence[Case]] = {HypervisorType.KVM: _KVM, HypervisorType.XEN: _XEN}
+_HYPERV = (
+    Case(Operation.COPY_TEMPLATE, "VHDX", ImageSpec(_VHDX), ImageSpec(_VHDX)),
+    Case(Operation.COPY_TEMPLATE, "VHD, RAW", ImageSpec(_VHD), ImageSpec(_VHDX), lambda place: not place.pool),
+    Case(Operation.COPY_TEMPLATE, "QCOW2, VMDK", ImageSpec(_QCOW2), ImageSpec(_VHDX), lambda place: not place.pool),
+    Case(Operation.COPY_TEMPLATE, "ISO, also compressed", ImageSpec(_ISO), ImageSpec(_ISO)),
+    Case(Operation.LINK_TEMPLATE, "inside one pool", ImageSpec(_VHDX), ImageSpec(_VHDX), lambda place: place.pool),
+    Case(Operation.COPY_VOLUME, "VHDX; of machines that are off", ImageSpec(_VHDX), ImageSpec(_VHDX)),
+    Case(Operation.COPY_VOLUME, "QCOW2, VMDK", ImageSpec(_QCOW2), ImageSpec(_VHDX), lambda place: not place.pool),
+    Case(Operation.SNAPSHOT, "also of running VMs", ImageSpec(_VHDX), ImageSpec(_VHDX), lambda place: place.pool),
+    Case(Operation.BACK_UP, "whole", ImageSpec(_VHDX), ImageSpec(_VHDX), lambda place: place.pool),
+    Case(Operation.EXPORT_VOLUME, "no VM running", ImageSpec(_VHDX), ImageSpec(_VHDX), lambda place: place.pool),
+    Case(
+        Operation.RESTORE,
+        "with all that it builds on",
+        ImageSpec(_VHDX),
+        ImageSpec(_VHDX),
+        lambda place: not place.pool,
+    ),
+)
+_CASES: Mapping[HypervisorType, Sequence[Case]] = {
+    HypervisorType.KVM: _KVM,
+    HypervisorType.XEN: _XEN,
+    HypervisorType.HYPERV: _HYPERV,
+}
 
 
 def acceptances() -> str:
@@ -225,13 +263,21 @@ def formats() -> str:
         rows = (
             (
                 source,
-                *("in place" if handler.keeps_bytes(ImageSpec(source), ImageSpec(t)) else "converted" for t in targets),
+                *(_becomes(handler, ImageSpec(source), ImageSpec(target)) for target in targets),
             )
             for source in DRIVERS
         )
         blocks.append(_table((f"{handler.type}: from", *(f"to {target}" for target in targets)), rows))
     refused = ", ".join(found for found in ImageFormat if found not in DRIVERS)
     return "\n\n".join(blocks) + f"\n\nRefused by the gate as a source: {refused}."
+
+
+def _becomes(handler: HypervisorHandler, source: ImageSpec, target: ImageSpec) -> str:
+    try:
+        handler.accepts(Operation.COPY_TEMPLATE, source, target)
+    except OperationUnsupported:
+        return "refused"
+    return "in place" if handler.keeps_bytes(source, target) else "converted"
 
 
 def _fills(handler: HypervisorHandler, target: ImageFormat) -> bool:

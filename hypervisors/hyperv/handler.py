@@ -102,6 +102,10 @@ class HypervHandler(HypervisorHandler):
     def accepts(self, operation: Operation, source: ImageSpec, target: ImageSpec) -> Accepts:
         if source.format is not None:
             driver_of(source.format)
+        if target.format is ImageFormat.ISO and source.format not in (ImageFormat.ISO, None):
+            raise OperationUnsupported(
+                f"an ISO is not made of a {source.format} image", hypervisor=self.type.value, format=source.format
+            )
         if operation in _OF_THE_POOL:
             return Accepts(
                 (Kind.MANAGED_DISK,),

@@ -29,8 +29,13 @@ class HypervHostSettings:
 
     def __post_init__(self) -> None:
         for path in self.shares.values():
-            if not _WINDOWS_PATH.fullmatch(path):
-                raise ValueError(f"{path} is not a path as a Hyper-V host has it")
+            check_path(path)
+
+
+def check_path(path: str) -> None:
+    """ValueError for what is no path of a host."""
+    if not _WINDOWS_PATH.fullmatch(path):
+        raise ValueError(f"{path} is no path as a Hyper-V host has it, like D:\\vms")
 
 
 @dataclass(frozen=True, slots=True)
