@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import http.client
 import json
 import random
 import subprocess
@@ -38,7 +37,7 @@ from benchmarks.harness import (
     show,
 )
 from benchmarks.image import make_images
-from benchmarks.sink import run_sink
+from benchmarks.sink import forget, run_sink, size_of
 from benchmarks.tools import TOOLS, aws_environment
 from hypervisors import verbs
 from hypervisors.contract import HypervisorType
@@ -109,34 +108,17 @@ class Bench:
         send = " ".join([*upload, str(temporary), f"s3:/{volume.key(name)}"])
         return Contestant(title, ["sh", "-ec", f"{convert}; {send}; rm {temporary}"], aws_environment(self.sink))
 
-    def size(self, key: str) -> int:
-        return self._asked("HEAD", key)
-
-    def forget(self, key: str) -> None:
-        for each in (key, f"{key}.manifest.json"):
-            self._asked("DELETE", each)
-
-    def _asked(self, method: str, key: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", self.sink.port)
-        try:
-            connection.request(method, key)
-            answer = connection.getresponse()
-            answer.read()
-            return int(answer.headers.get("Content-Length", 0))
-        finally:
-            connection.close()
-
     def race(
         self, title: str, contestants: Sequence[Contestant], keys: Sequence[str], rounds: int, size: int
     ) -> list[Row]:
         """`keys`: what each of them makes. It must be there, whole or not, and goes before the next run."""
 
         def after(contestant: Contestant, sample: Sample) -> None:
-            made = [key for key in keys if self.size(key)]
+            made = [key for key in keys if size_of(self.sink, key)]
             if not made and not sample.stalled:
                 raise ContestantFailed(f"{contestant.name} sent nothing")
             for key in made:
-                self.forget(key)
+                forget(self.sink, key, f"{key}.manifest.json")
 
         rows = compare(contestants, rounds=rounds, after=after)
         show(title, rows, size=size)
@@ -240,7 +222,7 @@ def incremental(bench: Bench, rounds: int, tables: dict[str, list[Row]]) -> list
         )
         rows += bench.race(contestant.name, [contestant], [volume.key("delta")], rounds, sent)
         whole = bench.agent(f"full, {virtual // GiB} GiB", volume, "full")
-        bench.forget(volume.key("full"))
+        forget(bench.sink, volume.key("full"), f"{volume.key('full')}.manifest.json")
         rows += bench.race(whole.name, [whole], [volume.key("full")], rounds, SPARSE_DATA)
     tables["volumes of 2 GiB and 8 TiB"] = rows
     small, whole_small, large, whole_large = rows
@@ -258,8 +240,8 @@ def incremental(bench: Bench, rounds: int, tables: dict[str, list[Row]]) -> list
 
 def _sent_by(bench: Bench, contestant: Contestant, key: str) -> int:
     subprocess.run(contestant.argv, check=True, stdout=subprocess.DEVNULL)
-    size = bench.size(key)
-    bench.forget(key)
+    size = size_of(bench.sink, key)
+    forget(bench.sink, key, f"{key}.manifest.json")
     return size
 
 

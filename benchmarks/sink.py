@@ -10,6 +10,7 @@ plain connections the kernel drops the bytes without copying them (MSG_TRUNC, tc
 from __future__ import annotations
 
 import hashlib
+import http.client
 import itertools
 import mmap
 import socket
@@ -223,6 +224,27 @@ def run_sink(directory: Path, certificates: Certificates) -> Iterator[S3Server]:
         yield S3Server(
             f"http://127.0.0.1:{port}", f"https://127.0.0.1:{tls_port}", certificates.ca_file, "sink-key", "sink-secret"
         )
+
+
+def size_of(sink: S3Server, key: str) -> int:
+    """Bytes of the object at `/BUCKET/KEY`, 0 where there is none."""
+    return _asked(sink, "HEAD", key)
+
+
+def forget(sink: S3Server, *keys: str) -> None:
+    for key in keys:
+        _asked(sink, "DELETE", key)
+
+
+def _asked(sink: S3Server, method: str, key: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", sink.port)
+    try:
+        connection.request(method, key)
+        answer = connection.getresponse()
+        answer.read()
+        return int(answer.headers.get("Content-Length", 0))
+    finally:
+        connection.close()
 
 
 def main() -> None:

@@ -119,6 +119,10 @@ class Controls:
         """SHA-256 of all of the disk's bytes."""
         return await asyncio.to_thread(self._disk(vdi).digest)
 
+    async def same(self, vdi: str, other: str) -> bool:
+        """Whether both disks have the same size and the same bytes."""
+        return await asyncio.to_thread(self._disk(vdi).same, self._disk(other))
+
     async def save(self, vdi: str, path: str) -> None:
         """The disk as a sparse raw file."""
         await asyncio.to_thread(self._disk(vdi).flatten, Path(path))
