@@ -157,6 +157,27 @@ def check_config(config: Config = None, json_: Json = False) -> None:
     cli_local.check_config(config, json_)
 
 
+@app.command()
+def selftest(
+    xen: Annotated[
+        list[str], typer.Option(help="A host of a pool of XenServer or XCP-ng: https://ADDRESS. Once for each host.")
+    ],
+    sr: Annotated[str, typer.Option(help="The uuid or name of the SR to try things in.")],
+    iso_sr: Annotated[str | None, typer.Option(help="An ISO SR to try an upload in.")] = None,
+    user: Annotated[str, typer.Option(help="A user with the role pool-operator.")] = "root",
+    password_file: Annotated[Path | None, typer.Option(help="A file that holds the password.", dir_okay=False)] = None,
+    ca_file: Annotated[Path | None, typer.Option(help="Certificates (PEM) to trust.", dir_okay=False)] = None,
+    fingerprint: Annotated[
+        list[str] | None, typer.Option(help="SHA-256 of a host's certificate; once for each host, in their order.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Try on a pool of hosts what the agent takes for granted, in disks of its own, of which nothing is left."""
+    from agent import cli_selftest
+
+    cli_selftest.xen(xen, sr, iso_sr, user, password_file, ca_file, fingerprint or (), json_)
+
+
 @cache.command("stats")
 def cache_stats(socket: Socket = None, config: Config = None, json_: Json = False) -> None:
     """Show the pools with their numbers."""

@@ -3,9 +3,9 @@
     python -m benchmarks.xen [--rounds N] [--only template|backup] [--directory DIRECTORY] [--json FILE]
 
 The classical way goes through files of whoever is between the store and the pool: download, `qemu-img convert` to VHD, PUT by
-curl; and GET by curl, upload. The pool is a double (`tests/doubles/xapi`), so that no figure says how fast a real host is. It is
-the same for both ways, in a process of its own, over TLS, and keeps its disks in memory. All of them share the machine's
-processors, the double too: what it costs both ways makes the ratios smaller than they would be beside a real host.
+curl; and GET by curl, upload. The pool is a double (`tests/doubles/xapi`), so no figure says how fast a real host is. It is the
+same for both ways, in a process of its own, over TLS, and keeps its disks in memory. All share the machine's processors, the
+double too: what it costs both ways makes the ratios smaller than they would be beside a real host.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _told(data: DataTO) -> dict[str, Any]:
 
 def templates(bench: Bench, store: S3Server, images: Sequence[Path], rounds: int) -> list[Verdict]:
     """From a qcow2 object in S3. The same data in a disk of the largest size, too, which nobody converts in reasonable time."""
-    pool, (image, huge) = bench.pool, images
+    pool, image = bench.pool, images[0]
     target = TemplateObjectTO(path="ours", imageDataStore=pool.sr)
     sources = [TemplateObjectTO(path=each.name, format=ImageFormat.QCOW2, imageDataStore=s3(store)) for each in images]
     classic = bench.work / "classic.uuid"
@@ -263,7 +263,9 @@ def backups(bench: Bench, store: S3Server, sink: S3Server, images: Sequence[Path
             title = f"{kind} backup of {name}, disk of {write_rate(bench.work) / 1e6:.0f} MB/s"
             rows = bench.race(title, [ours, *others], rounds, size, after)
             what = f"{kind} backup of {name} disk"
-            verdicts += [at_least(f"{what}: time of {row.name} / ours", row.wall_s / rows[0].wall_s, 2) for row in rows[1:]]
+            verdicts += [
+                at_least(f"{what}: time of {row.name} / ours", row.wall_s / rows[0].wall_s, 2) for row in rows[1:]
+            ]
             verdicts += [
                 at_most(f"{what}: bytes that crossed / data", bench.pool.crossed() / size, 1.01 if others else 1.1),
                 at_most(f"{what}: bytes written to disks, MiB", rows[0].extra["written"] / MiB, 1),
@@ -274,7 +276,11 @@ def backups(bench: Bench, store: S3Server, sink: S3Server, images: Sequence[Path
         bench.pool.destroy(*bench.pool.names())
     return [
         *verdicts,
-        at_most("full backup: time for 2040 GiB / for 8 GiB with the same data", times["large full"] / times["usual full"], 1.5),
+        at_most(
+            "full backup: time for 2040 GiB / for 8 GiB with the same data",
+            times["large full"] / times["usual full"],
+            1.5,
+        ),
     ]
 
 

@@ -52,7 +52,7 @@ class Repository:
 
     async def named(self, name: str) -> list[Disk]:
         """All VDIs called so."""
-        return await self._shown(await self.pool.call("VDI.get_by_name_label", name))
+        return await self.shown(await self.pool.call("VDI.get_by_name_label", name))
 
     async def by_uuid(self, uuid: str) -> Disk | None:
         try:
@@ -61,11 +61,11 @@ class Repository:
             if problem.code in (UUID_INVALID, HANDLE_INVALID):
                 return None
             raise
-        return next(iter(await self._shown([handle])), None)
+        return next(iter(await self.shown([handle])), None)
 
     async def disk(self, handle: str) -> Disk:
         """`NotFound` if it is gone."""
-        found = await self._shown([handle])
+        found = await self.shown([handle])
         if not found:
             raise NotFound(f"SR {self.name} does not have that VDI any more", sr=self.uuid)
         return found[0]
@@ -75,7 +75,9 @@ class Repository:
         records = await self.pool.call("VDI.get_all_records_where", f'field "SR"="{self.handle}"')
         return [disk_of(handle, record) for handle, record in records.items()]
 
-    async def _shown(self, handles: Sequence[str]) -> list[Disk]:
+    async def shown(self, handles: Sequence[str]) -> list[Disk]:
+        """Those of them that are there and in this SR."""
+
         async def shown(handle: str) -> Disk | None:
             try:
                 record = await self.pool.call("VDI.get_record", handle)
@@ -220,7 +222,7 @@ class Repository:
         return bool(await self._vbds(disk))
 
     async def _vbds(self, disk: Disk) -> Sequence[str]:
-        found = await self._shown([disk.handle])
+        found = await self.shown([disk.handle])
         return found[0].vbds if found else ()
 
 

@@ -24,7 +24,7 @@ What is in it
 -------------
 SRs "shared" (nfs, default), "blocks" (lvmoiscsi, thick), "isos" (iso), "local-N" (ext, only host N has it plugged, so that
 other hosts redirect); a control domain for each host; a halted VM "guest"; one network. `Settings` has sizes, delays, how
-JSON writes integers, whether ISOs can be uploaded, whether hosts know qcow2.
+JSON writes integers, whether ISOs can be uploaded, whether hosts know qcow2; and `lies`, what is not as it should be.
 
 RPC: POST to `/`, `/RPC2` (XML), `/jsonrpc` (JSON-RPC 1 and 2); `system.listMethods` names all calls. Contents are chains of
 copy-on-write nodes as SM makes them, with changed block tracking; `virtual_size` is rounded to 2 MiB, space is charged for

@@ -200,7 +200,7 @@ class VdiCalls:
         size = max(self._storage.disks[vdi].size for vdi in (vdi_from, vdi_to))
         bits = bytearray(-(-size // CBT_BLOCK // 8))
         for block in changed:
-            bits[block // 8] |= 0x80 >> block % 8
+            bits[block // 8] |= 1 << block % 8 if "bits-turned" in self._world.settings.lies else 0x80 >> block % 8
         return base64.b64encode(bits).decode()
 
     async def get_nbd_info(self, caller: Caller, vdi: str) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ class Dispatcher:
 
     def __init__(self, world: World, nbd: NbdServers) -> None:
         self._world = world
-        self._objects = Objects(world.db)
+        self._objects = Objects(world.db, replacing="duplicates" in world.settings.lies)
         self._own: dict[str, object] = {
             "VDI": VdiCalls(world, nbd),
             "SR": SrCalls(world),

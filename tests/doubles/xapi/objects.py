@@ -17,8 +17,10 @@ Method = Callable[..., Coroutine[Any, Any, Any]]
 
 
 class Objects:
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, *, replacing: bool = False) -> None:
+        """`replacing`: members of maps are replaced where they should be refused."""
         self._db = db
+        self._replacing = replacing
 
     def find(self, kind: str, method: str) -> Method | None:
         """What does `kind.method`, or None."""
@@ -95,7 +97,7 @@ class Objects:
 
     async def _add_to_map(self, kind: str, field: str, ref: str, key: str, value: str) -> str:
         held = self._db.field(kind, ref, field)
-        if key in held:
+        if key in held and not self._replacing:
             raise Failure("MAP_DUPLICATE_KEY", kind, field, ref, key)
         self._db.change(kind, ref, **{field: {**held, key: value}})
         return ""

@@ -7,6 +7,20 @@ from dataclasses import dataclass
 GiB = 1 << 30
 
 
+LIES = (
+    "answer-late",  # the answer to a PUT comes after its body
+    "beyond-taken",  # what is sent beyond the end of a disk is dropped, and the task succeeds
+    "bits-turned",  # the first changed block is the lowest bit
+    "clone-shared",  # what is written to a clone is in its source too
+    "config-lost",  # copies of a VDI have no other_config
+    "delta-all",  # base= gives all blocks that the disk has
+    "delta-short",  # base= leaves one block out
+    "duplicates",  # add_to_ replaces what there is
+    "size-down",  # VDI.create rounds down
+    "snapshot-shared",  # what is written to a disk is in its snapshots too
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Sizes are bytes, times seconds."""
@@ -30,3 +44,9 @@ class Settings:
     """Whether VDI.create works in the ISO SR."""
     qcow2: bool = False
     """Whether hosts have what format=qcow2 needs."""
+    lies: tuple[str, ...] = ()
+    """What is not as public sources and documents say, of `LIES`."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.lies) - set(LIES):
+            raise ValueError(f"{unknown} are none of {LIES}")

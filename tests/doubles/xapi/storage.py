@@ -138,7 +138,7 @@ class Storage:
         if kind.vhd and not 0 < size <= LARGEST:
             raise bad_size(f"{size} is not between 2 MiB and {LARGEST}")
         if kind.vhd:
-            size = -(-size // BLOCK) * BLOCK
+            size = size // BLOCK * BLOCK if "size-down" in self.settings.lies else -(-size // BLOCK) * BLOCK
         if kind.thick and self.used(sr) + size > self._db.field("SR", sr, "physical_size"):
             raise no_space()
         sm_config = dict(fields.pop("sm_config", {}))
@@ -168,7 +168,8 @@ class Storage:
             size = self._db.field("SR", sr, "physical_size")
             if self.used(sr) + len(disk.leaf.blocks) * BLOCK + (0 if snapshot else disk.size) > size:
                 raise no_space()
-        new = disk.fork()
+        shared = ("snapshot-shared" if snapshot else "clone-shared") in self.settings.lies
+        new = Disk(disk.nodes, disk.size, disk.leaf) if shared else disk.fork()
         fields: dict[str, Any] = {
             "name_label": record["name_label"],
             "name_description": record["name_description"],
@@ -176,7 +177,7 @@ class Storage:
             "sharable": record["sharable"],
             "xenstore_data": record["xenstore_data"],
             "tags": record["tags"],
-            "other_config": record["other_config"],
+            "other_config": {} if "config-lost" in self.settings.lies else record["other_config"],
             "sm_config": {**record["sm_config"], **note},
         }
         if snapshot:

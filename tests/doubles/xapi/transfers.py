@@ -86,6 +86,9 @@ class DataHandlers:
             transfer.vdi = self._db.field("VDI", vdi, "uuid")
         task = self._admission.task(where, connection.host, request)
         transfer.task, transfer.status = task, 200
+        if where == "import" and "answer-late" in self._world.settings.lies:
+            while await connection.reader.read(BLOCK):
+                pass
         told = {"Connection": "close", "Cache-Control": "no-cache, no-store", "task-id": task}
         told["content-type"] = _MEDIA[file_format]
         if where == "export":
@@ -212,8 +215,8 @@ class DataHandlers:
         charge = self._world.storage.charge(self._db.field("VDI", vdi, "SR"))
 
         def write(offset: int, data: bytes) -> None:
-            disk.write(offset, memoryview(data)[: max(0, disk.size - offset)], charge)
-            if offset + len(data) > disk.size:
+            disk.write(min(offset, disk.size), memoryview(data)[: max(0, disk.size - offset)], charge)
+            if offset + len(data) > disk.size and "beyond-taken" not in self._world.settings.lies:
                 raise BadBody(f"{len(data)} bytes at {offset} of a disk of {disk.size}")
             transfer.body = body.taken
             self._world.tasks.progress(transfer.task, int(100 * (offset + len(data)) / (disk.size + 1)) / 100)
@@ -277,7 +280,12 @@ class DataHandlers:
         number = self._db.field("VDI", base, "uuid")
         sr = self._db.field("SR", record["SR"], "uuid")
         parent = vhd.Parent(uuid.UUID(number), f"/var/run/sr-mount/{sr}/{number}.vhd")
-        return vhd.planned(disk.size, disk.changed_since(below), uuid.UUID(record["uuid"]), parent)
+        changed = disk.changed_since(below)
+        if "delta-all" in self._world.settings.lies:
+            changed = disk.allocated()
+        if "delta-short" in self._world.settings.lies:
+            changed = changed[1:]
+        return vhd.planned(disk.size, changed, uuid.UUID(record["uuid"]), parent)
 
     async def _send_qcow2(self, body: Outgoing, disk: Disk) -> None:
         folder = Path(tempfile.mkdtemp(prefix="qcow2-", dir=self._world.folder))
