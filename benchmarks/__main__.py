@@ -23,6 +23,7 @@ NAMES = (
     "upload",
     "stream",
     "backup",
+    "xen",
     "cache",
     "cache_policy",
     "ledger",

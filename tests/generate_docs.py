@@ -18,6 +18,7 @@ from hypervisors.contract import HypervisorHandler, HypervisorType, ImageSpec, O
 from hypervisors.images.formats import DRIVERS
 from hypervisors.process import ToolRunner
 from hypervisors.registry import handlers
+from hypervisors.xen.selftest.run import CHECKS
 from stores.contract import DataStore, Kind, ObjectInfo
 from stores.resolver import SUPPORTED, Resolver, Via, negotiate
 from stores.secret import Secret
@@ -325,11 +326,18 @@ def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequenc
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def xen_checks() -> str:
+    """What the self-test tries."""
+    head = "| check | what the agent takes for granted | if it is otherwise |\n| --- | --- | --- |\n"
+    return head + "\n".join(f"| `{check.name}` | {check.claim} | {check.otherwise} |" for check in CHECKS)
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "acceptances": acceptances,
     "formats": formats,
     "offers": offers,
     "supported-stores": supported,
+    "xen-checks": xen_checks,
 }
 
 

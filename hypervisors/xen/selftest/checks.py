@@ -14,7 +14,6 @@ from hypervisors.xen.marks import Disk
 from hypervisors.xen.selftest.place import SIZE, Parts, Place, content
 from stores.contract import KiB, MiB
 from stores.errors import StorageError
-from stores.uninterrupted import uninterrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +79,8 @@ def _version(told: dict[str, str]) -> str:
 async def _task(place: Place) -> str:
     asked = SIZE + 512
     task = await place.made("Async.VDI.create", place.record(asked))
-    try:
-        handle = await (await place.pool.connection()).tasks.result(task)
-    finally:
-        await uninterrupted(place.settled(task))
+    handle = await (await place.pool.connection()).tasks.result(task)
+    await place.settled(task)
     record = await place.pool.call("VDI.get_record", handle)
     size = int(record["virtual_size"])
     if size < asked:

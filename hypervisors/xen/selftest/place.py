@@ -66,6 +66,7 @@ class Place:
     label: str
     _host: Host | None = None
     _known: set[str] = field(default_factory=set)
+    _tasks: set[str] = field(default_factory=set)
 
     # ---------------------------------------------------------------------------------------------------- making
 
@@ -76,8 +77,7 @@ class Place:
 
     async def _kept(self, method: str, *params: Any) -> str:
         handle = str(await self.pool.call(method, *params))
-        if not method.startswith("Async."):
-            self._known.add(handle)
+        (self._tasks if method.startswith("Async.") else self._known).add(handle)
         return handle
 
     async def settled(self, task: str) -> None:
@@ -86,6 +86,7 @@ class Place:
             async with asyncio.timeout(self.pool.settings.grace_s):
                 await (await self.pool.connection()).tasks.ended(task)
         await self.pool.surely("task.destroy", task)
+        self._tasks.discard(task)
 
     def record(self, size: int, sr: Repository | None = None, **further: Any) -> dict[str, Any]:
         """For VDI.create."""
@@ -168,6 +169,8 @@ class Place:
     async def clean(self) -> list[str]:
         """Remove all disks that were made here; what could not be removed, and why."""
         try:
+            for task in sorted(self._tasks):
+                await self.settled(task)
             named: list[str] = await self.pool.surely("VDI.get_by_name_label", self.label)
         except StorageError as problem:
             return [f"VDIs called {self.label!r}: {problem.message}"]
