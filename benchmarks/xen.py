@@ -80,6 +80,9 @@ class Pool:
         self.ca_file, self._login = work / "pool.pem", work / "login"
         self.ca_file.write_text(remote.access.ca_pem)
         self._login.touch(mode=0o600)
+        self.password_file = work / "password"
+        self.password_file.touch(mode=0o600)
+        self.password_file.write_text(remote.access.password)
         self._login.write_text(f'user = "{remote.access.user}:{remote.access.password}"\n')
 
     def uuid(self, name: str) -> str:
@@ -120,8 +123,12 @@ class Bench:
         self.pool = pool
         self.tables: dict[str, list[Row]] = {}
         access = pool.remote.access
-        settings = {"hosts": access.urls, "user": access.user, "password": access.password}
-        settings |= {"pool_ca_file": str(pool.ca_file), "ca_file": str(ca_file)}
+        settings = {"hosts": access.urls, "user": access.user}
+        settings |= {
+            "password_file": str(pool.password_file),
+            "pool_ca_file": str(pool.ca_file),
+            "ca_file": str(ca_file),
+        }
         (work / "settings.json").write_text(json.dumps(settings))
 
     def agent(self, title: str, source: DataTO, destination: DataTO) -> Contestant:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -17,22 +16,14 @@ from pathlib import Path
 
 from agent.commands import Copy
 from agent.config import AgentSection, ApiSection, Config, TlsSection, UrlsSection
+from agent.config_xen import XenPool, XenSection
 from agent.wiring import Parts, build
 from benchmarks.copy_client import warm, written
 from benchmarks.harness import measured
 from hypervisors import verbs
 from hypervisors.contract import HypervisorType
-from hypervisors.images.gate import GateLimits
 from hypervisors.operations import Operations
-from hypervisors.process import ToolRunner
-from hypervisors.xen.config import XenPoolSettings
-from hypervisors.xen.handler import XenHandler
-from hypervisors.xen.hosts import parse_host
-from hypervisors.xen.importing import Importer
-from hypervisors.xen.pool import XenPool
-from hypervisors.xen.snapshots import XenSnapshots
 from stores.errors import NotFound
-from stores.secret import Secret
 from stores.to import PrimaryDataStoreTO
 
 
@@ -41,8 +32,10 @@ class Client:
     """The agent's parts over one pool of hosts."""
 
     parts: Parts
-    handler: XenHandler
-    operations: Operations
+
+    @property
+    def operations(self) -> Operations:
+        return self.parts.operations
 
     def call(self, token: str) -> verbs.Call:
         return verbs.Call(token, HypervisorType.XEN)
@@ -53,8 +46,11 @@ class Client:
             if not isinstance(to, PrimaryDataStoreTO):
                 await warm(self.parts, to)
                 continue
+            (handler,) = (each for each in self.parts.handlers if each.type is HypervisorType.XEN)
+            primary = handler.pool(to)
+            assert primary is not None, "a pool of hosts keeps its disks itself"
             with suppress(NotFound):
-                await self.handler.pool(to).store.stat("nothing")
+                await primary.store.stat("nothing")
 
     async def copy(self, command: Copy) -> Mapping[str, float]:
         before, held = written(), memory("VmRSS")
@@ -71,31 +67,24 @@ def memory(name: str) -> float:
 @asynccontextmanager
 async def client(work: Path) -> AsyncIterator[Client]:
     given = json.loads((work / "settings.json").read_text())
+    pool = XenPool(
+        name="bench",
+        hosts=tuple(given["hosts"]),
+        ca_file=Path(given["pool_ca_file"]),
+        user=given["user"],
+        password_file=Path(given["password_file"]),
+    )
     config = Config(
-        agent=AgentSection(state_dir=work, runtime_dir=work),
+        agent=AgentSection(state_dir=work, runtime_dir=work, hypervisor=HypervisorType.XEN),
         urls=UrlsSection(allow_http=True, allow_networks=("127.0.0.0/8",), ports=()),
         tls=TlsSection(ca_file=Path(given["ca_file"])),
         api=ApiSection(socket=work / "api.sock"),
+        xen=XenSection(pools=(pool,), originator="benchmark"),
     )
     parts = build(config)
-    pool = XenPool(
-        XenPoolSettings(
-            name="bench",
-            hosts=tuple(parse_host(url) for url in given["hosts"]),
-            user=given["user"],
-            password=Secret(given["password"]),
-            originator="storage-agent benchmark",
-            ca_file=Path(given["pool_ca_file"]),
-        )
-    )
-    limits = GateLimits()
-    importer = Importer(parts.engine, ToolRunner(), work, limit=limits.virtual_size)
-    handler = XenHandler(parts.engine, [pool], importer, XenSnapshots(parts.engine, [pool], importer))
-    operations = Operations(parts.resolver, {HypervisorType.XEN: handler}, parts.engine, time.time, limits)
     try:
-        yield Client(parts, handler, operations)
+        yield Client(parts)
     finally:
-        await handler.aclose()
         await parts.aclose()
 
 
