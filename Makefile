@@ -13,7 +13,7 @@ PACKAGES := python3-venv postgresql-15 qemu-utils qemu-block-extra qemu-system-x
             busybox-static cpio kmod mtools syslinux genisoimage zstd xz-utils bzip2 systemd util-linux curl xfsprogs \
             openjdk-17-jdk-headless libgoogle-gson-java samba
 
-.PHONY: help demo demo-cloudstack demo-xen test lint bench packages clean
+.PHONY: help demo demo-cloudstack demo-xen demo-hyperv test lint bench packages clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo-cloudstack: packages $(READY)  ## a management server's commands, in CloudS
 
 demo-xen: packages $(READY)  ## a pool of XenServer hosts (a double): template, clone, backups, restore, with S3 alone
 	$(BIN)/python -m tests.demo.xen
+
+demo-hyperv: packages $(READY)  ## a Hyper-V host (a double) on a real Samba: template, linked clone, backup, restore, with S3 alone
+	$(BIN)/python -m tests.demo.hyperv
 
 # On a busy machine a test may starve beside the others. What fails is run once more, alone; what fails twice is broken.
 test: packages $(READY)  ## all tests

@@ -147,8 +147,8 @@ class Lab:
 
 
 @asynccontextmanager
-async def laboratory(folder: Path, samba: SambaServer) -> AsyncIterator[Lab]:
-    async with world() as here, hyperv_place(folder, here.engine, samba) as place:
+async def laboratory(folder: Path, samba: SambaServer, *, port: int | None = None) -> AsyncIterator[Lab]:
+    async with world() as here, hyperv_place(folder, here.engine, samba, port=port) as place:
         handlers = {HypervisorType.HYPERV: place.handler}
         operations = Operations(here.resolver, handlers, here.engine, lambda: 1_700_000_000.0)
         yield Lab(here, place, operations)

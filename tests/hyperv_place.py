@@ -43,14 +43,16 @@ class HypervPlace:
     folder: Path
     details: Mapping[str, str]
     place: Place
+    port: int
+    """By which the share is reached."""
 
-    def to(self, *, full_clone: bool = False, port: int | None = None) -> PrimaryDataStoreTO:
+    def to(self, *, full_clone: bool = False) -> PrimaryDataStoreTO:
         """The pool as commands name it."""
         return PrimaryDataStoreTO(
             uuid="hv",
             poolType="SMB",
             host="127.0.0.1",
-            port=port or self.samba.port,
+            port=self.port,
             path=f"/{SHARE}/{self.folder.name}",
             details={key: Secret(text) for key, text in self.details.items()},
             fullCloneFlag=full_clone,
@@ -90,38 +92,36 @@ class HypervPlace:
 
 
 @asynccontextmanager
-async def hyperv_place(folder: Path, engine: TransferEngine, samba: SambaServer) -> AsyncIterator[HypervPlace]:
+async def hyperv_place(
+    folder: Path, engine: TransferEngine, samba: SambaServer, *, deaths: bool = False, port: int | None = None
+) -> AsyncIterator[HypervPlace]:
     """A folder of the share is the host's `D:\\pool`. When it ends, nothing of threads, shells, records, checkpoints, sockets
-    and unfinished files is left."""
+    and unfinished files is left. `deaths`: see `hyperv_host`. `port`: of what is
+    before Samba."""
+    port = port or samba.port
     root = samba.root / f"p-{uuid.uuid4().hex[:8]}"
     run = folder / "run"
     run.mkdir(mode=0o700)
-    async with hyperv_host(folder, pool=root) as host:
-        share = f"127.0.0.1:{samba.port}/{SHARE}/{root.name}"
+    async with hyperv_host(folder, pool=root, deaths=deaths) as host:
+        share = f"127.0.0.1:{port}/{SHARE}/{root.name}"
         settings = HypervHostSettings(name="hv1", endpoint=host.endpoint, shares={share: POOL}, poll_s=0.01)
-        opened: dict[int, SmbStore] = {}
+        store = SmbStore(samba.place(root.name, port=port), QUICK, engine, id="smb:test")
 
-        def store(port: int) -> SmbStore:
-            if port not in opened:
-                opened[port] = SmbStore(samba.place(root.name, port=port), QUICK, engine, id=f"smb-{port}")
-            return opened[port]
-
-        port = port_to(host.endpoint)
+        shells = port_to(host.endpoint)
         reading = Reading(engine, ToolRunner(), run, limit=GateLimits().virtual_size)
         handler = HypervHandler(
             engine,
             [settings],
-            lambda told: port,
-            lambda to: store(to.port or samba.port),
+            lambda told: shells,
+            lambda to: store,
             reading,
             limit=GateLimits().virtual_size,
         )
         details = {"user": "root", "password": samba.password}
-        place = Place(store(samba.port), HostFolder(settings, POOL), port, engine)
-        yield HypervPlace(host, handler, samba, root, details, place)
+        place = Place(store, HostFolder(settings, POOL), shells, engine)
+        yield HypervPlace(host, handler, samba, root, details, place, port)
         await handler.aclose()
-        for one in opened.values():
-            await one.aclose()
+        await store.aclose()
         assert [checkpoint for machine in host.model.machines.values() for checkpoint in machine.checkpoints] == []
     assert [path for path in run.rglob("*") if not path.is_dir()] == []
     assert list(root.rglob("*.partial")) == []

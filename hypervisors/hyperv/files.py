@@ -52,11 +52,12 @@ class HostFiles(DataStore):
     ) -> AsyncIterator[PendingWrite]:
         if kind not in self.writes:
             raise self._unsupported(f"writing as {kind}")
-        if await self._taken(ref) and not replace:
+        taken = await self._taken(ref)
+        if taken and not replace:
             raise AlreadyExists(f"{ref} exists already; nothing was overwritten", ref=ref)
         name = f"{ref}{DISK if kind is Kind.MANAGED_DISK else ISO}"
         if kind is Kind.MANAGED_DISK:
-            async with PendingVhdx(self._place, ref, name, token=token, replace=replace) as disk:
+            async with PendingVhdx(self._place, ref, name, token=token, replace=replace, new=not taken) as disk:
                 yield disk
             return
         async with self._share.write(name, kind, token=token, size=size, replace=replace) as pending:

@@ -88,12 +88,9 @@ async def tags(disk: HostFile) -> frozenset[str]:
 
 
 async def remove(disk: HostFile, tag: str) -> None:
-    """That checkpoint is gone, and merged. Idempotent."""
-    port = disk.place.port
+    """That checkpoint is gone; the host merges it by itself, however long that takes. Idempotent."""
     for vm in {user.vm for user in await users(disk)}:
-        for checkpoint in (await port.run("get-checkpoints", {"vm": vm}))["checkpoints"]:
-            if checkpoint["name"] == _NAME + tag:
-                await remove_checkpoint(port, vm, checkpoint["id"], poll_s=disk.place.folder.host.poll_s)
+        await _remove_named(disk.place.port, vm, tag)
 
 
 async def _remove_named(port: PowerShellPort, vm: str, tag: str) -> None:

@@ -44,13 +44,14 @@ class PendingVhdx:
 
     kind: ClassVar[Kind] = Kind.MANAGED_DISK
 
-    def __init__(self, place: Place, ref: str, name: str, *, token: str, replace: bool) -> None:
-        """`name`: of its file."""
+    def __init__(self, place: Place, ref: str, name: str, *, token: str, replace: bool, new: bool) -> None:
+        """`name`: of its file. `new`: whether there is no disk of that name yet."""
         self.place = place
         self._ref = ref
         self._name = name
         self._token = token
         self._replace = replace
+        self._new = new
         self._stack = AsyncExitStack()
         self._written: PendingCopy | None = None
         self._size = 0
@@ -116,7 +117,7 @@ class PendingVhdx:
         of what has passed."""
         assert self._written is not None
         info = await self._written.commit()
-        if not self._replace:
+        if self._new:
             try:
                 await self._check()
             except BaseException:

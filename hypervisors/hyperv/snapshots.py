@@ -55,7 +55,7 @@ class HypervSnapshots(Snapshots):
         return await machines.tags(as_host_file(volume.presentation))
 
     async def settle(self, volume: Source, tag: str, points: Sequence[str]) -> None:
-        await machines.remove(as_host_file(volume.presentation), tag)
+        """Nothing to do: the checkpoint was gone before there was a snapshot."""
 
     async def drop(self, volume: Source, tag: str) -> None:
         await machines.remove(as_host_file(volume.presentation), tag)
