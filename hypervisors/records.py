@@ -116,7 +116,7 @@ class Records:
     async def save(self, ref: str, record: Record, *, token: str, replace: bool = False) -> None:
         """Marker first, then the record: a child that is recorded is always seen from its parent. `token` is the writing
         command's. `AlreadyExists` if there is a record already, unless `replace`."""
-        if record.backing is not None:
+        if record.backing is not None and await self._documents.read(_marker(record.backing.ref, ref)) is None:
             await self._documents.put(_marker(record.backing.ref, ref), b"", token=token, replace=True)
         try:
             await self._documents.save(about_record(ref), record, token=token, replace=replace)

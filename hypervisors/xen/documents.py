@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import structlog
+
 from hypervisors.documents import About, Documents
 from hypervisors.xen.finding import Finder
 from hypervisors.xen.marks import OF, OURS, Disk, about_documents, all_writing, as_bytes, as_text, document_key
 from hypervisors.xen.pending import owners
 from hypervisors.xen.repository import Repository
 from stores.contract import KiB
-from stores.errors import AlreadyExists, IntegrityError, NotFound, TooLarge
+from stores.errors import AlreadyExists, IntegrityError, NotFound, StorageError, TooLarge
 from stores.uninterrupted import uninterrupted
+
+_log = structlog.get_logger(__name__)
 
 _LIMIT = 64 * KiB
 """Bytes of one document; a call to XAPI may have 300 KiB."""
@@ -54,7 +58,10 @@ class VdiDocuments(Documents):
         with sr.telling(about.image):
             if not await sr.add_key("VDI", home.handle, document_key(about.parts, number), value):
                 raise _taken(about)
+        try:
             await sr.remove_keys("VDI", home.handle, [document_key(about.parts, old) for old in sorted(versions)])
+        except StorageError as problem:  # they count no more, and go with the next replacement
+            _log.warning("replaced document left behind", about=str(about), error=problem.message)
 
     async def remove(self, about: About) -> None:
         await uninterrupted(self._remove(about, keep=0))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hypervisors.contract import ImageSpec, Source
-from hypervisors.xen.errors import HANDLE_INVALID, XapiFailure
 from hypervisors.xen.exporting import exported_vhd
 from hypervisors.xen.importing import Importer, NewDisk
+from hypervisors.xen.longer import carried_out
 from hypervisors.xen.pending import PendingVdi
 from hypervisors.xen.vdis import Vdi, host_of
 from stores.contract import ManagedDisk, Progress
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
-from stores.uninterrupted import uninterrupted
 
 NULL = "OpaqueRef:NULL"
 
@@ -56,20 +53,4 @@ async def _copied_by_xapi(source: Vdi, made: ManagedDisk, progress: Progress) ->
 
     into = await pool.call("VDI.get_by_uuid", made.id)
     with source.sr.telling(source.disk.name):
-        task = str(await pool.call("Async.VDI.copy", source.disk.handle, NULL, NULL, into))
-        try:
-            await (await pool.connection()).tasks.result(task, progress=told)
-        finally:
-            await uninterrupted(_ended(pool, task))
-
-
-async def _ended(pool: Any, task: str) -> None:
-    """The task is over, and forgotten: cancelled where it was still at work."""
-    try:
-        if await pool.call("task.get_status", task) == "pending":
-            await pool.call("task.cancel", task)
-            await (await pool.connection()).tasks.ended(task)
-        await pool.call("task.destroy", task)
-    except XapiFailure as problem:
-        if problem.code != HANDLE_INVALID:
-            raise
+        await carried_out(pool, "VDI.copy", source.disk.handle, NULL, NULL, into, on=into, progress=told)

@@ -23,7 +23,7 @@ from hypervisors.xen.marks import (
     document_key,
     is_foreign_disk,
 )
-from hypervisors.xen.removing import copying_ended, end_copying, remove_replaced
+from hypervisors.xen.removing import copying_ended, destroy_unfinished, end_copying, remove_replaced
 from hypervisors.xen.repository import Repository
 from stores.contract import Kind, ManagedDisk, ObjectInfo, PendingWrite
 from stores.errors import AlreadyExists, NotFound, StorageError, Unavailable
@@ -203,7 +203,7 @@ class PendingVdi:
         """What cannot be removed now is found by `discard`, or when this agent starts again."""
         try:
             for disk in [self._disk] if self._disk is not None else await self._ours():
-                await self.sr.destroy_unfinished(disk)
+                await destroy_unfinished(self.sr, disk)
         except StorageError as problem:
             _log.warning("unfinished disk left behind", ref=self._ref, sr=self.sr.uuid, error=problem.message)
 

@@ -6,25 +6,19 @@ Transfers that a host goes on with, disks that it keeps attached, VDIs that were
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection
-from contextlib import suppress
 
 import structlog
 
-from hypervisors.xen.errors import HANDLE_INVALID, XapiFailure
 from hypervisors.xen.locks import abandoned, remove_lock
 from hypervisors.xen.marks import Copying, Disk, Held, holder, left_of, lock_keys
 from hypervisors.xen.pool import XenPool
 from hypervisors.xen.removing import copying_ended, end_copying, remove_replaced, remove_unfinished, replaced_by
-from hypervisors.xen.repository import Repository, unplug_from_control_domains
+from hypervisors.xen.repository import Repository
+from hypervisors.xen.tasks import end_dead_tasks
 from stores.errors import NotFound, StorageError
 
 _log = structlog.get_logger(__name__)
-
-_VBD_TASK = "task_id"
-"""What XAPI notes in the `other_config` of a VBD that it attaches to a control domain for a task of its own (vbd_task_key of
-xen-api's xapi_globs.ml)."""
 
 
 async def reconcile(pool: XenPool, *, claimed: Collection[str] = ()) -> None:
@@ -33,48 +27,10 @@ async def reconcile(pool: XenPool, *, claimed: Collection[str] = ()) -> None:
     Of other agents' only what they cannot want any more is removed: their lock has expired. What cannot be removed now is
     logged and left for the next time. Raises only where the pool cannot be asked what there is.
     """
-    await _end_tasks(pool)
+    await end_dead_tasks(pool)
     for handle, record in (await pool.call("SR.get_all_records")).items():
         sr = Repository.of(pool, handle, record)
         await _tidy(sr, claimed)
-
-
-# ------------------------------------------------------------------------------------------------------------ tasks
-
-
-async def _end_tasks(pool: XenPool) -> None:
-    records = await pool.call("task.get_all_records")
-    ours = [
-        task
-        for task, record in records.items()
-        if record["name_label"].startswith(pool.task_prefix) and record["name_label"] != pool.task_label
-    ]
-    if not ours:
-        return
-    await asyncio.gather(*(_until_ended(pool, task) for task in ours))
-    vbds = await pool.call("VBD.get_all_records")
-    await unplug_from_control_domains(pool, [vbd for vbd in vbds if vbds[vbd]["other_config"].get(_VBD_TASK) in ours])
-    for task in ours:
-        await _destroy_task(pool, task)
-
-
-async def _until_ended(pool: XenPool, task: str) -> None:
-    """A host that was at work notices that its client is gone."""
-    tasks = (await pool.connection()).tasks
-    with suppress(TimeoutError, StorageError):
-        async with asyncio.timeout(pool.settings.grace_s):
-            await tasks.ended(task)
-
-
-async def _destroy_task(pool: XenPool, task: str) -> None:
-    try:
-        if await pool.call("task.get_status", task) == "pending":
-            await pool.surely("task.set_status", task, "cancelled")
-        await pool.surely("task.destroy", task)
-        _log.warning("xapi task removed", task=task)
-    except XapiFailure as problem:
-        if problem.code != HANDLE_INVALID:
-            _log.warning("xapi task left behind", task=task, error=problem.message)
 
 
 # ------------------------------------------------------------------------------------------------------------ disks

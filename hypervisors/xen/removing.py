@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import structlog
 
+from hypervisors.xen.errors import XapiBusy, of_disk
 from hypervisors.xen.marks import CONDEMNED, COPYING, READY, Copying, Disk, Sort, sort_of
 from hypervisors.xen.repository import Repository
+from hypervisors.xen.tasks import end_work
 from stores.errors import NotFound, StorageError
 
 _log = structlog.get_logger(__name__)
@@ -20,10 +22,27 @@ async def remove_unfinished(sr: Repository, disk: Disk) -> None:
         with sr.telling(disk.name):
             if sort_of(disk) is Sort.WRITING and not await sr.add_key("VDI", disk.handle, READY, CONDEMNED):
                 return
-        await sr.destroy_unfinished(disk)
+        await destroy_unfinished(sr, disk, dead=True)
     except NotFound:
         return
     _log.warning("unfinished disk removed", vdi=disk.uuid, sr=sr.uuid, ref=disk.name)
+
+
+async def destroy_unfinished(sr: Repository, disk: Disk, *, dead: bool = False) -> None:
+    """What nobody else knows yet. A host that is still at work on it is waited for, or, when that takes long, or whoever it was
+    for is `dead`, ended. `ImageLocked` if it goes on all the same."""
+    told = sr.pool.settings
+    turns = max(1, round(told.grace_s / told.pause_s)) if told.pause_s > 0 else 1
+    for turn in range(turns + 1):
+        try:
+            await sr.try_to_destroy(disk)
+            return
+        except XapiBusy as problem:
+            if turn == turns:
+                raise of_disk(problem, disk.name) from problem
+            if dead or 4 * turn >= turns:
+                await end_work(sr.pool, await sr.vbds(disk))
+            await sr.pool.sleep(told.pause_s)
 
 
 async def remove_replaced(sr: Repository, disks: Sequence[Disk]) -> None:

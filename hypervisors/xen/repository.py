@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,6 @@ from hypervisors.xen.errors import (
     MAP_DUPLICATE_KEY,
     NO_SPACE,
     UUID_INVALID,
-    XapiBusy,
     XapiFailure,
     of_disk,
 )
@@ -130,15 +129,8 @@ class Repository:
             raise await self.explained(problem, disk.name) from problem
 
     async def add_key(self, kind: str, handle: str, key: str, value: str) -> bool:
-        """Whether `key` has that value now; False where it has another one. `kind`: VDI, VBD or SR."""
-        try:
-            await self.pool.surely(f"{kind}.add_to_other_config", handle, key, value)
-        except XapiFailure as problem:
-            if problem.code != MAP_DUPLICATE_KEY:
-                raise
-            config: dict[str, str] = await self.pool.call(f"{kind}.get_other_config", handle)
-            return config.get(key) == value
-        return True
+        """As the function of that name. `kind`: VDI, VBD or SR."""
+        return await add_key(self.pool, kind, handle, key, value)
 
     async def remove_keys(self, kind: str, handle: str, keys: Sequence[str]) -> None:
         """One after the other, in this order."""
@@ -194,21 +186,9 @@ class Repository:
         with self.telling(disk.name):
             await self._gone("VDI.data_destroy", disk)
 
-    async def destroy_unfinished(self, disk: Disk) -> None:
-        """What nobody else knows yet: where a host still has it attached for a transfer that has ended, that is waited for, and
-        then ended. As `destroy`."""
-        told = self.pool.settings
-        turns = max(1, round(told.grace_s / told.pause_s)) if told.pause_s > 0 else 1
-        for turn in range(turns + 1):
-            try:
-                await self._gone("VDI.destroy", disk)
-                return
-            except XapiBusy as problem:
-                if turn == turns:
-                    raise of_disk(problem, disk.name) from problem
-                if 4 * turn >= turns:  # it may have been about to end by itself
-                    await unplug_from_control_domains(self.pool, await self._vbds(disk))
-                await self.pool.sleep(told.pause_s)
+    async def try_to_destroy(self, disk: Disk) -> None:
+        """As `destroy`, with XAPI's own errors: `XapiBusy` while it is attached."""
+        await self._gone("VDI.destroy", disk)
 
     async def _gone(self, method: str, disk: Disk) -> None:
         try:
@@ -219,26 +199,24 @@ class Repository:
 
     async def attached(self, disk: Disk) -> bool:
         """Whether it belongs to any virtual machine, running or not."""
-        return bool(await self._vbds(disk))
+        return bool(await self.vbds(disk))
 
-    async def _vbds(self, disk: Disk) -> Sequence[str]:
+    async def vbds(self, disk: Disk) -> Sequence[str]:
+        """What attaches it now to virtual machines and control domains."""
         found = await self.shown([disk.handle])
         return found[0].vbds if found else ()
 
 
-async def unplug_from_control_domains(pool: XenPool, vbds: Iterable[str]) -> None:
-    """Those of `vbds` that attach a disk to a control domain. What cannot be unplugged is left: whoever needs it finds out."""
-    for vbd in vbds:
-        try:
-            record = await pool.call("VBD.get_record", vbd)
-            if not await pool.call("VM.get_is_control_domain", record["VM"]):
-                continue
-            if record["currently_attached"]:
-                await pool.surely("VBD.unplug", vbd)
-            await pool.surely("VBD.destroy", vbd)
-            _log.warning("disk detached from a control domain", vbd=vbd)
-        except XapiFailure as problem:
-            _log.info("disk not detached from a control domain", vbd=vbd, error=problem.message)
+async def add_key(pool: XenPool, kind: str, handle: str, key: str, value: str) -> bool:
+    """To the `other_config` of an object of that class. Whether `key` has that value now; False where it has another one."""
+    try:
+        await pool.surely(f"{kind}.add_to_other_config", handle, key, value)
+    except XapiFailure as problem:
+        if problem.code != MAP_DUPLICATE_KEY:
+            raise
+        config: dict[str, str] = await pool.call(f"{kind}.get_other_config", handle)
+        return config.get(key) == value
+    return True
 
 
 def library_config(name: str) -> dict[str, str]:

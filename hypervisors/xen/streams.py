@@ -7,6 +7,7 @@ ours: neither a status of 200, which comes before the first byte, nor the end of
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -51,14 +52,15 @@ class DiskStreams:
         patience: Patience | None = None,
         grace_s: float = 60.0,
     ) -> None:
-        """`label`: the tasks' name, by which those that a crash left are found. `grace_s`: how long a task may go on when its
-        connection has ended; cleaning up after a transfer takes twice as long at most."""
+        """`label`: the tasks' name, of this process alone, by which those that a crash left are found. `grace_s`: how long a
+        task may go on when its connection has ended; cleaning up after a transfer takes twice as long at most."""
         self._client = client
         self._tasks = tasks
         self._trust = trust
         self._label = label
         self._patience = patience or Patience()
         self._grace_s = grace_s
+        self._numbers = itertools.count(1)
 
     async def upload(
         self,
@@ -244,7 +246,21 @@ class DiskStreams:
                 await uninterrupted(self._discard(transfer))
 
     async def _begin(self, transfer: _Transfer) -> None:
-        transfer.task = str(await self._client.call("task.create", self._label, "", timeout_s=2 * self._grace_s))
+        number = str(next(self._numbers))
+        try:
+            made = await self._client.call("task.create", self._label, number, timeout_s=2 * self._grace_s)
+        except Unavailable:
+            made = await self._lost(number)
+            if made is None:
+                raise
+        transfer.task = str(made)
+
+    async def _lost(self, number: str) -> str | None:
+        """The task that was made although nobody said so."""
+        for task, record in (await self._client.call("task.get_all_records")).items():
+            if (record["name_label"], record["name_description"]) == (self._label, number):
+                return str(task)
+        return None
 
     async def _discard(self, transfer: _Transfer) -> None:
         task = transfer.task

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,18 +36,30 @@ def killed_in(
 ) -> bool:
     """Run `work` in a process that is killed before its durable step of that number. False if there are fewer. `durable`:
     functions of os; `tools`: what an argv has in it that changes something."""
+    return killed(lambda: in_world(base, work), step, lambda count: watch_files(count, durable, tools))
+
+
+def killed(run: Callable[[], Any], step: int, watch: Callable[[Callable[[], None]], None]) -> bool:
+    """Whether `run`, in a process of its own, was killed at its `step`th call of what `watch` was given. AssertionError if it
+    ended in any other way than well."""
     child = os.fork()
     if child == 0:
-        _die_before(step, durable, tools)
+        watch(_countdown(step))
+        code = 1
         try:
-            in_world(base, work)
+            run()
+            code = 0
+        except BaseException:  # noqa: BLE001  the process ends here, whatever it is
+            traceback.print_exc()
         finally:
-            os._exit(0)
+            os._exit(code)
     _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    dead = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert dead or status == 0, f"not killed at step {step}, and failed: its traceback is above"
+    return dead
 
 
-def _die_before(step: int, durable: Sequence[str], tools: Sequence[str]) -> None:
+def _countdown(step: int) -> Callable[[], None]:
     left = step
 
     def count() -> None:
@@ -55,6 +68,10 @@ def _die_before(step: int, durable: Sequence[str], tools: Sequence[str]) -> None
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    return count
+
+
+def watch_files(count: Callable[[], None], durable: Sequence[str], tools: Sequence[str]) -> None:
     def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             count()

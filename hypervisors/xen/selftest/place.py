@@ -18,6 +18,7 @@ from hypervisors.xen.finding import Finder
 from hypervisors.xen.hosts import Host
 from hypervisors.xen.marks import Disk
 from hypervisors.xen.pool import XenPool
+from hypervisors.xen.removing import destroy_unfinished
 from hypervisors.xen.repository import Repository
 from hypervisors.xen.vdis import host_of
 from stores.contract import Extent, MiB
@@ -184,7 +185,7 @@ class Place:
             try:
                 (disk,) = await sr.shown([handle]) or (None,)
                 if disk is not None:
-                    await sr.destroy_unfinished(disk)
+                    await destroy_unfinished(sr, disk)
             except StorageError as problem:
                 return f"VDI {handle}: {problem.message}"
         return None

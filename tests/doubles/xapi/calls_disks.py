@@ -107,7 +107,9 @@ class VdiCalls:
             else:
                 target = into_vdi
             try:
-                await self._copy(caller, vdi, target, base_vdi)
+                host = self._storage.hosts_of(self._db.field("VDI", target, "SR"))[0]
+                with self._storage.in_dom0(target, host, "RW", task=caller.task):
+                    await self._copy(caller, vdi, target, base_vdi)
             except BaseException:
                 if into_vdi == NULL and self._db.has("VDI", target):
                     self._storage.remove(target)

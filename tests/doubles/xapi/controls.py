@@ -33,12 +33,9 @@ class Controls:
         """Arm `Fault(**fault)`; its number."""
         return self._world.faults.arm(Fault(**fault)).id
 
-    async def disarm(self, number: int | None = None) -> None:
-        """One of them, or all."""
-        if number is None:
-            self._world.faults.disarm_all()
-        else:
-            self._world.faults.disarm(number)
+    async def disarm(self, number: int | None = None) -> int:
+        """One of them, or all. How often they acted."""
+        return self._world.faults.disarm(number)
 
     # ------------------------------------------------------------------------------------------------------- hosts
 
@@ -173,6 +170,10 @@ class Controls:
             "sessions": [self._db.field("session", ref, "originator") for ref in self._db.refs("session")],
             "dom0_vbds": [ref for ref in self._db.refs("VBD") if self._db.field("VBD", ref, "VM") in domains],
             "vdis": {self._db.field("VDI", ref, "uuid"): self._db.get("VDI", ref) for ref in self._db.refs("VDI")},
+            "sr_configs": {
+                self._db.field("SR", ref, "uuid"): self._db.field("SR", ref, "other_config")
+                for ref in self._db.refs("SR")
+            },
             "connections": self._servers.connections,
         }
 

@@ -83,11 +83,11 @@ class Faults:
         self._armed.append(fault)
         return fault
 
-    def disarm(self, number: int) -> None:
-        self._armed = [fault for fault in self._armed if fault.id != number]
-
-    def disarm_all(self) -> None:
-        self._armed.clear()
+    def disarm(self, number: int | None = None) -> int:
+        """One of them, or all. How often they acted."""
+        gone = [fault for fault in self._armed if number in (None, fault.id)]
+        self._armed = [fault for fault in self._armed if fault not in gone]
+        return sum(fault.hits for fault in gone)
 
     def hit(self, where: Where, step: Step, host: int, *names: str) -> Fault | None:
         """The fault that acts now, which is counted as having acted."""
