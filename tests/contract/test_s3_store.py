@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from stores.backends.s3 import S3Store
+from stores.backends.s3_parts import SMALLEST_PART
 from stores.contract import DataStore
 from stores.secret import Secret
 from stores.settings import StoreSettings
@@ -41,6 +42,8 @@ def moto_bucket(moto: S3Server) -> Iterator[tuple[Any, str]]:
 
 class S3Hooks(WriteHooks):
     """Looks past the store with boto3."""
+
+    upload_part = SMALLEST_PART
 
     client: Any
     bucket: str
