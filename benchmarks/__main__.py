@@ -24,6 +24,7 @@ NAMES = (
     "stream",
     "backup",
     "xen",
+    "hyperv",
     "cache",
     "cache_policy",
     "ledger",

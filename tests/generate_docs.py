@@ -203,12 +203,12 @@ _XEN = (
 )
 _HYPERV = (
     Case(Operation.COPY_TEMPLATE, "VHDX", ImageSpec(_VHDX), ImageSpec(_VHDX)),
-    Case(Operation.COPY_TEMPLATE, "VHD, RAW", ImageSpec(_VHD), ImageSpec(_VHDX), lambda place: not place.pool),
-    Case(Operation.COPY_TEMPLATE, "QCOW2, VMDK", ImageSpec(_QCOW2), ImageSpec(_VHDX), lambda place: not place.pool),
+    Case(Operation.COPY_TEMPLATE, "QCOW2, VHD, RAW", ImageSpec(_VHD), ImageSpec(_VHDX), lambda place: not place.pool),
+    Case(Operation.COPY_TEMPLATE, "VMDK", ImageSpec(ImageFormat.VMDK), ImageSpec(_VHDX), lambda place: not place.pool),
     Case(Operation.COPY_TEMPLATE, "ISO, also compressed", ImageSpec(_ISO), ImageSpec(_ISO)),
     Case(Operation.LINK_TEMPLATE, "inside one pool", ImageSpec(_VHDX), ImageSpec(_VHDX), lambda place: place.pool),
     Case(Operation.COPY_VOLUME, "VHDX; of machines that are off", ImageSpec(_VHDX), ImageSpec(_VHDX)),
-    Case(Operation.COPY_VOLUME, "QCOW2, VMDK", ImageSpec(_QCOW2), ImageSpec(_VHDX), lambda place: not place.pool),
+    Case(Operation.COPY_VOLUME, "VMDK", ImageSpec(ImageFormat.VMDK), ImageSpec(_VHDX), lambda place: not place.pool),
     Case(Operation.SNAPSHOT, "also of running VMs", ImageSpec(_VHDX), ImageSpec(_VHDX), lambda place: place.pool),
     Case(Operation.BACK_UP, "whole", ImageSpec(_VHDX), ImageSpec(_VHDX), lambda place: place.pool),
     Case(Operation.EXPORT_VOLUME, "no VM running", ImageSpec(_VHDX), ImageSpec(_VHDX), lambda place: place.pool),
@@ -219,6 +219,7 @@ _HYPERV = (
         ImageSpec(_VHDX),
         lambda place: not place.pool,
     ),
+    Case(Operation.ATTACH_ISO, "in a pool", ImageSpec(_ISO), ImageSpec(_ISO), lambda place: place.pool),
 )
 _CASES: Mapping[HypervisorType, Sequence[Case]] = {
     HypervisorType.KVM: _KVM,

@@ -81,10 +81,11 @@ class HypervPlace:
         made = layout(len(content), data_of(content), identity=identity)
         (self.folder / f"{name}.vhdx").write_bytes(finished(made, content))
 
-    def source(self, name: str, spec: ImageSpec | None = None) -> Source:
+    def source(self, name: str, *, ending: str = "vhdx") -> Source:
         """As the store presents it."""
-        info = ObjectInfo(name, (self.folder / f"{name}.vhdx").stat().st_size)
-        return Source(HostFile(disk(f"{name}.vhdx"), info, self.place), spec or ImageSpec(ImageFormat.VHDX))
+        info = ObjectInfo(name, (self.folder / f"{name}.{ending}").stat().st_size)
+        image_format = ImageFormat(ending.upper())
+        return Source(HostFile(disk(f"{name}.{ending}"), info, self.place), ImageSpec(image_format))
 
     def files(self) -> set[str]:
         """Every file in the pool, records and unfinished ones included."""

@@ -23,6 +23,7 @@ from hypervisors.contract import (
     refuse_cut,
 )
 from hypervisors.hyperv.files import pool_of_place
+from hypervisors.hyperv.guests import HypervGuests
 from hypervisors.hyperv.iso import bring_iso
 from hypervisors.hyperv.pending import PendingVhdx, as_pending_vhdx
 from hypervisors.hyperv.place import HostFile, Place, as_host_file
@@ -43,7 +44,7 @@ from stores.transfer.engine import TransferEngine
 
 _TARGETS = (ImageFormat.VHDX, ImageFormat.ISO)
 
-_AT_RANDOM = (ImageFormat.VHDX, ImageFormat.VHD, ImageFormat.RAW)
+_AT_RANDOM = (ImageFormat.VHDX, ImageFormat.VHD, ImageFormat.QCOW2, ImageFormat.RAW)
 """Formats that our own code reads, by ranges."""
 
 _OF_THE_POOL = (
@@ -78,6 +79,7 @@ class HypervHandler(HypervisorHandler):
         self._reading = reading
         self._limit = limit
         self._snapshots = HypervSnapshots(engine, reading)
+        self._guests = HypervGuests(lambda: map(self._port, self._hosts))
         self._ports: dict[str, PowerShellPort] = {}
 
     def pool(self, to: PrimaryDataStoreTO) -> Pool:
@@ -89,13 +91,15 @@ class HypervHandler(HypervisorHandler):
                 pool=to.uuid,
             )
         folder = folder_of(place_of_pool(to), self._hosts)
-        if folder.host.name not in self._ports:
-            self._ports[folder.host.name] = self._connect(folder.host)
-        return pool_of_place(Place(self._stores(to), folder, self._ports[folder.host.name], self._engine))
+        return pool_of_place(Place(self._stores(to), folder, self._port(folder.host), self._engine))
 
     @property
     def snapshots(self) -> HypervSnapshots:
         return self._snapshots
+
+    @property
+    def guests(self) -> HypervGuests:
+        return self._guests
 
     # ------------------------------------------------------------------------------------------- declarations
 
@@ -242,6 +246,11 @@ class HypervHandler(HypervisorHandler):
             await self._ports.popitem()[1].aclose()
 
     # --------------------------------------------------------------------------------------------------- steps
+
+    def _port(self, host: HypervHostSettings) -> PowerShellPort:
+        if host.name not in self._ports:
+            self._ports[host.name] = self._connect(host)
+        return self._ports[host.name]
 
     def _as_it_is(self, source: Source, target: ImageSpec) -> bool:
         """Whether the object's very bytes become the file."""

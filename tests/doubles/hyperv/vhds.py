@@ -15,11 +15,10 @@ from hypervisors.images import vhdx
 from hypervisors.images.vhdx_parent import Parent
 from hypervisors.images.vhdx_reading import VhdxImage, disk_of, open_image
 from hypervisors.images.vhdx_stream import Identity, layout
-from stores.contract import Extent, MiB
+from stores.contract import Extent, MiB, ObjectInfo, RangeReader
 from stores.transfer.engine import TransferEngine
 from tests.disk_histories import finished
 from tests.doubles.hyperv.paths import Volumes
-from tests.images import BytesReader
 
 E_MISMATCH = 0xC03A000E  # ERROR_VHD_CHILD_PARENT_ID_MISMATCH
 E_CORRUPT = 0xC03A0001
@@ -71,18 +70,17 @@ class Vhds:
             raise VhdError(
                 "OperationFailed,Microsoft.Vhd.PowerShell.Cmdlets.GetVhd", E_LIMITATION, "the file is sparse"
             )
-        content = file.read_bytes()
+        reader = _File(file)
         try:
-            image = await open_image(BytesReader(content), self._engine)
-            regions = vhdx.read_regions(content[: vhdx.HEADERS], len(content))
-            place = regions.metadata.offset
-            parameters = vhdx.read_parameters(content[place : place + regions.metadata.length], regions)
+            image = await open_image(reader, self._engine)
+            regions = vhdx.read_regions(reader.part(0, vhdx.HEADERS), reader.size)
+            parameters = vhdx.read_parameters(reader.part(regions.metadata.offset, regions.metadata.length), regions)
         except ImageRefused as error:
             raise VhdError(
                 "OperationFailed,Microsoft.Vhd.PowerShell.Cmdlets.GetVhd", E_CORRUPT, error.message
             ) from error
         kind = "Fixed" if parameters.leaves_blocks_allocated else "Dynamic"
-        return Vhd(path, "Differencing" if image.parent else kind, image, parameters.block, len(content))
+        return Vhd(path, "Differencing" if image.parent else kind, image, parameters.block, reader.size)
 
     async def chain(self, path: str) -> list[Vhd]:
         """The lowest first. A parent that is missing or was written to since is refused."""
@@ -209,6 +207,23 @@ class Vhds:
         place = regions.metadata.offset + 64 * 1024 + 4  # the flags of the file parameters, the first item
         image[place] |= 1
         _replace(self._volumes.local(path), bytes(image))
+
+
+class _File(RangeReader):
+    """Opened for each read: files are replaced as a whole, and disks of benchmarks are large."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.size = path.stat().st_size
+        self.info = ObjectInfo(path.name, self.size)
+
+    async def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.part(offset, len(buffer))
+
+    def part(self, offset: int, length: int) -> bytes:
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
 
 
 def _replace(file: Path, content: bytes) -> None:
