@@ -8,10 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# What the agent itself runs (qemu), what the tests check it with (nbd, nginx, Samba, a JDK with gson), and what builds the demo's guest.
+# What the agent itself runs (qemu), what the tests check it with (nbd, nginx, Samba, Swift, a JDK with gson), and what builds the demo's guest.
 PACKAGES := python3-venv postgresql-15 qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin nginx-light \
             busybox-static cpio kmod mtools syslinux genisoimage zstd xz-utils bzip2 systemd util-linux curl xfsprogs \
-            openjdk-17-jdk-headless libgoogle-gson-java samba
+            openjdk-17-jdk-headless libgoogle-gson-java samba swift-proxy swift-account swift-container swift-object
 
 .PHONY: help demo demo-cloudstack demo-xen demo-hyperv test lint bench packages clean
 

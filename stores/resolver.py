@@ -44,6 +44,7 @@ SUPPORTED = (
     *(f"primary storage of type {pool}" for pool in (*DIRECTORY_POOLS, *MOUNTED_POOLS, *SMB_POOLS)),
     "image stores with an http://, https:// or file:// URI",
     "S3",
+    "Swift",
     "NFS exports that the host has mounted",
     "SMB shares, as secondary storage with a cifs:// URL",
 )
@@ -321,7 +322,9 @@ class Resolver:
             case NfsTO():
                 return self._nfs(to)
             case SwiftTO():
-                raise _unsupported("Swift")
+                from stores.backends.swift import SwiftStore
+
+                return SwiftStore(to, self._settings, self._engine)
 
     def _primary(self, to: PrimaryDataStoreTO) -> DataStore:
         if len(check_ref(to.uuid)) != 1:

@@ -95,11 +95,14 @@ class SwiftTO(TransferObject):
 
     storeType: Literal["swift"] = "swift"
     id: int | None = None
-    url: str
-    account: str | None = None
+    url: str  # of the authentication service: version 1, or Keystone's version 3 if it ends in /v3
+    account: str | None = None  # with Keystone the project
     userName: str | None = None
     key: Secret | None = None
-    storagePolicy: str | None = None
+    storagePolicy: str | None = None  # of the container, where it has to be made
+    container: str | None = None  # not a CloudStack field; default: storage-agent
+    domain: str | None = None  # not a CloudStack field; of user and project with Keystone, default: Default
+    region: str | None = None  # not a CloudStack field; with Keystone, default: the first that is named
 
 
 class PrimaryDataStoreTO(TransferObject):

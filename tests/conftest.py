@@ -16,6 +16,7 @@ pytest_plugins = [
     "tests.ledgers",
     "tests.secret_scan",
     "tests.samba",
+    "tests.swift",
     "tests.hyperv",
 ]
 

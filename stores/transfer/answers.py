@@ -80,8 +80,13 @@ def check_version(answer: Answer, info: ObjectInfo, what: str) -> None:
     etag, version = answer.headers.get("etag"), info.version
     if etag is None or version is None or not version.endswith('"'):
         return  # no entity tag on one side: nothing to compare
-    if etag.removeprefix("W/") != version.removeprefix("W/"):
+    if _opaque(etag) != _opaque(version):
         raise ObjectChanged(f"{what} changed during the transfer: its ETag is {etag}, it was {version}")
+
+
+def _opaque(etag: str) -> str:
+    """What an entity tag says. Swift sends those of most objects without the quotes."""
+    return etag.removeprefix("W/").strip('"')
 
 
 def check_range(answer: Answer, offset: int, length: int, info: ObjectInfo, what: str) -> int:
