@@ -202,6 +202,8 @@ def run_swift(directory: Path, *, segments: int = 1000) -> Iterator[SwiftServer]
         wait_for(lambda: http_ok(f"http://127.0.0.1:{ports[3]}/healthcheck"), process, log)
         server = SwiftServer(ports[3], key, process.pid)
         wait_for(lambda: _gives_tokens(server), process, log)
+        container = Container(server, "ready")
+        wait_for(lambda: container.ask("PUT") and container.ask("PUT", "ready", b"x")[0] == 201, process, log)
         yield server
 
 
@@ -210,12 +212,17 @@ class Container:
 
     def __init__(self, server: SwiftServer, name: str) -> None:
         self.name = name
+        self._server = server
+        self.log_in()
+        self.ask("PUT")
+
+    def log_in(self) -> None:
+        """Anew: tests have tokens forgotten."""
         login = urllib.request.Request(
-            server.auth_url, headers={"X-Auth-User": "test:tester", "X-Auth-Key": server.key}
+            self._server.auth_url, headers={"X-Auth-User": "test:tester", "X-Auth-Key": self._server.key}
         )
         with urllib.request.urlopen(login, timeout=WAIT_S) as answer:
-            self._account, self._token = answer.headers["X-Storage-Url"], answer.headers["X-Auth-Token"]
-        self.ask("PUT")
+            self.account, self.token = answer.headers["X-Storage-Url"], answer.headers["X-Auth-Token"]
 
     def ask(
         self, method: str, ref: str | None = None, body: bytes | None = None, *, query: str = "", **headers: str
@@ -224,7 +231,7 @@ class Container:
         path = quote(self.name) + ("" if ref is None else f"/{quote(ref)}")
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(
-            f"{self._account}/{path}{query}", method=method, data=body, headers={"X-Auth-Token": self._token, **given}
+            f"{self.account}/{path}{query}", method=method, data=body, headers={"X-Auth-Token": self.token, **given}
         )
         try:
             with urllib.request.urlopen(request, timeout=WAIT_S) as answer:

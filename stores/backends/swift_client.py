@@ -229,12 +229,25 @@ class SwiftClient:
             self._session = aiohttp.ClientSession(
                 timeout=timeout, headers={"User-Agent": USER_AGENT}, auto_decompress=False
             )
+        # Swift sends a body behind some answers to a HEAD (an empty one, in chunks, with 401 and 403): no HTTP. On a connection
+        # that is kept it would be taken for the next answer; here it makes the parser refuse this one, and a GET is asked.
+        if method == "HEAD":
+            headers = {**headers, "Connection": "close"}
         try:
             # No redirect is followed: it would take key or token elsewhere.
             async with self._session.request(
                 method, url, headers=headers, data=body, allow_redirects=False, ssl=self._tls
             ) as answer:
                 return Answer(answer.status, answer.headers, await answer.read(), tries)
+        except aiohttp.ClientResponseError as error:
+            if method == "HEAD":
+                refused = await self._send("GET", url, {**headers, "Range": "bytes=0-0"}, body, tries=tries)
+                if refused.status >= 400:
+                    return refused
+            raise Unavailable(
+                f"{self.config.id}, {method}: {url.host} answers what is not HTTP: {error.message[:100]}",
+                store=self.config.id,
+            ) from None
         except aiohttp.ClientSSLError as error:
             raise TlsFailed(
                 f"{self.config.id}: no TLS session with {url.host} ({error.os_error}): check the URL, and ca_file",
