@@ -23,7 +23,7 @@ from stores.contract import DataStore, Kind, ObjectInfo
 from stores.resolver import SUPPORTED, Resolver, Via, negotiate
 from stores.secret import Secret
 from stores.settings import StoreSettings
-from stores.to import S3TO, DataStoreTO, ImageFormat, ImageStoreTO, NfsTO, PrimaryDataStoreTO
+from stores.to import S3TO, DataStoreTO, ImageFormat, ImageStoreTO, NfsTO, PrimaryDataStoreTO, SwiftTO
 from stores.transfer.engine import TransferEngine
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -99,6 +99,7 @@ def _places(engine: TransferEngine, *of: HypervisorHandler) -> list[Place]:
         ("SMB share", NfsTO.model_validate({"_url": "cifs://host/share"})),
         ("HTTP(S)", ImageStoreTO(uri=Secret("https://images.example.org/base"))),
         ("S3", S3TO(bucketName="templates")),
+        ("Swift", SwiftTO(url="https://swift.example.org/auth/v1.0", account="a", userName="u", key=Secret("k"))),
     )
     places = []
     for name, store, pool in (*pools, *((name, resolver.store(to), False) for name, to in images)):

@@ -143,7 +143,9 @@ def commands(host: AgentHost, server: S3Server, bucket: str) -> dict[str, dict[s
         "no server": copy(s3(endPoint=closed, secretKey=PLANTED["s3-key"]), "no-server"),
         "no object": {**copy(s3(), "no-object"), "source": template(s3(), "none")},
         "smb": copy({"storeType": "nfs", "_url": f"cifs://h/share?user=u&password={PLANTED['smb-password']}"}, "smb"),
-        "swift": copy({"storeType": "swift", "url": closed, "account": "a", "key": PLANTED["swift-key"]}, "swift"),
+        "swift": copy(
+            {"storeType": "swift", "url": closed, "account": "a", "userName": "u", "key": PLANTED["swift-key"]}, "swift"
+        ),
         "userinfo": copy({"storeType": "image", "uri": f"https://u:{PLANTED['userinfo']}@h.example/x"}, "userinfo"),
         "signed": copy(
             {"storeType": "image", "uri": f"https://127.0.0.1/x?X-Amz-Signature={PLANTED['signature']}"}, "signed"
