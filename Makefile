@@ -13,7 +13,7 @@ PACKAGES := python3-venv postgresql-15 qemu-utils qemu-block-extra qemu-system-x
             busybox-static cpio kmod mtools syslinux genisoimage zstd xz-utils bzip2 systemd util-linux curl xfsprogs \
             openjdk-17-jdk-headless libgoogle-gson-java samba swift-proxy swift-account swift-container swift-object
 
-.PHONY: help demo demo-cloudstack demo-xen demo-hyperv test lint bench packages clean
+.PHONY: help demo demo-cloudstack demo-xen demo-hyperv test test-stores lint bench packages clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ demo-hyperv: packages $(READY)  ## a Hyper-V host (a double) on a real Samba: te
 # On a busy machine a test may starve beside the others. What fails is run once more, alone; what fails twice is broken.
 test: packages $(READY)  ## all tests
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder || $(BIN)/pytest --last-failed --last-failed-no-failures none
+
+test-stores: packages $(READY)  ## the store contract against every store and real server there is, and a table of what passed
+	$(BIN)/python -m tests.store_table
 
 lint: $(READY)  ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -178,6 +178,25 @@ def selftest(
     cli_selftest.xen(xen, sr, iso_sr, user, password_file, ca_file, fingerprint or (), json_)
 
 
+@app.command()
+def check_store(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|-",
+            help="A file with the store as JSON, as in commands, that only its owner may read; - reads standard input.",
+        ),
+    ],
+    config: Config = None,
+    json_: Json = False,
+) -> None:
+    """Try on a store what the agent relies on, below a name of its own, and leave nothing: exit code 1 when a promise is
+    broken. Needs no agent."""
+    from agent import cli_check_store
+
+    cli_check_store.check_store(file, config, json_)
+
+
 @cache.command("stats")
 def cache_stats(socket: Socket = None, config: Config = None, json_: Json = False) -> None:
     """Show the pools with their numbers."""

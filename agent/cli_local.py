@@ -61,9 +61,9 @@ def inspect(image: Path, format_: str | None, config: Path | None, as_json: bool
         from stores.to import ImageFormat
 
         if not image.is_file():
-            _usage(f"{image} is not a file", as_json)
+            usage_error(f"{image} is not a file", as_json)
         if format_ is not None and format_.upper() not in ImageFormat.__members__:
-            _usage(f"{format_} is no image format; there are {', '.join(ImageFormat)}", as_json)
+            usage_error(f"{format_} is no image format; there are {', '.join(ImageFormat)}", as_json)
         declared = ImageFormat(format_.upper()) if format_ else None
         verdict = asyncio.run(_inspect(load(config), image.resolve(), declared))
         if as_json:
@@ -137,5 +137,5 @@ async def _inspect(loaded: Loaded, image: Path, declared: ImageFormat | None) ->
         return await inspect(reader, declared=declared, limits=limits)
 
 
-def _usage(message: str, as_json: bool) -> NoReturn:
+def usage_error(message: str, as_json: bool) -> NoReturn:
     fail({"kind": "Usage", "retryable": "no", "message": message, "details": {}}, as_json, Exit.USAGE)
