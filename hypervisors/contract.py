@@ -99,10 +99,12 @@ class ImageSpec:
 
 @dataclass(frozen=True, slots=True)
 class Accepts:
-    """Kinds in order of preference, and why: the reason is shown by `explain`."""
+    """Kinds in order of preference, and why: the reason is shown by `explain`. `random`: ranges are read in any order, so that
+    a digest has to follow the reads."""
 
     kinds: tuple[Kind, ...]
     because: str
+    random: bool = False
 
 
 @dataclass(frozen=True, slots=True)

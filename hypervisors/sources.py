@@ -98,16 +98,15 @@ async def opened(
 ) -> AsyncIterator[OpenSource]:
     """The source in the form that the handler likes best of those that the store has; `cache` as in `Resolver.open`."""
     store, info = examined.store, examined.info
-    accepted = handler.accepts(operation, examined.spec, target).kinds
+    accepts = handler.accepts(operation, examined.spec, target)
+    accepted = accepts.kinds
     reader, follower = examined.reader, None
     if reader is not None:
         if checksum is not None:
             # What a tool fetches by itself would have to be fetched once more for the checksum.
             accepted = tuple(kind for kind in accepted if kind is not Kind.HTTP_URL)
-        if (
-            checksum is not None
-            and ctx.resolver.negotiate(store, info, accepted, cache=cache).chosen is Kind.NBD_EXPORT
-        ):
+        at_random = (Kind.NBD_EXPORT, Kind.RANGE_READER) if accepts.random else (Kind.NBD_EXPORT,)
+        if checksum is not None and ctx.resolver.negotiate(store, info, accepted, cache=cache).chosen in at_random:
             reader = follower = DigestingReader(reader, checksum.algorithm, ctx.engine)
         store = InspectedStore(store, reader)
     async with ctx.resolver.open(store, info, accepted, cache=cache) as presentation:

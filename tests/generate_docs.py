@@ -162,8 +162,15 @@ _XEN = (
     ),
     Case(
         Operation.COPY_TEMPLATE,
-        "QCOW2, VHDX, VMDK",
+        "QCOW2",
         ImageSpec(_QCOW2),
+        ImageSpec(_VHD),
+        lambda place: not place.pool,
+    ),
+    Case(
+        Operation.COPY_TEMPLATE,
+        "VHDX, VMDK",
+        ImageSpec(_VHDX),
         ImageSpec(_VHD),
         lambda place: not place.pool,
     ),
@@ -178,8 +185,15 @@ _XEN = (
     Case(Operation.COPY_VOLUME, "VHD, RAW", ImageSpec(_VHD), ImageSpec(_VHD)),
     Case(
         Operation.COPY_VOLUME,
-        "QCOW2, VHDX, VMDK",
+        "QCOW2",
         ImageSpec(_QCOW2),
+        ImageSpec(_VHD),
+        lambda place: not place.pool,
+    ),
+    Case(
+        Operation.COPY_VOLUME,
+        "VHDX, VMDK",
+        ImageSpec(_VHDX),
         ImageSpec(_VHD),
         lambda place: not place.pool,
     ),

@@ -2,36 +2,31 @@
 
 | the source comes as | and is read |
 | --- | --- |
-| ranges of a VHDX, a VHD or a QCOW2 | by our own readers |
-| ranges of a QCOW2 that has compressed clusters | as the disk that qemu-nbd makes of it, which reads it over the bridge |
+| ranges of a VHDX or a VHD | by our own readers |
 | ranges of plain bytes | twice, where nobody knows what is zero: once to find that out |
-| whatever else qemu opens: a file, the bridge's NBD export | as the disk that qemu-nbd makes of it |
+| ranges of a QCOW2, a file, the bridge's NBD export | as its disk (`hypervisors.qemu.disks`) |
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hypervisors.backups.overlay import Layer
 from hypervisors.contract import OperationUnsupported, Source
 from hypervisors.hyperv.pending import SECTOR
 from hypervisors.hyperv.place import as_host_file
-from hypervisors.images import qcow2_map
 from hypervisors.images.mapped import MappedDisk
 from hypervisors.images.sized import Sized
 from hypervisors.images.vhd_map import read_map
 from hypervisors.images.vhdx_reading import VhdxDisk, VhdxImage, disk_of, open_image
-from hypervisors.nbd import connect
 from hypervisors.process import ToolRunner
-from hypervisors.qemu.exports import exported
+from hypervisors.qemu.disks import ForeignDisks
 from hypervisors.qemu.nodes import known_format
-from stores.bridge import serve
 from stores.contract import Extent, Progress, RangeReader
-from stores.errors import StorageError, TooLarge
+from stores.errors import TooLarge
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
 from stores.transfer.pieces import known_size
@@ -61,8 +56,7 @@ class Reading:
     def __init__(self, engine: TransferEngine, tools: ToolRunner, runtime_dir: Path, *, limit: int) -> None:
         """Sockets of exports live below `runtime_dir`. `limit`: the most bytes that a disk may have."""
         self._engine = engine
-        self._tools = tools
-        self._runtime_dir = runtime_dir
+        self._disks = ForeignDisks(engine, tools, runtime_dir)
         self._limit = limit
 
     @asynccontextmanager
@@ -72,20 +66,15 @@ class Reading:
         given, image_format = source.presentation, known_format(source)
         async with AsyncExitStack() as stack:
             sector = SECTOR
-            if not isinstance(given, RangeReader):
-                disk: RangeReader = await stack.enter_async_context(self._by_qemu(source))
+            if not isinstance(given, RangeReader) or image_format is ImageFormat.QCOW2:
+                disk = await stack.enter_async_context(self._disks.opened(source))
             elif image_format is ImageFormat.VHDX:
                 image = await open_image(given, self._engine)
                 disk, sector = disk_of([image]), image.sector
             elif image_format is ImageFormat.VHD:
                 found = await read_map(given, self._engine, whole=False)
-                disk = await self._mapped(given, Layer(found.virtual_size, found.runs()))
-            elif image_format is ImageFormat.QCOW2:
-                clusters = await qcow2_map.read_map(given, self._engine)
-                if clusters is not None:
-                    disk = await self._mapped(given, clusters)
-                else:
-                    disk = await stack.enter_async_context(self._by_bridge(source, given))
+                layer = Layer(found.virtual_size, found.runs())
+                disk = await self._engine.run(MappedDisk, given, layer, self._engine.network.of(given))
             elif image_format in _PLAIN:
                 disk = given
             else:
@@ -93,30 +82,6 @@ class Reading:
                     f"a {image_format} image is read by qemu, not as ranges", ref=given.info.ref, format=image_format
                 )
             yield await self._content(disk, sector, progress, plain=image_format in _PLAIN)
-
-    async def _mapped(self, image: RangeReader, layer: Layer) -> RangeReader:
-        return await self._engine.run(MappedDisk, image, layer, self._engine.network.of(image))
-
-    @asynccontextmanager
-    async def _by_qemu(self, source: Source) -> AsyncIterator[RangeReader]:
-        async with (
-            exported(self._tools, source, runtime_dir=self._runtime_dir) as (socket, name),
-            connect(socket, name, engine=self._engine) as disk,
-        ):
-            yield disk
-
-    @asynccontextmanager
-    async def _by_bridge(self, source: Source, image: RangeReader) -> AsyncIterator[RangeReader]:
-        socket = self._runtime_dir / "nbd" / f"{secrets.token_hex(6)}.sock"
-        async with serve(image, socket) as export:
-            try:
-                async with self._by_qemu(replace(source, presentation=export)) as disk:
-                    yield disk
-            except StorageError as error:
-                cause = export.failure()  # qemu only says "Input/output error"
-                if cause is None:
-                    raise
-                raise cause from error
 
     @asynccontextmanager
     async def own(self, image: Source, above: Sequence[str] = ()) -> AsyncIterator[Content]:

@@ -124,6 +124,13 @@ class XenHandler(HypervisorHandler):
                 f"a {source.format or 'foreign'} image is read at random, and no file is made of one: it takes a server that"
                 " gives ranges, or the image as VHD or RAW",
             )
+        if source.format is ImageFormat.QCOW2:
+            return Accepts(
+                (Kind.MANAGED_DISK, Kind.LOCAL_PATH, Kind.RANGE_READER),
+                "XAPI itself copies what is in an SR; a QCOW2 image is read by its map, and what is not zero is sent on to the"
+                " host",
+                random=True,
+            )
         return Accepts(
             (Kind.MANAGED_DISK, Kind.LOCAL_PATH, Kind.NBD_EXPORT),
             "XAPI itself copies what is in an SR; other images are read at random, by qemu-nbd, which serves their disk, and"

@@ -6,7 +6,7 @@ file in between.
 | ranges of plain bytes, or of a disk | several pieces at once, and of holes nothing |
 | a stream of plain bytes, or a VHD | in order |
 | either of the two, compressed | in order, expanded |
-| whatever else qemu opens: a file, the bridge's NBD export | as ranges of the disk that qemu-nbd makes of it |
+| anything else: ranges, a file, the bridge's NBD export | as ranges of its disk (`hypervisors.qemu.disks`) |
 
 However large the disk, memory is that of the engine's buffers and a few pieces more. The end of the body, without which the
 host takes nothing for done, is sent only when the source was whole and had the right checksum.
@@ -24,9 +24,8 @@ from hypervisors.contract import OperationUnsupported, Source
 from hypervisors.images.parsing import SECTOR, refuse, truncated
 from hypervisors.images.vhd_reading import Disk, Event, Present, VhdReading
 from hypervisors.landing import verify
-from hypervisors.nbd import connect
 from hypervisors.process import ToolRunner
-from hypervisors.qemu.exports import exported
+from hypervisors.qemu.disks import ForeignDisks
 from hypervisors.qemu.nodes import known_format
 from hypervisors.xen.chunks import ChunkEncoder
 from hypervisors.xen.hosts import Host
@@ -44,6 +43,7 @@ Make: TypeAlias = Callable[[int], Awaitable[str]]
 """Makes the disk, of at least so many bytes, all of them zero; gives its reference or uuid."""
 
 _PLAIN = frozenset({ImageFormat.RAW, ImageFormat.ISO})
+_IN_ORDER = _PLAIN | {ImageFormat.VHD}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,7 @@ class Importer:
     def __init__(self, engine: TransferEngine, tools: ToolRunner, runtime_dir: Path, *, limit: int) -> None:
         """Sockets of exports live below `runtime_dir`. `limit`: the most bytes that a disk may have."""
         self._engine = engine
-        self._tools = tools
-        self._runtime_dir = runtime_dir
+        self._disks = ForeignDisks(engine, tools, runtime_dir)
         self._limit = limit
 
     async def bring(
@@ -78,19 +77,17 @@ class Importer:
     ) -> Imported:
         """The content of an image that the gate has let pass, without its backing chain.
 
-        `checksum` is of the object's bytes: `ChecksumMismatch`, where they pass through here; where qemu reads the source, the
-        caller sees to it. `ImageRefused` for a VHD that is damaged or cannot be read forward, `TooLarge`, `IntegrityError`,
-        `OperationUnsupported` for a format that cannot be read as it comes; otherwise what the source, qemu-nbd and
+        `checksum` is of the object's bytes: `ChecksumMismatch`, where they pass through here; where it is read at random,
+        the caller sees to it. `ImageRefused` for an image that is damaged or cannot be read as it comes, `TooLarge`,
+        `IntegrityError`, `OperationUnsupported` for a format that cannot; otherwise what the source, qemu-nbd and
         `DiskStreams.upload` raise.
         """
         given, spec = source.presentation, source.spec
-        if not isinstance(given, RangeReader | ByteStream):
-            async with (
-                exported(self._tools, source, runtime_dir=self._runtime_dir) as (socket, name),
-                connect(socket, name, engine=self._engine) as disk,
-            ):
-                return await self.fill(disk, target, checksum=None, progress=progress)
         image_format = known_format(source)
+        at_random = image_format not in _IN_ORDER and isinstance(given, RangeReader) and spec.compression is None
+        if at_random or not isinstance(given, RangeReader | ByteStream):
+            async with self._disks.opened(source) as disk:
+                return await self.fill(disk, target, checksum=None, progress=progress)
         if image_format in _PLAIN and spec.compression is None and isinstance(given, RangeReader):
             return await self.fill(given, target, checksum=checksum, progress=progress)
         digester = Digester([checksum.algorithm] if checksum is not None else [])
