@@ -44,6 +44,14 @@ for _name in ("smbprotocol", "spnego"):
     logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
 
 
+class _Requests(dict[int, Any]):
+    """Those that wait for an answer. The library's receiving thread goes over them when a connection ends, while others still
+    take theirs away: seen as "dictionary changed size", after which nobody was told."""
+
+    def values(self) -> Any:
+        return list(super().values())
+
+
 class _Connection(Connection):  # type: ignore[misc]  # the library has no types
     """smbprotocol's, with our transport, our way to wait, and no trust in answers without protection."""
 
@@ -52,6 +60,7 @@ class _Connection(Connection):  # type: ignore[misc]  # the library has no types
         self._silence_s = silence_s
         self._stop_at: float | None = None
         super().__init__(uuid.uuid4(), place.host, place.port, require_signing=True)
+        self.outstanding_requests = _Requests()
 
     @property
     def transport(self) -> Transport:

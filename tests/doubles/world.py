@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 from hypervisors.contract import HypervisorType
 from hypervisors.images.gate import GateLimits
@@ -120,8 +121,7 @@ async def world(
         for handler in made.handlers.values():
             await handler.aclose()
         await engine.aclose()
-        await asyncio.sleep(0)
-        assert asyncio.all_tasks() - {asyncio.current_task()} <= tasks
+        await _over(tasks)
         assert [path for path in runtime.rglob("*") if not path.is_dir()] == []
         assert _children() == before[1]
         assert sum(_descriptors().values()) <= sum(before[0].values()) + 2, (before[0], _descriptors())
@@ -130,6 +130,16 @@ async def world(
         await engine.aclose()
         if root is None:
             shutil.rmtree(base, ignore_errors=True)
+
+
+async def _over(tasks: set[asyncio.Task[Any]]) -> None:
+    """No other tasks are left. Those of servers in the test's own loop end when they have seen that we are gone."""
+    for attempt in range(100):
+        await asyncio.sleep(0.02 if attempt else 0)
+        left = asyncio.all_tasks() - {asyncio.current_task()} - tasks
+        if not left:
+            return
+    raise AssertionError(left)
 
 
 def records_of(*refs: str) -> set[str]:
