@@ -24,7 +24,7 @@ from stores.backends.swift_segments import SEGMENTS
 from stores.secret import Secret
 from stores.to import SwiftTO
 from tests.secret_scan import register_secret
-from tests.servers import WAIT_S, free_ports, http_ok, running, wait_for
+from tests.servers import WAIT_S, http_ok, running, seaweed_ports, wait_for
 
 SERVERS = ("account", "container", "object")
 
@@ -67,6 +67,8 @@ pipeline = catch_errors healthcheck cache listing_formats tempauth copy containe
 use = egg:swift#proxy
 account_autocreate = true
 allow_account_management = true
+# Storage servers that were asked before they were there are otherwise not asked again for a minute.
+error_suppression_interval = 0
 [filter:cache]
 paste.filter_factory = one_cache:filter_factory
 [filter:tempauth]
@@ -177,7 +179,7 @@ def run_swift(directory: Path, *, segments: int = 1000) -> Iterator[SwiftServer]
     """`segments`: how many a manifest may name."""
     for name in ("etc", "devices/d1", "run", "python"):
         (directory / name).mkdir(parents=True, exist_ok=True)
-    etc, ports = directory / "etc", free_ports(4)
+    etc, ports = directory / "etc", seaweed_ports()[:4]  # beyond the kernel's own choice: the rings take a second
     key = register_secret("swift-" + uuid.uuid4().hex, "key of a Swift user")
     (etc / "swift.conf").write_text(SWIFT_CONF)
     (directory / "python" / "one_cache.py").write_text(ONE_CACHE)
