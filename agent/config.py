@@ -67,6 +67,17 @@ class AgentSection(Section):
     )
 
 
+class KvmSection(Section):
+    """Guests of KVM."""
+
+    libvirt_uri: str = Field(
+        "qemu:///system",
+        min_length=1,
+        description="The libvirt that has this host's guests, for the disks and ISOs that they get. none: guests are left"
+        " alone, and an ISO only becomes a file. Needs storage-agent[kvm].",
+    )
+
+
 class PoolsSection(Section):
     """Where storage pools may be."""
 
@@ -508,6 +519,7 @@ class Config(Section):
     images: ImagesSection = ImagesSection()
     tls: TlsSection = TlsSection()
     smb: SmbSection = SmbSection()
+    kvm: KvmSection = KvmSection()
     xen: XenSection = XenSection()
     hyperv: HypervSection = HypervSection()
     api: ApiSection = ApiSection()

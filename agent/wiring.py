@@ -171,6 +171,7 @@ def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
         ToolRunner(),
         config.agent.runtime_dir,
         limits,
+        libvirt_uri=None if config.kvm.libvirt_uri == "none" else config.kvm.libvirt_uri,
         xen=xen_pools(config),
         hyperv=hyperv_hosts(config),
         shares=resolver.store,

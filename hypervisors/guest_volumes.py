@@ -6,20 +6,42 @@ Whoever calls has the locks of the volume and of the machine. The machine's own 
 from __future__ import annotations
 
 from hypervisors.context import Context
-from hypervisors.guests import Attachment
+from hypervisors.contract import OperationUnsupported
+from hypervisors.guests import Attachment, Tuning
 from hypervisors.snapshots import opened_volume
 from hypervisors.verbs import AttachVolume, Call, DetachVolume, ref_of
 from stores.errors import NotFound
+from stores.to import VolumeObjectTO
 
 
 async def attach(ctx: Context, call: Call, request: AttachVolume) -> Attachment:
     """See `Operations.attach_volume`."""
     guests, volume = ctx.handler(call.hypervisor).guests, request.volume
+    if volume.passphrase or volume.encryptFormat:
+        raise OperationUnsupported("encrypted volumes are not supported; nothing was attached", ref=volume.path)
     async with opened_volume(ctx, call, volume.store, ref_of(volume), volume.format) as opened:
         call.progress.phase("attach")
         return await guests.attach(
-            request.vm, opened.source, device=request.device, read_only=request.read_only, token=call.token
+            request.vm,
+            opened.source,
+            device=request.device,
+            read_only=request.read_only,
+            token=call.token,
+            tuning=tuning_of(volume),
         )
+
+
+def tuning_of(volume: VolumeObjectTO) -> Tuning:
+    """What the command says of the disk. The serial is what CloudStack makes of the uuid: 20 characters are all that
+    virtio-blk has (VIRTIO_BLK_ID_BYTES)."""
+    return Tuning(
+        serial=(volume.uuid or "").replace("-", "")[:20] or None,
+        cache=volume.cacheMode,
+        bytes_read=volume.bytesReadRate,
+        bytes_written=volume.bytesWriteRate,
+        reads=volume.iopsReadRate,
+        writes=volume.iopsWriteRate,
+    )
 
 
 async def detach(ctx: Context, call: Call, request: DetachVolume) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hypervisors.contract import HandlerError, Source
+from stores.contract import Kind
 from stores.errors import Retry
 
 DETACH_WITHIN_S = 60.0
@@ -51,6 +53,26 @@ class Attachment:
     drive: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How a disk is to behave in a machine, where that is said; rates are per second. What a hypervisor has no way to do is
+    left undone."""
+
+    serial: str | None = None
+    """By which the machine tells its disks apart."""
+
+    cache: str | None = None
+    """CloudStack's cacheMode: none, writeback, writethrough."""
+
+    bytes_read: int | None = None
+    bytes_written: int | None = None
+    reads: int | None = None
+    writes: int | None = None
+
+
+UNTUNED = Tuning()
+
+
 class Guests(abc.ABC):
     """Machines that do not run count too: they have their disks from their next start on.
 
@@ -58,8 +80,20 @@ class Guests(abc.ABC):
     attached: detaching and ejecting succeed.
     """
 
+    reads: ClassVar[Kind]
+    """What a machine's disks, and the media of its drives, are presented as."""
+
     @abc.abstractmethod
-    async def attach(self, vm: str, volume: Source, *, device: int | None, read_only: bool, token: str) -> Attachment:
+    async def attach(
+        self,
+        vm: str,
+        volume: Source,
+        *,
+        device: int | None,
+        read_only: bool,
+        token: str,
+        tuning: Tuning = UNTUNED,
+    ) -> Attachment:
         """The machine has the volume when this returns; a running one at once. `device` None: the first that is free.
 
         Idempotent: a volume that the machine has stays where it is; another device or mode than it has there is
@@ -73,11 +107,12 @@ class Guests(abc.ABC):
 
     @abc.abstractmethod
     async def insert(self, vm: str, iso: Source) -> Attachment:
-        """The ISO is in a CD drive of the machine; what else was in that is not. Idempotent. `GuestUnfit` without a drive."""
+        """The ISO is in a CD drive of the machine; what else was in that is not. Idempotent. `GuestUnfit` without a drive;
+        `GuestHolds` where the machine keeps it locked."""
 
     @abc.abstractmethod
     async def eject(self, vm: str, iso: Source) -> None:
-        """The ISO is in none of the machine's CD drives. Idempotent."""
+        """The ISO is in none of the machine's CD drives. Idempotent. `GuestHolds` where the machine keeps it locked."""
 
     @abc.abstractmethod
     async def attached(self, vm: str) -> Sequence[Attachment]:

@@ -203,14 +203,15 @@ class Operations:
 
     async def attach_iso(self, call: Call, request: AttachIso) -> Attached:
         """The ISO as a file that the guest may read until `detach_iso`, over restarts: where it lies, or from the cache, which
-        does not let it go. Idempotent by guest and ISO. Past the gate before anything is kept. The guest is not touched.
+        does not let it go. Idempotent by guest and ISO. Past the gate before anything is kept. It is in the guest's drive then,
+        where the handler's guests read files; else the guest is not touched.
 
         An ISO in a pool that the hypervisor itself keeps goes into the guest's drive: see `Guests.insert`.
         """
         return await attaching.attach(self._context, call, request)
 
     async def detach_iso(self, call: Call, request: DetachIso) -> None:
-        """The file may go. Idempotent, and needs neither the store nor its credentials."""
+        """The guest's drive does not have it, and the file may go. Idempotent, and contacts no store but those of this host."""
         await attaching.detach(self._context, call, request)
 
     async def attach_volume(self, call: Call, request: AttachVolume) -> Attachment:

@@ -18,6 +18,7 @@ from stores.transfer.engine import TransferEngine
 
 if TYPE_CHECKING:
     from hypervisors.hyperv.settings import HypervHostSettings
+    from hypervisors.kvm.guests import KvmGuests
     from hypervisors.xen.config import XenPoolSettings
 
 
@@ -27,22 +28,33 @@ def handlers(
     runtime_dir: Path,
     limits: GateLimits | None = None,
     *,
+    libvirt_uri: str | None = None,
     xen: Sequence[XenPoolSettings] = (),
     hyperv: Sequence[HypervHostSettings] = (),
     shares: Callable[[DataStoreTO], DataStore] | None = None,
 ) -> Mapping[HypervisorType, HypervisorHandler]:
-    """One handler for each hypervisor that this agent can reach. Opens nothing. `runtime_dir`: for sockets. `xen`, `hyperv`:
-    their pools and hosts, without which there are no handlers for them. `shares`: gives the stores of the shares that
-    Hyper-V's disks are on."""
+    """One handler for each hypervisor that this agent can reach. Opens nothing. `runtime_dir`: for sockets. `libvirt_uri`:
+    without it KVM's guests are not touched. `xen`, `hyperv`: their pools and hosts, without which there are no handlers for
+    them. `shares`: gives the stores of the shares that Hyper-V's disks are on."""
     limits = limits or GateLimits()
     qemu_img = QemuImg(runner)
     snapshots = KvmSnapshots(engine, qemu_img, runner, runtime_dir)
-    made: list[HypervisorHandler] = [KvmHandler(engine, qemu_img, limits, snapshots)]
+    made: list[HypervisorHandler] = [
+        KvmHandler(engine, qemu_img, limits, snapshots, _guests(engine, libvirt_uri) if libvirt_uri else None)
+    ]
     if xen:
         made.append(_xen(engine, runner, runtime_dir, limits, xen))
     if hyperv and shares is not None:
         made.append(_hyperv(engine, runner, runtime_dir, limits, hyperv, shares))
     return {handler.type: handler for handler in made}
+
+
+def _guests(engine: TransferEngine, libvirt_uri: str) -> KvmGuests:
+    """Imported where there is a libvirt: it takes time."""
+    from hypervisors.kvm.guests import KvmGuests
+    from hypervisors.kvm.libvirt import Libvirt
+
+    return KvmGuests(Libvirt(libvirt_uri), engine)
 
 
 def _xen(

@@ -125,8 +125,8 @@ class ListBackups:
 
 @dataclass(frozen=True, slots=True)
 class AttachIso:
-    """The guest `vm` gets an ISO: in its drive, where the hypervisor keeps it, else as a file of this host, which somebody else
-    gives to the guest. `insert`: only the former will do. Without a guest it is only explained."""
+    """The guest `vm` gets an ISO: in its drive, or, where the handler does nothing with guests, as a file of this host, which
+    somebody else gives to the guest. `insert`: only the former will do. Without a guest it is only explained."""
 
     iso: TemplateObjectTO
     vm: str = ""
@@ -264,8 +264,7 @@ def touched(request: Request) -> tuple[str, ...]:
         case Revert(snapshot):
             return (_key(snapshot),)
         case AttachIso(iso, vm) | DetachIso(iso, vm):
-            drive = (_guest(vm),) if iso.store.storeType == "primary" else ()
-            return tuple(sorted((attachment(iso, vm), *drive)))
+            return tuple(sorted((attachment(iso, vm), _guest(vm))))
         case AttachVolume(volume, vm) | DetachVolume(volume, vm):
             return tuple(sorted((_key(volume), _guest(vm))))
         case CreatePool(pool) | ModifyPool(pool) | DeletePool(pool):

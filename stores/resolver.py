@@ -174,6 +174,15 @@ class Resolver:
         async with store.present(info, Kind.LOCAL_PATH) as presentation:
             return cast(LocalPath, presentation).path  # it lies in a directory of the operator's, who keeps it
 
+    async def kept(self, what: str) -> Path | None:
+        """The file of the cache that `keep` gave for `what`, until `let_go`. Needs no store. Raises `PoolSick` while that
+        cannot be told."""
+        if self._cache is None:
+            return None
+        from stores.cache.keeping import Claim, kept
+
+        return await kept(self._cache, Claim.of(what))
+
     async def let_go(self, what: str, *, token: str | None = None) -> None:
         """`what` need not stay any more; with a token only if that command has kept it. Idempotent. Raises `PoolSick` while
         that cannot be done."""

@@ -56,6 +56,7 @@ class AgentHost:
         self.config.write_text(
             f'[agent]\nstate_dir = "{self.root}/state"\nruntime_dir = "{self.root}/run"\nshutdown_s = 1\n'
             f'[pools]\nroots = ["{self.root}/pools", "{self.root}/images"]\n'
+            f'[kvm]\nlibvirt_uri = "none"\n'
             f'[api]\nsocket = "{self.socket}"\n{self.options}'
         )
 

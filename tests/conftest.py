@@ -18,6 +18,8 @@ pytest_plugins = [
     "tests.samba",
     "tests.swift",
     "tests.hyperv",
+    "tests.libvirtd",
+    "tests.kvm_machines",
 ]
 
 # An example fails for what it does, not for how long it takes on a busy machine.

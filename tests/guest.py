@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def fetch_kernel(cache: Path) -> Kernel:
     return Kernel(cache, version)
 
 
-def build_initramfs(kernel: Kernel, work: Path, *, hashed_mib: int) -> Path:
+def build_initramfs(kernel: Kernel, work: Path, script: str, drivers: Sequence[str] = MODULES) -> Path:
+    """`script`: what runs in it, with those `drivers` to be loaded."""
     root = work / "initramfs"
     modules = root / "lib" / "modules" / kernel.version
     for name in ("bin", "dev", "proc", "sys"):
@@ -93,7 +95,7 @@ def build_initramfs(kernel: Kernel, work: Path, *, hashed_mib: int) -> Path:
     source = kernel.root / "lib" / "modules" / kernel.version
     for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
         shutil.copy(source / name, modules / name)
-    for module in MODULES:
+    for module in drivers:
         shown = run("modprobe", "-d", kernel.root, "-S", kernel.version, "--show-depends", module).decode()
         for line in shown.splitlines():
             if line.startswith("insmod "):
@@ -103,7 +105,7 @@ def build_initramfs(kernel: Kernel, work: Path, *, hashed_mib: int) -> Path:
                 shutil.copy(path, target)
     run("depmod", "-b", root, kernel.version)
     init = root / "init"
-    init.write_text(INIT.format(modules=" ".join(MODULES), hashed_mib=hashed_mib))
+    init.write_text(script)
     init.chmod(0o755)
     names = b"\n".join(sorted(str(p.relative_to(root)).encode() for p in root.rglob("*")))
     archive = work / "initramfs.gz"
@@ -117,7 +119,8 @@ def build_disk(kernel: Kernel, target: Path, *, size: int, payload: int, hashed_
     work = target.parent / (target.name + ".work")
     work.mkdir()
     try:
-        initramfs = build_initramfs(kernel, work, hashed_mib=hashed_mib)
+        script = INIT.format(modules=" ".join(MODULES), hashed_mib=hashed_mib)
+        initramfs = build_initramfs(kernel, work, script)
         raw = work / "disk.raw"
         with raw.open("wb") as file:
             file.truncate(size)

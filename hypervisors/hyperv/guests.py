@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hypervisors.contract import ImageLocked, OperationUnsupported, Source
-from hypervisors.guests import Attachment, DeviceTaken, Guests, GuestUnfit
+from hypervisors.guests import UNTUNED, Attachment, DeviceTaken, Guests, GuestUnfit, Tuning
 from hypervisors.hyperv.machines import User, users
 from hypervisors.hyperv.place import HostFile, as_host_file
 from hypervisors.hyperv.powershell import PowerShellPort
+from stores.contract import Kind
 from stores.errors import NotFound
 from stores.uninterrupted import uninterrupted
 
@@ -26,11 +27,22 @@ _SUSPENDED = frozenset({"Saved", "Saving", "FastSaved", "FastSaving"})
 
 
 class HypervGuests(Guests):
+    reads = Kind.MANAGED_DISK
+
     def __init__(self, ports: Callable[[], Iterable[PowerShellPort]]) -> None:
         """`ports`: to all hosts."""
         self._ports = ports
 
-    async def attach(self, vm: str, volume: Source, *, device: int | None, read_only: bool, token: str) -> Attachment:
+    async def attach(
+        self,
+        vm: str,
+        volume: Source,
+        *,
+        device: int | None,
+        read_only: bool,
+        token: str,
+        tuning: Tuning = UNTUNED,
+    ) -> Attachment:
         """As a SCSI disk. Read-only ones there are none: `OperationUnsupported`."""
         disk = as_host_file(volume.presentation)
         if read_only:

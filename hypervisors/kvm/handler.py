@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hypervisors.contract import (
     Accepts,
     HypervisorHandler,
     HypervisorType,
+    ImageLocked,
     ImageSpec,
     Operation,
     OperationUnsupported,
@@ -31,6 +33,9 @@ from stores.to import ImageFormat, ProvisioningType
 from stores.transfer.digests import Checksum
 from stores.transfer.engine import TransferEngine
 
+if TYPE_CHECKING:  # it takes time to import, and is only needed where there is a libvirt
+    from hypervisors.kvm.guests import KvmGuests
+
 _VOLUME_FORMATS = (ImageFormat.QCOW2, ImageFormat.RAW)
 _TARGET_FORMATS = (*_VOLUME_FORMATS, ImageFormat.ISO)
 
@@ -46,15 +51,37 @@ class KvmHandler(HypervisorHandler):
     type = HypervisorType.KVM
     native_format = ImageFormat.QCOW2
 
-    def __init__(self, engine: TransferEngine, qemu_img: QemuImg, limits: GateLimits, snapshots: KvmSnapshots) -> None:
+    def __init__(
+        self,
+        engine: TransferEngine,
+        qemu_img: QemuImg,
+        limits: GateLimits,
+        snapshots: KvmSnapshots,
+        guests: KvmGuests | None = None,
+    ) -> None:
+        """Without `guests`, those of this host are somebody else's affair."""
         self._engine = engine
         self._qemu_img = qemu_img
         self._limits = limits
         self._snapshots = snapshots
+        self._guests = guests
 
     @property
     def snapshots(self) -> KvmSnapshots:
         return self._snapshots
+
+    @property
+    def guests(self) -> KvmGuests:
+        if self._guests is None:
+            raise OperationUnsupported(
+                "this agent has no libvirt, and so does nothing with guests; name it in kvm.libvirt_uri",
+                hypervisor=self.type.value,
+            )
+        return self._guests
+
+    async def aclose(self) -> None:
+        if self._guests is not None:
+            await self._guests.aclose()
 
     # ------------------------------------------------------------------------------------------- declarations
 
@@ -188,7 +215,8 @@ class KvmHandler(HypervisorHandler):
         return await self._written(path, _format(spec), {})
 
     async def resize(self, source: Source, new_size: int, *, shrink: bool) -> Written:
-        present = (await self._qemu_img.sizes(own_node(source))).virtual
+        """Also while a guest of this host has it, which then sees the new size at once."""
+        present = (await self._qemu_img.sizes(own_node(source), running=True)).virtual
         if new_size < present and not shrink:
             raise SizeRefused(
                 f"the image has {present} bytes and {new_size} were asked for: shrinking cuts data off and needs shrinkOk",
@@ -196,7 +224,11 @@ class KvmHandler(HypervisorHandler):
                 least=present,
             )
         if new_size != present:
-            await self._qemu_img.resize(source_node(source), new_size, shrink=new_size < present)
+            try:
+                await self._qemu_img.resize(source_node(source), new_size, shrink=new_size < present)
+            except ImageLocked:
+                if self._guests is None or not await self._guests.resize(source, new_size, present):
+                    raise
         return await self.measure(source)
 
     async def measure(self, source: Source) -> Written:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import structlog
 
 from hypervisors.contract import ImageLocked, Source
-from hypervisors.guests import Attachment, DeviceTaken, GuestHolds, Guests, GuestUnfit
+from hypervisors.guests import UNTUNED, Attachment, DeviceTaken, GuestHolds, Guests, GuestUnfit, Tuning
 from hypervisors.narrowing import as_managed
 from hypervisors.xen.errors import HANDLE_INVALID, XapiFailure, of_disk
 from hypervisors.xen.longer import carried_out
@@ -22,6 +22,7 @@ from hypervisors.xen.machines import Machine, Vbd, find_machine, shown
 from hypervisors.xen.marks import OURS
 from hypervisors.xen.pool import XenPool
 from hypervisors.xen.vdis import Vdi, find_vdi
+from stores.contract import Kind
 from stores.errors import NotFound, StorageError, Unavailable
 from stores.uninterrupted import uninterrupted
 
@@ -47,12 +48,23 @@ _UNFIT = {
 
 
 class XenGuests(Guests):
+    reads = Kind.MANAGED_DISK
+
     def __init__(self, pools: Sequence[XenPool]) -> None:
         self._pools = tuple(pools)
 
     # -------------------------------------------------------------------------------------------------------- disks
 
-    async def attach(self, vm: str, volume: Source, *, device: int | None, read_only: bool, token: str) -> Attachment:
+    async def attach(
+        self,
+        vm: str,
+        volume: Source,
+        *,
+        device: int | None,
+        read_only: bool,
+        token: str,
+        tuning: Tuning = UNTUNED,
+    ) -> Attachment:
         vdi = await self._vdi(volume)
         machine = await find_machine([vdi.sr.pool], vm)
         mine = await self._free_for(machine, vdi, read_only=read_only)

@@ -62,6 +62,15 @@ async def keep(
         return landed.copy.path
 
 
+async def kept(cache: Cache, claim: Claim) -> Path | None:
+    """What the claim holds, fit to be used or not. Raises `PoolSick` while a pool cannot be asked: it may be there."""
+    for pool in cache.pools:
+        found = await pool.transact(partial(_claimed, pool=pool.name, claim=claim.id))
+        if found is not None:
+            return pool.access.entries.path_of(found[0])
+    return None
+
+
 async def let_go(cache: Cache, claim: Claim, *, only_if_same: bool = False) -> None:
     """The claim holds nothing any more. `only_if_same`: unless somebody else has made it, for another reason. Idempotent.
     Raises `PoolSick` while a pool cannot be asked: it may be there."""
