@@ -74,7 +74,7 @@ class KvmHandler(HypervisorHandler):
     def guests(self) -> KvmGuests:
         if self._guests is None:
             raise OperationUnsupported(
-                "this agent has no libvirt, and so does nothing with guests; name it in kvm.libvirt_uri",
+                "this agent has no libvirt, and so does nothing with virtual machines; name it in kvm.libvirt_uri",
                 hypervisor=self.type.value,
             )
         return self._guests

@@ -51,6 +51,7 @@ class Libvirt:
         self._patience_s = patience_s
         self._opening = asyncio.Lock()
         self._connection: Any = None
+        self._was_there = False
         self._callbacks: list[int] = []
         self._watchers: set[asyncio.Event] = set()
 
@@ -75,14 +76,15 @@ class Libvirt:
             raise
 
     async def surely(self, work: Callable[[], Awaitable[T]]) -> T:
-        """What `work` returns, which looks before it acts, and so can be done again after a connection broke."""
+        """What `work` returns, which looks before it acts, and so can be done again after a connection broke. A libvirtd that
+        never was there is not waited for."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self._patience_s
         while True:
             try:
                 return await work()
             except Disconnected:
-                if loop.time() + _PAUSE_S >= until:
+                if not self._was_there or loop.time() + _PAUSE_S >= until:
                     raise
                 await asyncio.sleep(_PAUSE_S)
 
@@ -129,6 +131,7 @@ class Libvirt:
             return connection, [connection.domainEventRegisterAny(None, event, changed, None) for event in events]
 
         self._connection, self._callbacks = await in_thread(opened, doing=doing, within_s=self._call_s)
+        self._was_there = True
 
     async def _drop(self, connection: Any) -> None:
         if connection is None or self._connection is not connection:

@@ -58,6 +58,9 @@ name = "demo"
 directory = "{work}/cache"
 limit = "128MiB"
 
+[kvm]
+libvirt_uri = "none"
+
 [api]
 socket = "{work}/run/api.sock"
 """

@@ -265,7 +265,7 @@ async def test_prefetch_then_attach_without_a_transfer(here: Host) -> None:
 
 def test_one_use_of_one_iso_is_one_lock() -> None:
     iso = TemplateObjectTO(path="/a.iso", imageDataStore=ImageStoreTO.model_validate({"uri": "file:///x"}))
-    assert touched(AttachIso(iso, "vm")) == touched(DetachIso(iso, "vm")) == ("attached:vm/a.iso",)
+    assert touched(AttachIso(iso, "vm")) == touched(DetachIso(iso, "vm")) == ("attached:vm/a.iso", "guest:vm")
     assert touched(Prefetch(iso)) == ()
 
 

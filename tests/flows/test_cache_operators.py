@@ -35,6 +35,8 @@ allow_http = true
 allow_networks = ["127.0.0.0/8"]
 ports = []
 
+[kvm]
+libvirt_uri = "none"
 [api]
 socket = "{root}/run/api.sock"
 
