@@ -264,7 +264,8 @@ async def test_libvirtd_is_restarted_while_a_guest_is_asked(guests: KvmGuests, s
 async def test_without_libvirtd(stage: Stage, guests: KvmGuests, engine: TransferEngine) -> None:
     volume = stage.lab.volume()
     impatient = KvmGuests(Libvirt(stage.lab.daemon.uri, patience_s=0.0), engine)
-    assert (await impatient.attached("running"))[0].drive
+    for each in (guests, impatient):
+        assert (await each.attached("running"))[0].drive
     stage.lab.daemon.stop()
     with pytest.raises(Disconnected, match="libvirt"):
         await attach(impatient, volume)
