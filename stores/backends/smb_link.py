@@ -70,6 +70,14 @@ class _Connection(Connection):  # type: ignore[misc]  # the library has no types
     def transport(self, other: object) -> None:
         """The library makes one of its own in `connect`, and has not opened it yet."""
 
+    def _check_worker_running(self) -> None:
+        """`Lost` where the receiving thread ended with anything but the library's own errors: an answer that could not be
+        decrypted, for one."""
+        if self._t_exc is not None and not isinstance(self._t_exc, SMBException | OSError):
+            self.disconnect(False)
+            raise Lost("the server's answer could not be verified") from self._t_exc
+        super()._check_worker_running()
+
     def stop(self) -> None:
         """Whoever waits for an answer gets it soon, or `Lost`."""
         self._stop_at = time.monotonic() + _GRACE_S

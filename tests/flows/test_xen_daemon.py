@@ -284,6 +284,6 @@ def test_an_explanation_contacts_nobody_and_is_about_xen(site: Site) -> None:
     asked = {"command": "Copy", "source": site.template(), "destination": in_sr("shared", "template", "t")}
     told = site.host("explain", site.host.write(asked), "--json").json
     assert (told["hypervisor"], told["how"], told["refusal"]) == ("XenServer", "converted", None)
-    assert (told["source"]["chosen"], told["source"]["via"]) == ("NbdExport", "bridge")
+    assert (told["source"]["chosen"], told["source"]["via"]) == ("RangeReader", "native")
     assert (told["target"]["chosen"], told["target"]["via"]) == ("ManagedDisk", "native")
     assert site.pool.control("calls") == {}

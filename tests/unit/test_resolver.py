@@ -29,7 +29,7 @@ from stores.errors import (
 from stores.resolver import SUPPORTED, CacheUse, Resolver, Via, negotiate
 from stores.secret import Secret
 from stores.settings import SOCKET_NAME_LENGTH, SOCKET_PATH_LIMIT, StoreSettings, UrlSettings
-from stores.to import S3TO, DataStoreTO, ImageStoreTO, NfsTO, PrimaryDataStoreTO, SwiftTO
+from stores.to import S3TO, DataStoreTO, ImageStoreTO, NfsTO, PrimaryDataStoreTO
 from stores.transfer.engine import TransferEngine
 from tests.doubles.counting import Counting
 from tests.doubles.faulty import Fail, FaultyStore
@@ -273,7 +273,6 @@ async def test_remote_stores_are_made_without_contacting_them(resolver: Resolver
 @pytest.mark.parametrize(
     ("to", "named"),
     [
-        (SwiftTO(url="https://swift.example.org", key=Secret("hunter2")), "Swift"),
         (pool("RBD", Path("pool")), "RBD"),
         (pool("VMFS"), "VMFS"),
         (image("ftp://images.example.org/"), "ftp"),
