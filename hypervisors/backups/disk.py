@@ -12,10 +12,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from hypervisors.backups.chain import Link
 from hypervisors.backups.manifest import BrokenChain, Manifest
-from hypervisors.backups.overlay import Layer, Overlay, Part
 from hypervisors.context import Context
 from hypervisors.contract import ImageRefused
 from hypervisors.images import vhdx_map
+from hypervisors.images.overlay import Layer, Overlay, Part
 from hypervisors.images.parsing import refuse
 from hypervisors.images.qcow2_readback import read_layout
 from hypervisors.images.vhd_map import VhdMap, read_map

@@ -14,11 +14,11 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypervisors.backups.overlay import Layer
 from hypervisors.contract import OperationUnsupported, Source
 from hypervisors.hyperv.pending import SECTOR
 from hypervisors.hyperv.place import as_host_file
 from hypervisors.images.mapped import MappedDisk
+from hypervisors.images.overlay import Layer
 from hypervisors.images.sized import Sized
 from hypervisors.images.vhd_map import read_map
 from hypervisors.images.vhdx_reading import VhdxDisk, VhdxImage, disk_of, open_image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from hypervisors.backups.overlay import Layer, Overlay
+from hypervisors.images.overlay import Layer, Overlay
 from stores.contract import BlockingCalls, Extent, ObjectInfo, RangeReader
 from stores.streams import read_one
 

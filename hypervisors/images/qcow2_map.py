@@ -11,8 +11,8 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 
-from hypervisors.backups.overlay import Layer
 from hypervisors.contract import ImageRefused
+from hypervisors.images.overlay import Layer
 from hypervisors.images.parsing import HEAD, refuse
 from hypervisors.images.qcow2 import Header, read_header
 from hypervisors.images.qcow2_stream import Run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hypervisors.backups.overlay import Layer, Overlay
+from hypervisors.images.overlay import Layer, Overlay
 from hypervisors.images.vhd_map import read_map
 from stores.contract import MiB
 from stores.transfer.engine import TransferEngine

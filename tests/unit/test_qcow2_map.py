@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hypervisors.backups.overlay import Layer
 from hypervisors.contract import ImageRefused
 from hypervisors.images.mapped import MappedDisk
+from hypervisors.images.overlay import Layer
 from hypervisors.images.qcow2_map import read_map
 from stores.contract import KiB, MiB
 from stores.transfer.engine import TransferEngine

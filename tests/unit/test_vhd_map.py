@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hypervisors.backups.overlay import Layer, Overlay
 from hypervisors.contract import ImageRefused
+from hypervisors.images.overlay import Layer, Overlay
 from hypervisors.images.pieces import Data, ImageLayout, Metadata
 from hypervisors.images.vhd_map import VhdMap, read_map
 from hypervisors.images.vhd_stream import BLOCK, layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisors.backups.overlay import Layer, Overlay
+from hypervisors.images.overlay import Layer, Overlay
 from hypervisors.images.qcow2_stream import Run
 
 MOST = 24
