@@ -82,6 +82,16 @@ class Operation(StrEnum):
     SNAPSHOT = "make a snapshot"
 
 
+OF_THE_POOL = (
+    Operation.CREATE,
+    Operation.SNAPSHOT,
+    Operation.BACK_UP,
+    Operation.EXPORT_VOLUME,
+    Operation.LINK_TEMPLATE,
+)
+"""Those whose source can only be in a pool."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
     """An image as the commands and our records know it, never as its own bytes claim.

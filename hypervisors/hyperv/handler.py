@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hypervisors.contract import (
+    OF_THE_POOL,
     Accepts,
     HypervisorHandler,
     HypervisorType,
@@ -46,14 +47,6 @@ _TARGETS = (ImageFormat.VHDX, ImageFormat.ISO)
 
 _AT_RANDOM = (ImageFormat.VHDX, ImageFormat.VHD, ImageFormat.QCOW2, ImageFormat.RAW)
 """Formats that our own code reads, by ranges."""
-
-_OF_THE_POOL = (
-    Operation.CREATE,
-    Operation.SNAPSHOT,
-    Operation.BACK_UP,
-    Operation.EXPORT_VOLUME,
-    Operation.LINK_TEMPLATE,
-)
 
 
 class HypervHandler(HypervisorHandler):
@@ -110,7 +103,7 @@ class HypervHandler(HypervisorHandler):
             raise OperationUnsupported(
                 f"an ISO is not made of a {source.format} image", hypervisor=self.type.value, format=source.format
             )
-        if operation in _OF_THE_POOL:
+        if operation in OF_THE_POOL:
             return Accepts(
                 (Kind.MANAGED_DISK,),
                 "the files of a pool are read and copied where they are, by SMB, and tested by the host",

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from hypervisors.contract import (
+    OF_THE_POOL,
     Accepts,
     HostPool,
     HypervisorHandler,
@@ -41,14 +42,6 @@ from stores.transfer.engine import TransferEngine
 
 _IN_ORDER = (ImageFormat.VHD, ImageFormat.RAW, ImageFormat.ISO)
 """Formats that are understood while they come."""
-
-_OF_THE_POOL = (
-    Operation.CREATE,
-    Operation.SNAPSHOT,
-    Operation.BACK_UP,
-    Operation.EXPORT_VOLUME,
-    Operation.LINK_TEMPLATE,
-)
 
 
 class XenHandler(HypervisorHandler):
@@ -93,7 +86,7 @@ class XenHandler(HypervisorHandler):
     def accepts(self, operation: Operation, source: ImageSpec, target: ImageSpec) -> Accepts:
         if source.format is not None:
             driver_of(source.format)
-        if operation in _OF_THE_POOL:
+        if operation in OF_THE_POOL:
             return Accepts((Kind.MANAGED_DISK,), "XAPI itself copies, clones, and exports what is in an SR")
         if operation is Operation.RESTORE:
             return Accepts(
