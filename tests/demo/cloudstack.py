@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.agent_process import AgentHost, agent_host
 from tests.buckets import keys
-from tests.demo.stage import expect, say
+from tests.demo.stage import compare, expect, make_template, say
 from tests.doubles.fault_proxy import FaultProxy
 from tests.doubles.management_server.attached import API, AttachedAgent
 from tests.doubles.management_server.authority import Authority
@@ -183,7 +183,7 @@ async def deployed(site: Site, template: str, volume: str) -> None:
     await site.copy(
         site.host, data("template", site.pool, template), data("volume", site.pool, uuid=volume), meaning="clone"
     )
-    await asyncio.to_thread(compare, site.image, site.agent.pool / volume)
+    await asyncio.to_thread(compare, site.image, "qcow2", site.agent.pool / volume, "qcow2")
     write = ("-c", "write -q -P 7 100M 3M")
     await asyncio.to_thread(run, "qemu-io", "-f", "qcow2", *write, site.agent.pool / volume)
 
@@ -205,7 +205,7 @@ async def straight(site: Site, key: str) -> None:
     await site.copy(
         site.host, data("snapshot", site.bucket, backup["path"]), restored, meaning="snapshot S3 -> Primary"
     )
-    await asyncio.to_thread(compare, site.agent.pool / "v-1", site.agent.pool / "r-1")
+    await asyncio.to_thread(compare, site.agent.pool / "v-1", "qcow2", site.agent.pool / "r-1", "qcow2")
 
 
 async def by_name(site: Site, key: str) -> None:
@@ -241,7 +241,7 @@ async def by_name(site: Site, key: str) -> None:
     expect(site.line.bytes_down - before < LITTLE, "the backup was copied into a cache")
     source, target = data("snapshot", NAME, staged_backup["path"]), data("volume", site.pool, uuid="r-2")
     await site.copy(site.host, source, target, meaning="snapshot ImageCache -> Primary")
-    await asyncio.to_thread(compare, site.agent.pool / "v-2", site.agent.pool / "r-2")
+    await asyncio.to_thread(compare, site.agent.pool / "v-2", "qcow2", site.agent.pool / "r-2", "qcow2")
 
     say("a volume on its way out: into an object of its own in S3, then to where it belongs; and the path is given up")
     source, target = data("volume", site.pool, "r-2"), data("volume", NAME, "volumes/2/12", uuid="r-2", format="QCOW2")
@@ -256,23 +256,7 @@ async def by_name(site: Site, key: str) -> None:
     expect(not any(name.startswith("staging/") for name in left), f"something is left in S3: {sorted(left)}")
 
 
-def compare(one: Path, other: Path) -> None:
-    """Ends the demo unless a guest reads the same from both."""
-    told = run("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", one, other).decode().strip()
-    print(f"$ qemu-img compare {one.name} {other.name}: {told}", flush=True)
-
-
 # -------------------------------------------------------------------------------------------------------- the scenery
-
-
-def make_template(path: Path) -> Path:
-    raw = path.with_suffix(".raw")
-    with raw.open("wb") as file:
-        file.write(random.Random(8).randbytes(DATA))
-        file.truncate(GiB)
-    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path)
-    raw.unlink()
-    return path
 
 
 @contextmanager
@@ -288,7 +272,7 @@ def servers(directory: Path) -> Iterator[tuple[S3Server, NginxServer]]:
 
 
 async def show(directory: Path, s3: S3Server, nginx: NginxServer) -> None:
-    image = make_template(nginx.root / "template.qcow2")
+    image = make_template(nginx.root / "template.qcow2", data=DATA, size=GiB)
     print(f"template.qcow2: {image.stat().st_size / MiB:.0f} MiB, {GiB // MiB} MiB virtual")
     authority = Authority()
     async with ManagementServer(authority, ping_interval=2) as server, FaultProxy(s3.port) as line:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.agent_process import AGENT, AgentHost, agent_host
-from tests.demo.stage import expect, say
+from tests.demo.stage import compare, expect, make_template, say
 from tests.doubles.hyperv import Host, running
 from tests.doubles.hyperv.host import PASSWORD
 from tests.doubles.hyperv.model import Drive, Machine
 from tests.files_seen import Watch
-from tests.guest import MiB, run
+from tests.guest import MiB
 from tests.hyperv import POOL, disk
 from tests.hyperv_agent import HYPERV_ENVIRONMENT, hyperv_options, in_s3, in_share
 from tests.samba import SHARE, SambaServer, run_samba
@@ -130,24 +130,8 @@ async def goodbye(site: Site, watch: Watch) -> None:
         expect(secret not in log, "a secret is in the log")
 
 
-def compare(one: Path, one_format: str, other: Path, other_format: str) -> None:
-    """Ends the demo unless both are the same disk."""
-    told = run("qemu-img", "compare", "-f", one_format, "-F", other_format, one, other).decode().strip()
-    print(f"$ qemu-img compare {one.name} {other.name}: {told}", flush=True)
-
-
-def make_template(path: Path) -> Path:
-    raw = path.with_suffix(".raw")
-    with raw.open("wb") as file:
-        file.write(random.Random(8).randbytes(DATA))
-        file.truncate(SIZE)
-    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path)
-    raw.unlink()
-    return path
-
-
 async def show(directory: Path, s3: S3Server, samba: SambaServer) -> None:
-    image = make_template(directory / "template.qcow2")
+    image = make_template(directory / "template.qcow2", data=DATA, size=SIZE)
     client = s3.client()
     client.create_bucket(Bucket=BUCKET)
     client.upload_file(str(image), BUCKET, TEMPLATE)

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.agent_process import AGENT, AgentHost, agent_host
-from tests.demo.stage import expect, say
+from tests.demo.stage import compare, expect, make_template, say
 from tests.doubles import xapi
 from tests.files_seen import Watch
-from tests.guest import GiB, MiB, run
+from tests.guest import GiB, MiB
 from tests.servers import S3Server, run_seaweed
 from tests.xen_agent import XEN_ENVIRONMENT, in_s3, in_sr, xen_options
 
@@ -91,13 +91,13 @@ def template_to_volume(site: Site, image: Path) -> None:
     site.copy("template", template, destination)
     print(f"the hosts were sent {site.crossed() / MiB:.1f} MiB for {GiB // MiB} MiB virtual", flush=True)
     expect(DATA <= site.crossed() < DATA * 1.2, "something else than the data crossed the wire")
-    compare(image, "qcow2", site.content("t-1"))
+    compare(image, "qcow2", site.content("t-1"), "raw")
 
     say("a volume of that template: a clone, without a byte on the wire")
     before = site.crossed()
     site.copy("clone", in_sr(SR, "template", "t-1"), in_sr(SR, "volume", "v-1"))
     expect(site.crossed() == before, "a clone should send nothing")
-    compare(image, "qcow2", site.content("v-1"))
+    compare(image, "qcow2", site.content("v-1"), "raw")
 
 
 def backups(site: Site) -> None:
@@ -122,7 +122,7 @@ def backups(site: Site) -> None:
     at_tuesday = site.content("v-1")
     restored = in_s3(site.s3, BUCKET, "snapshot", "snapshots/v-1/tuesday", parents=["snapshots/v-1/monday"])
     site.copy("restore", restored, in_sr(SR, "volume", "r-1"))
-    compare(at_tuesday, "raw", site.content("r-1"))
+    compare(at_tuesday, "raw", site.content("r-1"), "raw")
 
 
 def goodbye(site: Site, watch: Watch) -> None:
@@ -144,22 +144,6 @@ def goodbye(site: Site, watch: Watch) -> None:
         expect(secret not in log, "a secret is in the log")
 
 
-def compare(one: Path, image_format: str, other: Path) -> None:
-    """Ends the demo unless both are the same disk."""
-    told = run("qemu-img", "compare", "-f", image_format, "-F", "raw", one, other).decode().strip()
-    print(f"$ qemu-img compare {one.name} {other.name}: {told}", flush=True)
-
-
-def make_template(path: Path) -> Path:
-    raw = path.with_suffix(".raw")
-    with raw.open("wb") as file:
-        file.write(random.Random(8).randbytes(DATA))
-        file.truncate(GiB)
-    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path)
-    raw.unlink()
-    return path
-
-
 @contextmanager
 def s3_with(image: Path, directory: Path) -> Iterator[S3Server]:
     directory.mkdir()
@@ -172,7 +156,7 @@ def s3_with(image: Path, directory: Path) -> Iterator[S3Server]:
 
 
 async def show(directory: Path) -> None:
-    image = make_template(directory / "template.qcow2")
+    image = make_template(directory / "template.qcow2", data=DATA, size=GiB)
     print(f"template.qcow2: {image.stat().st_size / MiB:.0f} MiB, {GiB // MiB} MiB virtual")
     with s3_with(image, directory / "s3") as s3, xapi.process(directory / "pool") as pool:
         say("THE POOL IS A DOUBLE of two XenServer hosts, in a process of its own; everything else is real")
