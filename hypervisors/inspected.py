@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from stores.contract import BlockingCalls, DataStore, Extent, Kind, MiB, ObjectInfo, Presentation, RangeReader
+from stores.contract import Ahead, BlockingCalls, DataStore, Extent, Kind, MiB, ObjectInfo, Presentation, RangeReader
 from stores.errors import TooLarge
 from stores.wrappers.base import WrapperStore
 
@@ -54,7 +54,7 @@ class InspectedReader(RangeReader):
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
         *,
-        ahead: Callable[[], int] = lambda: 0,
+        ahead: Ahead = lambda: (),
     ) -> None:
         if not self._sealed:
             await super().read_each(take, put, threads)

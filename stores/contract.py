@@ -9,7 +9,7 @@ Units are bytes throughout. Offsets count from the first byte of the object.
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -138,6 +138,10 @@ class BlockingCalls(Protocol):
         ...
 
 
+Ahead: TypeAlias = Callable[[], Iterable[tuple[int, int]]]
+"""Offset and length of ranges that will be asked for next, in order. Nobody is bound by it."""
+
+
 class RangeReader(abc.ABC):
     """Any range, by many readers at once."""
 
@@ -160,11 +164,11 @@ class RangeReader(abc.ABC):
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
         *,
-        ahead: Callable[[], int] = lambda: 0,
+        ahead: Ahead = lambda: (),
     ) -> None:
         """For bulk: as `read_into`, for one offset and buffer after another, as `take` names them, until it gives None. Each
-        goes to `put` when it is filled. `ahead` tells how many bytes right behind the buffer that was taken last will
-        be taken next, in order: a reader whose requests cost something asks for all of them at once.
+        goes to `put` when it is filled. `ahead` tells what will be taken next, in order, as far as that is known: a
+        reader whose requests cost something asks at once for what of it lies right behind the buffer that was taken last.
 
         `take`, `put` and `ahead` may block and are called in `threads`, one at a time. A reader that itself works by blocking
         calls overrides this to do all of it in one thread, without a change of threads for every buffer.

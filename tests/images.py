@@ -11,7 +11,7 @@ import json
 import random
 import struct
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from awscrt.checksums import crc32c
 
 from hypervisors.contract import ImageSpec, Source
 from hypervisors.images.formats import DRIVERS, file_node, image_node, json_filename
-from stores.contract import KiB, LocalPath, MiB, ObjectInfo, RangeReader
+from stores.contract import Ahead, BlockingCalls, KiB, LocalPath, MiB, ObjectInfo, RangeReader
 from stores.errors import IntegrityError
 from stores.to import ImageFormat
 
@@ -195,6 +195,40 @@ class BytesReader(RangeReader):
         if offset + len(buffer) > len(self._data):
             raise IntegrityError("the object ends early")
         buffer[:] = self._data[offset : offset + len(buffer)]
+
+
+class AskedReader(BytesReader):
+    """As a server reads: `asked` has each request, for as much as is known to be read on without a gap."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.asked: list[tuple[int, int]] = []
+
+    async def read_each(
+        self,
+        take: Callable[[], tuple[int, memoryview] | None],
+        put: Callable[[int, memoryview], None],
+        threads: BlockingCalls,
+        *,
+        ahead: Ahead = lambda: (),
+    ) -> None:
+        def read() -> None:
+            at = end = -1
+            while (wanted := take()) is not None:
+                offset, buffer = wanted
+                if offset != at or at == end:
+                    assert at == end, "a request was not read to its end"
+                    end = offset + len(buffer)
+                    for following, length in ahead():
+                        if following != end:
+                            break
+                        end += length
+                    self.asked.append((offset, end - offset))
+                buffer[:] = self._data[offset : offset + len(buffer)]
+                at = offset + len(buffer)
+                put(offset, buffer)
+
+        await threads.run(read)
 
 
 def field(path: Path, offset: int, length: int) -> bytes:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 from hypervisors.images.overlay import Layer, Overlay
-from stores.contract import BlockingCalls, Extent, ObjectInfo, RangeReader
+from stores.contract import Ahead, BlockingCalls, Extent, ObjectInfo, RangeReader
 from stores.streams import read_one
 
 
@@ -29,7 +30,7 @@ class MappedDisk(RangeReader):
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
         *,
-        ahead: Callable[[], int] = lambda: 0,
+        ahead: Ahead = lambda: (),
     ) -> None:
         reads = _Reads(self._map, take, put, ahead)
         await self._image.read_each(reads.take, lambda offset, buffer: None, threads, ahead=reads.ahead)
@@ -55,7 +56,7 @@ class _Reads:
         map_: Overlay,
         take: Callable[[], tuple[int, memoryview] | None],
         put: Callable[[int, memoryview], None],
-        ahead: Callable[[], int],
+        ahead: Ahead,
     ) -> None:
         self._map = map_
         self._take = take
@@ -63,18 +64,15 @@ class _Reads:
         self._ahead = ahead
         self._reads = self._all_reads()
         self._at = self._end = 0  # in the disk: where the last read ends, and the buffer
-        self._host = 0  # in the object, where it ends
 
     def take(self) -> tuple[int, memoryview] | None:
         return next(self._reads, None)
 
-    def ahead(self) -> int:
-        """What of the rest of the buffer, and of what follows it, is next in the object as well."""
-        stop = self._end + self._ahead()
-        following = next(self._map.parts(self._at, stop), None) if stop > self._at else None
-        if following is None or (following.offset, following.host) != (self._at, self._host):
-            return 0
-        return following.length
+    def ahead(self) -> Iterator[tuple[int, int]]:
+        """Where the rest of the buffer, and what is taken next, lies in the object."""
+        for offset, length in chain([(self._at, self._end - self._at)], self._ahead()):
+            for part in self._map.parts(offset, offset + length):
+                yield part.host or 0, part.length
 
     def _all_reads(self) -> Iterator[tuple[int, memoryview]]:
         while (wanted := self._take()) is not None:
@@ -83,8 +81,7 @@ class _Reads:
             for part in self._map.parts(offset, self._end):
                 buffer[end - offset : part.offset - offset] = bytes(part.offset - end)
                 end = part.end
-                host = part.host or 0
-                self._at, self._host = end, host + part.length
-                yield host, buffer[part.offset - offset :][: part.length]
+                self._at = end
+                yield part.host or 0, buffer[part.offset - offset :][: part.length]
             buffer[end - offset :] = bytes(self._end - end)
             self._put(*wanted)

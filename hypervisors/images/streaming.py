@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from hypervisors.images.pieces import Data, ImageLayout, Metadata
-from stores.contract import BlockingCalls, ObjectInfo, RangeReader
+from stores.contract import Ahead, BlockingCalls, ObjectInfo, RangeReader
 from stores.errors import IntegrityError
 from stores.streams import read_one
 
@@ -35,7 +36,7 @@ class LayoutReader(RangeReader):
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
         *,
-        ahead: Callable[[], int] = lambda: 0,
+        ahead: Ahead = lambda: (),
     ) -> None:
         assembly = _Assembly(self._layout, take, put, ahead)
         await self._disk.read_each(assembly.take, lambda offset, buffer: None, threads, ahead=assembly.ahead)
@@ -52,7 +53,7 @@ class _Assembly:
         layout: ImageLayout,
         take: Callable[[], tuple[int, memoryview] | None],
         put: Callable[[int, memoryview], None],
-        ahead: Callable[[], int],
+        ahead: Ahead,
     ) -> None:
         self._layout = layout
         self._take = take
@@ -61,19 +62,17 @@ class _Assembly:
         self._reads = self._all_reads()
         self._end = 0  # in the image, of the buffer being filled
         self._read_to = 0  # in the image, what the reads so far fill
-        self._disk_position = 0  # where the last of them ends
 
     def take(self) -> tuple[int, memoryview] | None:
         return next(self._reads, None)
 
-    def ahead(self) -> int:
-        """How far the disk will be read on from the end of the last read without a gap."""
-        wanted = self._ahead() if self._read_to == self._end else 0
-        following = next(self._layout.pieces(self._end, self._end + wanted), None)
-        match following:
-            case Data(offset, length) if offset == self._disk_position:
-                return length
-        return 0
+    def ahead(self) -> Iterator[tuple[int, int]]:
+        """The disk's data in the rest of the buffer, and in what is taken next."""
+        for offset, length in chain([(self._read_to, self._end - self._read_to)], self._ahead()):
+            for piece in self._layout.pieces(offset, offset + length):
+                match piece:
+                    case Data(position, count):
+                        yield position, count
 
     def _all_reads(self) -> Iterator[tuple[int, memoryview]]:
         while (wanted := self._take()) is not None:
@@ -97,5 +96,4 @@ class _Assembly:
                 case Data(position, length):
                     part = buffer[self._read_to - offset :][:length]
                     self._read_to += length
-                    self._disk_position = position + length
                     yield position, part

@@ -12,7 +12,7 @@ from hypervisors.nbd.connections import Connections
 from hypervisors.nbd.replies import Run, joined
 from hypervisors.nbd.servers import Server, UnixServer
 from stores.bridge.wire import ALLOCATION, STATE_ZERO
-from stores.contract import BlockingCalls, Extent, GiB, MiB, ObjectInfo, RangeReader
+from stores.contract import Ahead, BlockingCalls, Extent, GiB, MiB, ObjectInfo, RangeReader
 from stores.errors import IntegrityError, NotFound
 from stores.secret import Secret
 from stores.streams import read_one
@@ -57,7 +57,7 @@ class NbdDisk(RangeReader):
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
         *,
-        ahead: Callable[[], int] = lambda: 0,
+        ahead: Ahead = lambda: (),
     ) -> None:
         # `ahead` is of no use: a request costs next to nothing, and replies come in any order, which only memory for all that
         # was asked for can take.

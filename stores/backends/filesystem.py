@@ -21,6 +21,7 @@ from stores.backends.draft import Draft
 from stores.backends.filesystem_upload import FileUpload
 from stores.backends.folders import DraftStream, Infos, walk
 from stores.contract import (
+    Ahead,
     BlockingCalls,
     DataStore,
     Extent,
@@ -161,7 +162,7 @@ class _Reader(RangeReader):
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
         *,
-        ahead: Callable[[], int] = lambda: 0,
+        ahead: Ahead = lambda: (),
     ) -> None:
         stopped = threading.Event()
         await threads.run(partial(self._opened.read_each, take, put, stopped), abort=stopped.set)

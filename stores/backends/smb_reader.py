@@ -18,7 +18,7 @@ from stores.backends.smb_calls import FILE, OPEN, READ, STABLE, close, create, l
 from stores.backends.smb_errors import Lost, is_lost, status_of, translated
 from stores.backends.smb_link import Link
 from stores.backends.smb_links import Hold, Links
-from stores.contract import BlockingCalls, ObjectInfo, RangeReader
+from stores.contract import Ahead, BlockingCalls, ObjectInfo, RangeReader
 from stores.errors import IntegrityError, Unavailable
 
 _END_OF_FILE = 0xC0000011
@@ -145,7 +145,7 @@ class SmbReader(RangeReader):
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
         *,
-        ahead: Callable[[], int] = lambda: 0,
+        ahead: Ahead = lambda: (),
     ) -> None:
         hold = Hold()
 

@@ -198,8 +198,8 @@ class BlockCache:
             arrived.add(present)
             loop.call_soon_threadsafe(self._loaded, present)
 
-        def ahead() -> int:
-            return span[-1].stop - present.stop
+        def ahead() -> Iterator[tuple[int, int]]:
+            yield present.stop, span[-1].stop - present.stop
 
         try:
             await self._reader.read_each(take, put, self._threads, ahead=ahead)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from stores.contract import BlockingCalls, ByteStream, KiB, ObjectInfo, RangeReader
+from stores.contract import Ahead, BlockingCalls, ByteStream, KiB, ObjectInfo, RangeReader
 from stores.errors import IntegrityError, StorageError, Unavailable
 from stores.streams import read_one
 from stores.transfer.answers import check_range, check_version, may_be_stale, retry_after_s, status_error, strong_etag
@@ -49,11 +49,11 @@ class _Wanted:
         self,
         take: Callable[[], tuple[int, memoryview] | None],
         put: Callable[[int, memoryview], None],
-        ahead: Callable[[], int],
+        ahead: Ahead,
     ) -> None:
         self._take = take
         self._put = put
-        self.ahead = ahead
+        self._ahead = ahead
         self._present: tuple[int, memoryview] | None = None
         self._filled = 0
 
@@ -65,6 +65,14 @@ class _Wanted:
             return None
         offset, buffer = self._present
         return offset + self._filled, buffer[self._filled :]
+
+    def until(self, end: int) -> int:
+        """Where reading on from `end`, that of the present buffer, without a gap will end."""
+        for offset, length in self._ahead():
+            if offset != end:
+                break
+            end += length
+        return end
 
     def received(self, count: int) -> None:
         """So many more bytes are in the buffer of `rest`."""
@@ -166,7 +174,7 @@ class HttpRangeReader(RangeReader):
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
         *,
-        ahead: Callable[[], int] = lambda: 0,
+        ahead: Ahead = lambda: (),
     ) -> None:
         # The place among the connections is kept over breaks and pauses: what was taken can always be finished, also while
         # others wait for just that.
@@ -215,7 +223,7 @@ class HttpRangeReader(RangeReader):
         rest = wanted.rest()
         while rest is not None:
             offset, buffer = rest
-            refused = self._begin(connection, target, what, offset, len(buffer) + wanted.ahead())
+            refused = self._begin(connection, target, what, offset, wanted.until(offset + len(buffer)) - offset)
             if isinstance(refused, _Outcome):
                 refused.moved = moved
                 return refused

@@ -15,10 +15,9 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 from stores.contract import MiB, Progress, RangeReader
 from stores.transfer.buffers import PIECE, BufferPool
@@ -29,9 +28,7 @@ from stores.transfer.pieces import Piece, known_size, take_span, windows, zero_v
 from stores.transfer.placed import PlacedFile
 from stores.transfer.ranges import Ranges
 from stores.transfer.supply import Supply
-from stores.transfer.threads import Threads
-
-T = TypeVar("T")
+from stores.transfer.threads import StoppingThreads, stopping_threads
 
 WIDTH_LIMIT = 12
 """Most workers of one transfer, whatever its source would bear."""
@@ -84,8 +81,7 @@ class Pump:
 
     async def run(self) -> None:
         """The first failure ends all workers and is raised."""
-        with _threads("transfer", self._width + 1) as threads:
-            calls = _Stopping(threads, self._stop)
+        with stopping_threads("transfer", self._width + 1, self._stop) as calls:
             try:
                 with first_failure():
                     await self._work(calls)
@@ -93,7 +89,7 @@ class Pump:
                 while self._held:
                     self._release(next(iter(self._held)))
 
-    async def _work(self, calls: _Stopping) -> None:
+    async def _work(self, calls: StoppingThreads) -> None:
         async with asyncio.TaskGroup() as group:
             supplying = group.create_task(self._supply_buffers())
             if self._hashed is not None:
@@ -106,7 +102,7 @@ class Pump:
                 self._hashed.end()
             supplying.cancel()
 
-    async def _read_window(self, calls: _Stopping, workers: int) -> None:
+    async def _read_window(self, calls: StoppingThreads, workers: int) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
                 worker = _Worker(self)
@@ -229,30 +225,5 @@ class _Worker:
         if not self._pump.arrived(*self._present):
             self._present = None
 
-    def ahead(self) -> int:
-        return sum(piece.length for piece in self._span)
-
-
-class _Stopping:
-    """Threads whose calls wait for one another: to abort one means to let none of them wait any more."""
-
-    def __init__(self, threads: Threads, stop: Callable[[], None]) -> None:
-        self._threads = threads
-        self._stop = stop
-
-    async def run(self, call: Callable[[], T], *, abort: Callable[[], None] | None = None) -> T:
-        def abort_all() -> None:
-            self._stop()
-            if abort is not None:
-                abort()
-
-        return await self._threads.run(call, abort=abort_all)
-
-
-@contextmanager
-def _threads(name: str, count: int) -> Iterator[Threads]:
-    threads = Threads(name, count, bulk=True)
-    try:
-        yield threads
-    finally:
-        threads.close()
+    def ahead(self) -> Iterator[tuple[int, int]]:
+        return ((piece.offset, piece.length) for piece in self._span)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from stores.transfer.fairness import FairShare
@@ -51,6 +51,32 @@ class Threads:
     def close(self) -> None:
         """Ends the threads; waits for what still runs."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class StoppingThreads:
+    """`Threads` whose calls wait for one another: to abort one means to let none of them wait any more (`stop`)."""
+
+    def __init__(self, threads: Threads, stop: Callable[[], None]) -> None:
+        self._threads = threads
+        self._stop = stop
+
+    async def run(self, call: Callable[[], T], *, abort: Callable[[], None] | None = None) -> T:
+        def abort_all() -> None:
+            self._stop()
+            if abort is not None:
+                abort()
+
+        return await self._threads.run(call, abort=abort_all)
+
+
+@contextmanager
+def stopping_threads(name: str, count: int, stop: Callable[[], None]) -> Iterator[StoppingThreads]:
+    """For calls that wait for one another: in a pool shared with others the one that all wait for might not get a thread."""
+    threads = Threads(name, count, bulk=True)
+    try:
+        yield StoppingThreads(threads, stop)
+    finally:
+        threads.close()
 
 
 async def _settle(ended: asyncio.Future[T]) -> None:

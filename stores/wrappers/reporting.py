@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
 from stores.contract import (
+    Ahead,
     BlockingCalls,
     ByteStream,
     DataStore,
@@ -168,7 +169,7 @@ class _Reader(RangeReader):
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
         *,
-        ahead: Callable[[], int] = lambda: 0,
+        ahead: Ahead = lambda: (),
     ) -> None:
         loop = asyncio.get_running_loop()
 

@@ -165,12 +165,21 @@ async def test_a_reader_that_turns_elsewhere_within_a_span_gets_what_it_wants(
     wanted = [(0, MiB), (MiB, MiB), (9 * MiB, MiB), (3 * MiB, 77)]
     parts = iter([(offset, memoryview(bytearray(length))) for offset, length in wanted])
     found: list[tuple[int, bytes]] = []
+    position = 0
+
+    def take() -> tuple[int, memoryview] | None:
+        nonlocal position
+        taken = next(parts, None)
+        if taken is not None:
+            position = taken[0] + len(taken[1])
+        return taken
+
     threads = Threads("test-spans", 1)
     await reader_of(engine, server.port).read_each(
-        lambda: next(parts, None),
+        take,
         lambda offset, view: found.append((offset, bytes(view))),
         threads,
-        ahead=lambda: 4 * MiB,
+        ahead=lambda: [(position, 4 * MiB)],
     )
     threads.close()
     assert found == [(offset, CONTENT[offset : offset + length]) for offset, length in wanted]

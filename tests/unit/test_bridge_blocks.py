@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stores.bridge.blocks import PAGE, RUN, SPAN, BlockCache, Memory
 from stores.bridge.readahead import ReadAhead
-from stores.contract import BlockingCalls, GiB, MiB, ObjectInfo, RangeReader
+from stores.contract import Ahead, BlockingCalls, GiB, MiB, ObjectInfo, RangeReader
 from stores.errors import Unavailable
 
 SIZE = 8 * MiB + 1000
@@ -166,11 +166,11 @@ class Spans(Recorder):
         put: Callable[[int, memoryview], None],
         threads: BlockingCalls,
         *,
-        ahead: Callable[[], int] = lambda: 0,
+        ahead: Ahead = lambda: (),
     ) -> None:
         wanted = take()
         assert wanted is not None
-        self.spans.append((wanted[0], len(wanted[1]) + ahead()))
+        self.spans.append((wanted[0], len(wanted[1]) + sum(length for _, length in ahead())))
         served = 0
         while wanted is not None:
             served += 1

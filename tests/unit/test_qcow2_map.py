@@ -5,18 +5,23 @@ from __future__ import annotations
 import random
 import struct
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from hypervisors.contract import ImageRefused
 from hypervisors.images.mapped import MappedDisk
 from hypervisors.images.overlay import Layer
+from hypervisors.images.pieces import Metadata
 from hypervisors.images.qcow2_map import read_map
+from hypervisors.images.sized import Sized
+from hypervisors.images.streaming import LayoutReader
+from hypervisors.images.vhdx_stream import Identity, layout
 from stores.contract import KiB, MiB
 from stores.transfer.engine import TransferEngine
 from tests.disk_histories import sha
 from tests.doubles.disk_images import qemu_img
-from tests.images import BytesReader
+from tests.images import AskedReader, BytesReader
 
 SIZE = 40 * MiB
 
@@ -70,6 +75,29 @@ async def test_what_it_maps_is_the_disk(tmp_path: Path, cluster: str, compat: st
     assert at == SIZE
     assert zeroes > 0
     assert sha(b"".join([bytes(piece) async for piece in engine.stream(found)])) == sha(given)
+
+
+async def test_holes_do_not_part_what_lies_together(tmp_path: Path, engine: TransferEngine) -> None:
+    """A disk with holes, made longer and laid out as VHDX: its object is still asked for in few requests, each of which is read
+    to its end."""
+    given = b"".join(bytes([number]) * 64 * KiB + bytes(192 * KiB) for number in range(1, 100))
+    made = image(tmp_path, given)
+    reader, layer = AskedReader(made), await mapped(made)
+    assert layer is not None
+    found = MappedDisk(reader, layer, engine.network.of(reader))
+    longer = Sized(found, len(given), len(given) + 3 * MiB)
+    assert sha(await longer.read(0, len(given) + 3 * MiB)) == sha(given + bytes(3 * MiB))
+    reader.asked.clear()
+    ids = Identity(UUID(int=1), UUID(int=2), UUID(int=3))
+    laid_out = layout(len(given) + 3 * MiB, await found.extents(0, len(given)), identity=ids)
+    read = await LayoutReader(laid_out, longer, engine.network.of(longer)).read(0, laid_out.size)
+    expected = [
+        piece.content if isinstance(piece, Metadata) else given[piece.offset : piece.offset + piece.length]
+        for piece in laid_out.pieces()
+    ]
+    assert sha(read) == sha(b"".join(expected))
+    assert sum(length for _, length in reader.asked) == 99 * 64 * KiB
+    assert len(reader.asked) < 10  # and not one for each of the 99
 
 
 async def test_what_only_qemu_reads(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import ClassVar
 
@@ -15,6 +16,8 @@ from stores.errors import IntegrityError, StorageError, Unavailable
 from stores.transfer.buffers import PIECE
 from stores.transfer.engine import TransferEngine
 from stores.transfer.outgoing import Outgoing, Share
+from stores.transfer.relay import SPAN
+from tests.images import AskedReader
 
 CONTENT = os.urandom(5 * PIECE) + bytes(3 * PIECE) + os.urandom(PIECE + 12345)
 
@@ -48,11 +51,16 @@ class Source(RangeReader):
 
 
 class Sink:
-    """Rooms of at most `largest` bytes, `rooms` of them at once; `failure` at the first that is filled."""
+    """Rooms of at most `largest` bytes, `rooms` of them at once; `failure` at the first that is filled. With `hold` none ever
+    is taken."""
 
     kind: ClassVar[Kind] = Kind.BYTE_STREAM
 
-    def __init__(self, *, rooms: int = 100, largest: int = PIECE, failure: StorageError | None = None) -> None:
+    def __init__(
+        self, *, rooms: int = 100, largest: int = PIECE, failure: StorageError | None = None, hold: bool = False
+    ) -> None:
+        self.held = asyncio.Event()
+        self._hold = hold
         self.content = bytearray()
         self.out: list[memoryview] = []
         self.most = 0
@@ -74,6 +82,9 @@ class Sink:
 
     async def filled(self, room: memoryview) -> None:
         assert room is self.out[0]
+        if self._hold:
+            self.held.set()
+            await asyncio.Event().wait()
         if self._failure is not None:
             raise self._failure
         await self.write(self.out.pop(0))
@@ -116,11 +127,33 @@ async def test_room_may_be_smaller_than_what_was_asked_for(engine: TransferEngin
     assert bytes(sink.content) == CONTENT
 
 
-async def test_pieces_at_once_are_bounded_by_what_the_source_bears(engine: TransferEngine) -> None:
-    source, sink = Source(CONTENT), Sink()
+async def test_reads_at_once_are_bounded_by_what_the_source_bears(engine: TransferEngine) -> None:
+    source, sink = Source(CONTENT * 3), Sink()
     await engine.send(source, sink)
-    assert 1 < source.most <= source.parallel + 1
-    assert sink.most <= source.parallel + 1
+    assert 1 < source.most <= source.parallel
+
+
+async def test_a_span_is_read_by_one_reader_who_knows_what_follows(engine: TransferEngine) -> None:
+    source, sink = AskedReader(CONTENT * 2), Sink(rooms=3)
+    await engine.send(source, sink)
+    assert bytes(sink.content) == CONTENT * 2
+    assert sorted(source.asked) == [
+        (offset, min(SPAN, 2 * len(CONTENT) - offset)) for offset in range(0, 2 * len(CONTENT), SPAN)
+    ]
+    assert sink.most <= 3
+
+
+@pytest.mark.parametrize("stop", ["cancel", "failure"])
+async def test_readers_that_wait_for_room_end(engine: TransferEngine, stop: str) -> None:
+    source = AskedReader(CONTENT * 2)
+    sink = Sink(rooms=2, failure=Unavailable("the store is gone") if stop == "failure" else None, hold=stop == "cancel")
+    task = asyncio.create_task(engine.send(source, sink))
+    if stop == "cancel":
+        await asyncio.wait_for(sink.held.wait(), 10)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError if stop == "cancel" else Unavailable):
+        await task
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("relay")]
 
 
 async def test_holes_are_not_read(engine: TransferEngine) -> None:
