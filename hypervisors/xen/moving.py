@@ -7,6 +7,7 @@ from hypervisors.xen.exporting import exported_vhd
 from hypervisors.xen.importing import Importer, NewDisk
 from hypervisors.xen.longer import carried_out
 from hypervisors.xen.pending import PendingVdi
+from hypervisors.xen.tasks import let_go
 from hypervisors.xen.vdis import Vdi, host_of
 from stores.contract import ManagedDisk, Progress
 from stores.to import ImageFormat
@@ -37,6 +38,7 @@ async def copied(
         passing = Source(export.stream, ImageSpec(ImageFormat.VHD, source.disk.virtual_size))
         new = NewDisk(here.streams, make, await host_of(target.sr))
         await importer.bring(passing, new, checksum=None, progress=progress)
+    await let_go(source.sr, source.disk)
     return made_here[-1]
 
 

@@ -25,6 +25,7 @@ from hypervisors.xen.marks import (
 )
 from hypervisors.xen.removing import copying_ended, destroy_unfinished, end_copying, remove_replaced
 from hypervisors.xen.repository import Repository
+from hypervisors.xen.tasks import let_go
 from stores.contract import Kind, ManagedDisk, ObjectInfo, PendingWrite
 from stores.errors import AlreadyExists, NotFound, StorageError, Unavailable
 from stores.uninterrupted import uninterrupted
@@ -191,6 +192,7 @@ class PendingVdi:
                 sr=sr.uuid,
             )
         self._committed = True
+        await let_go(sr, self._disk)
         await remove_replaced(sr, before)
         return info_of(self._ref, await sr.disk(self._disk.handle))
 

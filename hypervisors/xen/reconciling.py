@@ -15,7 +15,7 @@ from hypervisors.xen.marks import Copying, Disk, Held, holder, left_of, lock_key
 from hypervisors.xen.pool import XenPool
 from hypervisors.xen.removing import copying_ended, end_copying, remove_replaced, remove_unfinished, replaced_by
 from hypervisors.xen.repository import Repository
-from hypervisors.xen.tasks import end_dead_tasks
+from hypervisors.xen.tasks import end_dead_tasks, end_leaks
 from stores.errors import NotFound, StorageError
 
 _log = structlog.get_logger(__name__)
@@ -28,6 +28,7 @@ async def reconcile(pool: XenPool, *, claimed: Collection[str] = ()) -> None:
     logged and left for the next time. Raises only where the pool cannot be asked what there is.
     """
     await end_dead_tasks(pool)
+    await end_leaks(pool)
     for handle, record in (await pool.call("SR.get_all_records")).items():
         sr = Repository.of(pool, handle, record)
         await _tidy(sr, claimed)

@@ -71,7 +71,8 @@ class PoolClient:
         self._timeout_s = timeout_s
         self._pause_s = pause_s
         self._sleep = sleep
-        self._login = asyncio.Lock()
+        self._login: asyncio.Task[Session] | None = None
+        self._closed = False
         self._session: Session | None = None
         self._coordinator = self.hosts[0]
         self._problem: StorageError | None = None
@@ -92,6 +93,12 @@ class PoolClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed = True
+        if self._login is not None:  # given up, it would leave a session that nobody knows
+            login = self._login
+            await asyncio.wait([login], timeout=_LOGOUT_S)
+            login.cancel()
+            await asyncio.wait([login])
         session, self._session = self._session, None
         if session is not None:
             await self._logout(session.host, session)
@@ -144,17 +151,29 @@ class PoolClient:
             raise _Again(problem, stale) from problem
 
     async def session(self, *, instead_of: Session | None = None) -> Session:
-        """The session that there is, or a new one where there is none but `instead_of`."""
-        async with self._login:
-            if self._session is None or self._session is instead_of:
-                try:
-                    old, self._session = self._session, await self._logged_in()
-                except (NotConnected, StorageError) as problem:
-                    self._problem = problem.error if isinstance(problem, NotConnected) else problem
-                    raise
-                if old is not None:  # which another coordinator may know as well
-                    await self._logout(self._session.host, old)
+        """The session that there is, or a new one where there is none but `instead_of`. Who is cancelled waits no longer; the
+        session is there for whoever comes next."""
+        if self._login is None:
+            if self._closed:
+                raise _closed()
+            if self._session is not None and self._session is not instead_of:
+                return self._session
+            self._login = asyncio.create_task(self._renewed(), name="xapi login")
+        return await asyncio.shield(self._login)
+
+    async def _renewed(self) -> Session:
+        try:
+            old, self._session = self._session, await self._logged_in()
+            if old is not None:  # which another coordinator may know as well
+                await self._logout(self._session.host, old)
             return self._session
+        except (NotConnected, StorageError) as problem:
+            self._problem = problem.error if isinstance(problem, NotConnected) else problem
+            raise
+        except asyncio.CancelledError as closed:  # by `__aexit__` alone; who waits for it is not cancelled
+            raise _closed() from closed
+        finally:
+            self._login = None
 
     async def _logged_in(self) -> Session:
         """Asks the hosts in turn, and follows the first that knows the coordinator."""
@@ -193,6 +212,10 @@ class PoolClient:
                 params=problem.params,
             ) from problem
         return host
+
+
+def _closed() -> Unavailable:
+    return Unavailable("the connection to the pool is being closed")
 
 
 def _only_reads(method: str) -> bool:

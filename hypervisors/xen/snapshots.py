@@ -29,6 +29,7 @@ from hypervisors.xen.nbd import nbd_disk
 from hypervisors.xen.pending import as_pending_vdi
 from hypervisors.xen.pool import XenPool
 from hypervisors.xen.repository import Repository
+from hypervisors.xen.tasks import let_go
 from hypervisors.xen.vdis import Vdi, find_vdi, host_of
 from stores.contract import Extent, ManagedDisk, PendingWrite, Progress, RangeReader
 from stores.errors import StoreUnsupported
@@ -177,6 +178,7 @@ class XenSnapshots(Snapshots):
         host = await host_of(vdi.sr)
         async with exported_vhd(connection.streams, vdi.disk.uuid, base=base, engine=self._engine, host=host) as export:
             yield export
+        await let_go(vdi.sr, vdi.disk)
 
     @asynccontextmanager
     async def _changed(self, vdi: Vdi, base: Disk) -> AsyncIterator[DiskImage | None]:

@@ -74,19 +74,21 @@ class DiskStreams:
     ) -> None:
         """Write `body` into `vdi`, which is large enough; when this returns, the host says that all of it is written.
 
-        `length` in bytes is needed for vhd, and may be left out for `chunked`, whose body tells its own end. `host` sees the
-        disk's SR; others send us there. Pieces of `body` may be overwritten when the next is asked for; none is asked for
-        before the host has agreed to take it. After an error, or when cancelled, the content of `vdi` is undefined.
+        `length` in bytes is needed for vhd. For `chunked`, whose body tells its own end, it may be left out, or be more than
+        there is. `host` sees the disk's SR; others send us there. Pieces of `body` may be overwritten when the next is asked
+        for; none is asked for before the host has agreed to take it. After an error, or when cancelled, the content of `vdi`
+        is undefined.
 
         `XapiFailure` and its kin for what the task failed with. `Unavailable` where a host was silent or broke the
-        connection, `IntegrityError` where it claims success and has not taken everything, or `body` is not `length` long.
+        connection, `IntegrityError` where it claims success and has not taken everything, or `body` is not `length` long where
+        it has to be.
         """
         query = {"vdi": vdi, "format": image_format} | ({"chunked": "true"} if chunked else {})
         headers = {} if length is None else {"Content-Length": str(length)}
         async with self._transfer() as transfer:
             exchange = await self._agreed("PUT", _IMPORT, query, headers, transfer, host)
             try:
-                complete = await self._sent(exchange, body, length)
+                complete = await self._sent(exchange, body, None if chunked else length)
             finally:
                 await exchange.close()
             await self._outcome(transfer, exchange.host)

@@ -16,9 +16,9 @@ import structlog
 
 from hypervisors.xen.errors import HANDLE_INVALID, XapiFailure
 from hypervisors.xen.events import plain
-from hypervisors.xen.marks import OURS
+from hypervisors.xen.marks import OURS, Disk
 from hypervisors.xen.pool import XenPool
-from hypervisors.xen.repository import add_key
+from hypervisors.xen.repository import Repository, add_key, disk_of
 from stores.errors import StorageError
 
 _log = structlog.get_logger(__name__)
@@ -31,6 +31,8 @@ _LOOKS = 3
 _VBD_TASK = "task_id"
 """What XAPI notes in the `other_config` of a VBD that it attaches to a control domain for a task (vbd_task_key of xen-api's
 xapi_globs.ml)."""
+
+_GOING_ON = {"pending", "cancelling"}
 
 
 async def mark(pool: XenPool, task: str) -> None:
@@ -63,6 +65,40 @@ async def end_dead_tasks(pool: XenPool) -> None:
     for task in ours:
         if await _forget(pool, task):
             _log.warning("xapi task removed", task=task)
+
+
+async def end_leaks(pool: XenPool) -> None:
+    """What control domains keep of disks that this agent made, although the task that it was for is over: its host could not
+    detach it, or nobody was there to see to it. XAPI goes by the same rule, when it starts (`has_vbd_leaked` of xen-api's
+    attach_helpers.ml). What cannot be detached is logged."""
+    vbds = await pool.call("VBD.get_all_records")
+    noted = {vbd: record["other_config"].get(_VBD_TASK) for vbd, record in vbds.items()}
+    if not any(noted.values()):
+        return
+    tasks = await pool.call(
+        "task.get_all_records"
+    )  # after the VBDs, so that the task of a transfer that began since is there
+    going_on = {task for task, record in tasks.items() if record["status"] in _GOING_ON}
+    for vbd, task in noted.items():
+        if task is not None and task not in going_on and await _is_ours(pool, vbds[vbd]["VDI"]):
+            await _unplug(pool, [vbd])
+
+
+async def let_go(sr: Repository, disk: Disk) -> None:
+    """After a transfer that went well: a host that could not detach the disk does not say so."""
+    with suppress(StorageError):  # a later start finds it too
+        if await sr.vbds(disk):
+            await end_leaks(sr.pool)
+
+
+async def _is_ours(pool: XenPool, vdi: str) -> bool:
+    try:
+        image = disk_of(vdi, await pool.call("VDI.get_record", vdi)).image
+    except XapiFailure as problem:
+        if problem.code != HANDLE_INVALID:
+            raise
+        return False
+    return image is not None and image.owner == pool.settings.originator
 
 
 async def end_work(pool: XenPool, vbds: Iterable[str]) -> None:

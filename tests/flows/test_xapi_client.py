@@ -62,6 +62,38 @@ async def test_calls_outlast_logins_that_fail(ours: Agent, action: str, step: st
     await ours.pool.controls.drop_sessions()  # a login without an answer has made one that nobody knows
 
 
+async def test_a_cancelled_login_leaves_no_session_behind(pool: Pool) -> None:
+    """Neither where another call comes, which uses it, nor where the connection is closed."""
+    for closed_at_once in (False, True):
+        async with agent(pool) as ours:
+            asked = await _asking(ours, action="delay", seconds=0.2, step="answer")
+            asked.cancel()
+            await asyncio.wait([asked])
+            assert asked.cancelled()
+            if not closed_at_once:
+                await ours.client.call("host.get_all")
+    assert (await pool.controls.calls())["session.login_with_password"] == 2
+
+
+async def test_closing_waits_for_no_host_that_hangs(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hypervisors.xen.session._LOGOUT_S", 0.05)
+    async with agent(pool) as ours:
+        asked = await _asking(ours, action="hang", step="start")
+    with pytest.raises(Unavailable, match="being closed"):
+        await asked
+    await pool.controls.disarm()
+
+
+async def _asking(ours: Agent, **fault: object) -> asyncio.Task[object]:
+    """A call that is at its login, with which something is wrong."""
+    await ours.pool.controls.arm(where="rpc", match="session.login_with_password", **fault)
+    asked = asyncio.create_task(ours.client.call("host.get_all"))
+    while not any(fault.hits for fault in ours.pool.world.faults._armed):
+        await asyncio.sleep(0.001)
+    await ours.pool.controls.disarm()
+    return asked
+
+
 async def test_sessions_that_never_last_are_an_error(ours: Agent) -> None:
     await ours.pool.controls.arm(where="rpc", step="start", action="lose-session", match="VDI.*", times=None)
     with pytest.raises(XapiBusy) as caught:

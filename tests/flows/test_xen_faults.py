@@ -2,8 +2,7 @@
 
 In both cases nothing is left, what was there is unharmed, and the same command, which is the next one, goes well.
 
-Not here: "leave-plugged" (`test_xen_recovery`), and "short", a host that says it has written what it has not, which only shows
-to who reads everything back.
+Those that take a test of their own are in `test_xen_fault_switches`, which sees to it that none is forgotten.
 """
 
 from __future__ import annotations
@@ -77,6 +76,11 @@ def _of_a_transfer(where: str) -> Iterator[Case]:
 TRANSFERS = {
     "import": [*_of_a_transfer("import")],
     "export": [*_of_a_transfer("export"), case("export", "body", "false-success", DAMAGED, at_byte=MiB)],
+}
+
+HANGS = {
+    where: [case(where, step, "hang", UNAVAILABLE, BUSY) for step in ("head", "attach", "body", "end")]
+    for where in ("import", "export")
 }
 
 COPIES = [
@@ -192,10 +196,9 @@ async def test_transfers(stage: tuple[Path, Remote], name: str) -> None:
 
 @pytest.mark.parametrize("name", ["template from qcow2", "incremental backup"])
 async def test_transfers_that_hang(stage: tuple[Path, Remote], name: str) -> None:
-    where = "import" if name in IMPORTING else "export"
     async with walk(stage, name, head_timeout_s=1.0, stall_timeout_s=1.0) as made:
-        for step in ("head", "attach", "body", "end"):
-            assert await made.meets(case(where, step, "hang", UNAVAILABLE, BUSY)), step
+        for one in HANGS["import" if name in IMPORTING else "export"]:
+            assert await made.meets(one), str(one)
 
 
 async def test_copies_by_xapi(stage: tuple[Path, Remote]) -> None:

@@ -111,6 +111,7 @@ async def test_what_a_pool_cannot_show(tmp_path: Path) -> None:
         ("delta-all", "delta"),
         ("delta-short", "delta"),
         ("duplicates", "duplicate"),
+        ("length-believed", "length"),
         ("size-down", "task"),
         ("snapshot-shared", "snapshot"),
     ],

@@ -133,6 +133,13 @@ async def _chunked(place: Place) -> str:
     return f"sha256 {hashlib.sha256(wanted).hexdigest()[:16]} read back"
 
 
+async def _announced(place: Place) -> str:
+    disk = await place.disk()
+    await place.write(disk, SPARSE, announced=2 * disk.virtual_size)
+    expect(await place.read(disk), content(disk.virtual_size, SPARSE), "read back")
+    return f"{2 * disk.virtual_size} bytes announced"
+
+
 async def _refused(place: Place) -> str:
     disk = await place.disk(2 * MiB)
     try:
@@ -236,6 +243,12 @@ CALLS_AND_TRANSFERS = (
         "chunked PUT without a length: frames in any order, written over, ended by an empty one",
         "imported disks are not their images: do not use this pool",
         _chunked,
+    ),
+    Check(
+        "length",
+        "chunked PUT with a Content-Length larger than the body: the empty frame ends it all the same",
+        "nothing by itself, as the agent announces no length; a proxy that wants one cannot stand before this pool",
+        _announced,
     ),
     Check(
         "failure",

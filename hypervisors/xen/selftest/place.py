@@ -106,8 +106,8 @@ class Place:
 
     # --------------------------------------------------------------------------------------------------- content
 
-    async def write(self, disk: Disk, parts: Parts, host: Host | None = None) -> None:
-        """Frames of the chunked form, in the order of `parts`."""
+    async def write(self, disk: Disk, parts: Parts, host: Host | None = None, *, announced: int | None = None) -> None:
+        """Frames of the chunked form, in the order of `parts`. `announced`: a Content-Length, which may be more than there is."""
         encoder = ChunkEncoder(skip_zeroes=False)
 
         async def body() -> AsyncGenerator[bytes, None]:
@@ -117,13 +117,16 @@ class Place:
             for frame in encoder.finish():
                 yield bytes(frame)
 
-        await self.send(disk, body(), host)
+        await self.send(disk, body(), host, announced=announced)
 
-    async def send(self, disk: Disk, body: AsyncGenerator[bytes, None], host: Host | None = None) -> None:
+    async def send(
+        self, disk: Disk, body: AsyncGenerator[bytes, None], host: Host | None = None, *, announced: int | None = None
+    ) -> None:
         """A body of the chunked form, as it is."""
         streams = (await self.pool.connection()).streams
+        host = host or await self.host()
         async with aclosing(body):
-            await streams.upload(disk.handle, body, image_format="raw", chunked=True, host=host or await self.host())
+            await streams.upload(disk.handle, body, image_format="raw", chunked=True, length=announced, host=host)
 
     async def write_vhd(self, disk: Disk, parts: Parts) -> None:
         image = b"".join(_vhd(disk.virtual_size, parts))

@@ -39,6 +39,11 @@ _STEPS: dict[Where, dict[Step, set[Action]]] = {
 }
 
 
+def switches() -> set[tuple[str, str, str]]:
+    """All there are: where, step, action."""
+    return {(where, step, action) for where, steps in _STEPS.items() for step in steps for action in steps[step]}
+
+
 @dataclass
 class Fault:
     """One switch. `skip` matches pass unharmed, then `times` are hit (None: all of them)."""

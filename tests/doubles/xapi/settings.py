@@ -16,6 +16,7 @@ LIES = (
     "delta-all",  # base= gives all blocks that the disk has
     "delta-short",  # base= leaves one block out
     "duplicates",  # add_to_ replaces what there is
+    "length-believed",  # a Content-Length is taken for what is to be written, also of a body in frames
     "size-down",  # VDI.create rounds down
     "snapshot-shared",  # what is written to a disk is in its snapshots too
 )

@@ -198,6 +198,8 @@ class DataHandlers:
                     raise Failure("INTERNAL_ERROR", "unimplemented: prezeroed")
                 await vhd.receive(body.exactly, write, length=request.content_length)
             elif transfer.format == "raw chunked":
+                if (request.content_length or 0) > disk.size and "length-believed" in self._world.settings.lies:
+                    raise BadBody(f"{request.content_length} bytes do not fit into {disk.size}")
                 while frames := await body.frames():
                     for offset, data in frames:
                         write(offset, data)
