@@ -1,4 +1,4 @@
-"""That every fault of the fake pool has a test; and those that are not for every verb, or leave more to be said than an error."""
+"""Every fault of the fake pool has a test. Here are those that are not for every verb, or leave more to be said."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_switch_has_a_test() -> None:
 
 @pytest.mark.parametrize("name", SILENT)
 async def test_hosts_that_say_nothing(stage: tuple[Path, Remote], name: str) -> None:
-    async with walk(stage, name, connect_timeout_s=1.0, call_timeout_s=1.0) as made:
+    async with walk(stage, name, head_timeout_s=1.0, call_timeout_s=1.0) as made:
         for one in SILENT[name]:
             assert await made.meets(one), str(one)
 

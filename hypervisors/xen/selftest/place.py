@@ -107,7 +107,7 @@ class Place:
     # --------------------------------------------------------------------------------------------------- content
 
     async def write(self, disk: Disk, parts: Parts, host: Host | None = None, *, announced: int | None = None) -> None:
-        """Frames of the chunked form, in the order of `parts`. `announced`: a Content-Length, which may be more than there is."""
+        """Frames of the chunked form, in the order of `parts`. `announced`: a Content-Length, perhaps of more than there is."""
         encoder = ChunkEncoder(skip_zeroes=False)
 
         async def body() -> AsyncGenerator[bytes, None]:
