@@ -6,6 +6,7 @@ command's token is finished, and everything else that carries it is a leftover. 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -148,7 +149,8 @@ async def _resized(ctx: Context, call: Call, request: Resize) -> Recovered:
 
 
 async def _probed(ctx: Context, call: Call, to: PrimaryDataStoreTO) -> Recovered:
-    await ctx.pool(call.hypervisor, to).store.discard(probe_ref(call.token), token=call.token)
+    with suppress(NotFound):  # the pool was not made yet
+        await ctx.pool(call.hypervisor, to).store.discard(probe_ref(call.token), token=call.token)
     return _UNDONE
 
 

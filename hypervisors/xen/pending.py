@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import structlog
 
-from hypervisors.contract import ImageLocked
+from hypervisors.contract import ImageLocked, OperationUnsupported
 from hypervisors.xen.locks import Lock
 from hypervisors.xen.marks import (
     COPYING,
@@ -81,7 +81,14 @@ class PendingVdi:
             self.sr.pool.busy.discard(self._mark.id)
 
     async def make(self, size: int) -> ManagedDisk:
-        """XAPI rounds up to what the SR can; `NoSpace`."""
+        """XAPI rounds up to what the SR can; `NoSpace`. `OperationUnsupported` where new disks are not zero: of what is written
+        to them, zeroes are left out."""
+        if not self.sr.zeroed:
+            raise OperationUnsupported(
+                f"SR {self.sr.name} does not keep its disks as VHD, and gives new ones with what was on the storage before:"
+                " upgrade it, or use another SR",
+                sr=self.sr.uuid,
+            )
         return await uninterrupted(self._make(size))
 
     async def derive(self, disk: ManagedDisk, *, frozen: bool) -> ManagedDisk:
@@ -192,9 +199,11 @@ class PendingVdi:
                 sr=sr.uuid,
             )
         self._committed = True
-        await let_go(sr, self._disk)
+        made = await sr.disk(self._disk.handle)
+        if made.vbds:
+            await let_go(sr, made)
         await remove_replaced(sr, before)
-        return info_of(self._ref, await sr.disk(self._disk.handle))
+        return info_of(self._ref, made)
 
     async def _carry_over(self, old: Disk, new: Disk) -> None:
         """Documents of the disk that had the name. Nobody else knows the new one yet."""

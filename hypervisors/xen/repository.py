@@ -29,23 +29,34 @@ _LIBRARY_FILE = re.compile(r"[a-z0-9-][a-z0-9.-]{0,200}\.(iso|img)", re.IGNORECA
 _NO_UPLOADS = {"SR_OPERATION_NOT_SUPPORTED", "SR_BACKEND_FAILURE_78"}
 _EXISTS = "SR_BACKEND_FAILURE_43"
 
+_LVM = {"lvm", "lvmoiscsi", "lvmohba"}
+
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """An SR that was found. `handle` is XAPI's reference. `library`: its disks are files that are ISOs."""
+    """An SR that was found. `handle` is XAPI's reference. `library`: its disks are files that are ISOs. `zeroed`: what was not
+    written to a new disk reads as zero."""
 
     pool: XenPool
     handle: str
     uuid: str
     name: str
     library: bool = False
+    zeroed: bool = True
 
     @classmethod
     def of(cls, pool: XenPool, handle: str, record: Mapping[str, Any]) -> Repository:
         """From an SR's record."""
-        return cls(pool, handle, str(record["uuid"]), str(record["name_label"]), record["content_type"] == "iso")
+        return cls(
+            pool,
+            handle,
+            str(record["uuid"]),
+            str(record["name_label"]),
+            library=record["content_type"] == "iso",
+            zeroed=new_disks_are_zero(record["type"], record["sm_config"]),
+        )
 
     # ---------------------------------------------------------------------------------------------------- looking
 
@@ -217,6 +228,13 @@ async def add_key(pool: XenPool, kind: str, handle: str, key: str, value: str) -
         config: dict[str, str] = await pool.call(f"{kind}.get_other_config", handle)
         return config.get(key) == value
     return True
+
+
+def new_disks_are_zero(kind: str, sm_config: Mapping[str, str]) -> bool:
+    """Not of SRs on LVM that were made before there were VHDs in them, and never upgraded: a new disk is a logical volume, with
+    what others have left in it. XAPI goes by the same rule (`must_write_zeroes_into_new_vdi` of sm_fs_ops.ml); SM says
+    `use_vhd` of all others (LVHDSR.py)."""
+    return kind.lower() not in _LVM or sm_config.get("use_vhd") == "true"
 
 
 def library_config(name: str) -> dict[str, str]:

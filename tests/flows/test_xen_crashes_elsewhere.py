@@ -28,7 +28,7 @@ from hypervisors.xen.pool import XenPool
 from hypervisors.xen.snapshots import XenSnapshots
 from stores.contract import MiB
 from stores.secret import Secret
-from stores.to import PrimaryDataStoreTO, VolumeObjectTO
+from stores.to import ImageFormat, PrimaryDataStoreTO, VolumeObjectTO
 from tests.doubles.dying import killed
 from tests.doubles.dying_xen import watch
 from tests.doubles.world import world
@@ -111,26 +111,31 @@ class Stage:
         return {record["name_label"]: control("digest", vdi=uuid) for uuid, record in vdis.items()}
 
     def leftovers(self) -> list[str]:
+        """Without XAPI's own tasks that ended before anybody noted whose they are: see `hypervisors.xen.tasks`."""
         lefts = [remote.control("left") for remote in self.remotes.values()]
         return [
-            *(task["name_label"] for left in lefts for task in left["tasks"]),
+            *(task["name_label"] for left in lefts for task in left["tasks"] if not _nobodys(task)),
             *(vbd for left in lefts for vbd in left["dom0_vbds"]),
             *(key for left in lefts for config in left["sr_configs"].values() for key in config),
             *(originator for left in lefts for originator in left["sessions"]),
         ]
 
 
-async def run(operations: Operations, request: Request, token: str) -> object:
+def _nobodys(task: dict[str, Any]) -> bool:
+    return task["status"] != "pending" and task["name_label"].startswith("Async.") and not task["other_config"]
+
+
+async def run(operations: Operations, request: Request, token: str) -> None:
     call = Call(token, HypervisorType.XEN)
     match request:
         case Copy():
-            return await operations.copy(call, request)
+            await operations.copy(call, request)
         case Delete():
-            return await operations.delete(call, request)
+            await operations.delete(call, request)
         case CreatePool():
-            return await operations.create_pool(call, request)
+            await operations.create_pool(call, request)
         case DeletePool():
-            return await operations.delete_pool(call, request)
+            await operations.delete_pool(call, request)
         case _:
             raise AssertionError(request)
 
@@ -150,7 +155,7 @@ def test_a_copy_from_pool_to_pool(stage: Stage) -> None:
     data.write_bytes(content(MiB, seed=1))
     uuid = stage.remotes["a"].control("make_vdi", sr=stage.sr("a").uuid, size=SIZE, content=str(data), name="theirs")
     made = VolumeObjectTO(uuid="new", path="new", dataStore=stage.sr("b"))
-    copy = Copy(VolumeObjectTO(uuid=uuid, path=uuid, dataStore=stage.sr("a")), made)
+    copy = Copy(VolumeObjectTO(uuid=uuid, path=uuid, format=ImageFormat.VHD, dataStore=stage.sr("a")), made)
     before = stage.disks("a")
     done = {"new": before["theirs"]}
     outcomes = set()

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hypervisors.contract import ImageLocked
+from hypervisors.contract import ImageLocked, OperationUnsupported
 from hypervisors.narrowing import as_pending_disk
 from hypervisors.xen.config import XenPoolSettings
 from hypervisors.xen.errors import XapiRefused
 from hypervisors.xen.marks import CONDEMNED, READY, lock_key
 from hypervisors.xen.pool import XenPool
+from hypervisors.xen.repository import new_disks_are_zero
 from hypervisors.xen.sr import pool_of_sr
 from stores.contract import Kind, ManagedDisk, MiB
 from stores.errors import AlreadyExists, InvalidReference, NoSpace, NotFound, ObjectChanged, TlsFailed, Unavailable
@@ -108,6 +109,28 @@ async def test_room_is_what_xapi_knows(site: Site) -> None:
     await site.make("a", data=DATA)
     usage = await site.store.usage()
     assert (usage.capacity, usage.used) == (before.capacity, before.used + 2 * MiB)
+
+
+async def test_an_sr_whose_new_disks_are_not_zero_gets_none(site: Site) -> None:
+    site.fake.world.db.change("SR", site.handle, type="lvm", sm_config={})
+    with pytest.raises(OperationUnsupported, match="upgrade it"):
+        await site.make("a")
+    assert await site.vdis() == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sm_config", "zeroed"),
+    [
+        ("nfs", {}, True),
+        ("ext", {}, True),
+        ("lvm", {"use_vhd": "true"}, True),
+        ("LVM", {}, False),
+        ("lvmoiscsi", {"allocation": "thick"}, False),
+        ("lvmohba", {"use_vhd": "false"}, False),
+    ],
+)
+def test_where_new_disks_are_zero(kind: str, sm_config: dict[str, str], zeroed: bool) -> None:
+    assert new_disks_are_zero(kind, sm_config) is zeroed
 
 
 async def test_attached_disks_stay(site: Site) -> None:

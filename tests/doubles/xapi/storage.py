@@ -67,6 +67,8 @@ class Storage:
     def add_sr(self, kind: str, name: str, size: int, *, number: str = "", **fields: Any) -> str:
         """A repository; one that was known by its uuid, `number`, is found as it was left."""
         fields = {"shared": KINDS[kind].shared, "content_type": "iso" if kind == "iso" else "user", **fields}
+        if KINDS[kind].thick:  # LVHDSR.py says so of all that it makes
+            fields["sm_config"] = {**fields.get("sm_config", {}), "use_vhd": "true", "allocation": "thick"}
         ref = self._db.add("SR", uuid=number, type=kind, name_label=name, physical_size=size, **fields)
         number = self._db.field("SR", ref, "uuid")
         if number not in self.nodes:
