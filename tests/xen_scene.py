@@ -5,11 +5,14 @@ The pool of hosts is a process of its own, which outlives an agent that dies, an
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,7 +32,7 @@ from stores.contract import MiB
 from stores.to import ImageFormat, PrimaryDataStoreTO, SnapshotObjectTO, TemplateObjectTO, VolumeObjectTO
 from tests.doubles.disk_images import qemu_img
 from tests.doubles.world import World, world
-from tests.doubles.xapi import Remote
+from tests.doubles.xapi import Remote, process
 from tests.xen_pools import Clock, settings
 
 SIZE = 4 * MiB
@@ -190,6 +193,23 @@ async def scene(base: Path, remote: Remote, **changes: Any) -> AsyncIterator[Sce
             yield Scene(here, remote, pool, handler, operations)
         finally:
             await handler.aclose()
+
+
+@contextmanager
+def furnished() -> Iterator[tuple[Path, Remote]]:
+    """A directory and a pool that outlive agents, with all that `VERBS` need."""
+    base = Path(tempfile.mkdtemp(prefix="sa-"))  # short: sockets are made in it
+    try:
+        with process(base / "p") as remote:
+
+            async def begin() -> None:
+                async with scene(base, remote) as here:
+                    await furnish(here)
+
+            asyncio.run(begin())
+            yield base, remote
+    finally:
+        shutil.rmtree(base)
 
 
 # ------------------------------------------------------------------------------------------------------------- verbs

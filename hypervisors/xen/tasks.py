@@ -34,6 +34,9 @@ xapi_globs.ml)."""
 
 _GOING_ON = {"pending", "cancelling"}
 
+_UNLISTED = "DummyRef:"
+"""What references of tasks begin with that XAPI keeps to itself, whether they go on or not (ref.ml of xen-api)."""
+
 
 async def mark(pool: XenPool, task: str) -> None:
     """As one that is this process's. Whoever waits for it says what is wrong with it."""
@@ -80,7 +83,8 @@ async def end_leaks(pool: XenPool) -> None:
     )  # after the VBDs, so that the task of a transfer that began since is there
     going_on = {task for task, record in tasks.items() if record["status"] in _GOING_ON}
     for vbd, task in noted.items():
-        if task is not None and task not in going_on and await _is_ours(pool, vbds[vbd]["VDI"]):
+        over = task is not None and task not in going_on and not task.startswith(_UNLISTED)
+        if over and await _is_ours(pool, vbds[vbd]["VDI"]):
             await _unplug(pool, [vbd])
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.doubles.xapi import Remote, process
+from tests.doubles.xapi import Remote
 from tests.doubles.xapi.faults import switches
 from tests.flows.test_xen_faults import CALLS, CHANGES, COPIES, HANGS, TRANSFERS, UNAVAILABLE, case, walk
-from tests.xen_scene import furnish, scene
+from tests.xen_scene import furnished
 
 SILENT = {
     "template from raw": [case("connect", "start", "hang", UNAVAILABLE)],
@@ -41,18 +39,8 @@ UNNOTICED = ("import", "attach", "short")
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[tuple[Path, Remote]]:
-    base = Path(tempfile.mkdtemp(prefix="sa-"))  # short: sockets are made in it
-    try:
-        with process(base / "p") as remote:
-
-            async def begin() -> None:
-                async with scene(base, remote) as here:
-                    await furnish(here)
-
-            asyncio.run(begin())
-            yield base, remote
-    finally:
-        shutil.rmtree(base)
+    with furnished() as made:
+        yield made
 
 
 def test_every_switch_has_a_test() -> None:

@@ -8,8 +8,6 @@ Those that take a test of their own are in `test_xen_fault_switches`, which sees
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -20,8 +18,8 @@ import pytest
 
 from stores.contract import MiB
 from stores.errors import Retry, StorageError
-from tests.doubles.xapi import Remote, process
-from tests.xen_scene import ALIKE, EXPORTING, IMPORTING, ORIGINATOR, VERBS, Scene, State, Verb, furnish, scene
+from tests.doubles.xapi import Remote
+from tests.xen_scene import ALIKE, EXPORTING, IMPORTING, ORIGINATOR, VERBS, Scene, State, Verb, furnished, scene
 
 IN_USE = ["OTHER_OPERATION_IN_PROGRESS", "VDI", "OpaqueRef:it", "copy", "OpaqueRef:task"]
 FULL = ["SR_BACKEND_FAILURE_44", "", "There is insufficient space", ""]
@@ -109,18 +107,8 @@ CALLS = [
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[tuple[Path, Remote]]:
-    base = Path(tempfile.mkdtemp(prefix="sa-"))  # short: sockets are made in it
-    try:
-        with process(base / "p") as remote:
-
-            async def begin() -> None:
-                async with scene(base, remote) as here:
-                    await furnish(here)
-
-            asyncio.run(begin())
-            yield base, remote
-    finally:
-        shutil.rmtree(base)
+    with furnished() as made:
+        yield made
 
 
 @dataclass

@@ -70,9 +70,16 @@ async def test_by_the_next_start_where_the_agent_died_in_between(fake: Pool) -> 
         ("agent-2", {"task_id": "OpaqueRef:gone"}),
         ("agent-1", {}),
         ("agent-1", {"task_id": "OpaqueRef:pending"}),
+        ("agent-1", {"task_id": "DummyRef:|1|VDI.copy"}),
         ("nobody", {"task_id": "OpaqueRef:gone"}),
     ],
-    ids=["another agent's", "not of a task", "of a task that goes on", "of a disk that we did not make"],
+    ids=[
+        "another agent's",
+        "not of a task",
+        "of a task that goes on",
+        "of a task that is in no list",
+        "of a disk that we did not make",
+    ],
 )
 async def test_others_are_let_be(fake: Pool, whose: str, other_config: dict[str, str]) -> None:
     async with shared_sr(fake, originator="agent-2") as other, shared_sr(fake) as site:
