@@ -93,9 +93,10 @@ class AgentHost:
                 [AGENT, "run"], env=self.env(), cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
         deadline = time.monotonic() + WAIT_S
-        while self("status").code != 0:
+        while not self.socket.exists() or self("status").code != 0:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            time.sleep(0.01)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End the agent; its exit code."""

@@ -5,11 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,26 +14,15 @@ from typing import Any
 import pytest
 
 from stores.contract import MiB
+from tests.agent_process import AgentHost, agent_host
 from tests.doubles.disk_images import DiskImages, file_hash
 from tests.servers import NginxServer
 
-AGENT = Path(sys.executable).with_name("storage-agent")
-LIMIT_S = 60.0
-
-CONFIG = """
-[agent]
-state_dir = "{root}/state"
-runtime_dir = "{root}/run"
-
+OPTIONS = """
 [urls]
 allow_http = true
 allow_networks = ["127.0.0.0/8"]
 ports = []
-
-[kvm]
-libvirt_uri = "none"
-[api]
-socket = "{root}/run/api.sock"
 
 [cache]
 wait_s = 0.5
@@ -54,32 +38,25 @@ low = 1.0
 
 @dataclass
 class Host:
-    root: Path
+    """A host with a cache, and a web server."""
+
+    agent: AgentHost
     nginx: NginxServer
     iso: Path
 
-    def cli(self, *arguments: str, expect: int = 0, stdin: str | None = None) -> Any:
-        done = subprocess.run(
-            [AGENT, *arguments, "--json"],
-            env={
-                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-                "STORAGE_AGENT_CONFIG": str(self.root / "agent.toml"),
-            },
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
-        assert done.returncode == expect, (done.stdout, done.stderr)
-        return json.loads(done.stdout)
+    @property
+    def root(self) -> Path:
+        return self.agent.root
+
+    def cli(self, *arguments: str, expect: int = 0, stdin: str = "") -> Any:
+        done = self.agent(*arguments, "--json", stdin=stdin)
+        assert done.code == expect, (done.out, done.err)
+        return done.json
 
     def text(self, *arguments: str) -> str:
-        environment = {"PATH": "/usr/bin:/bin", "STORAGE_AGENT_CONFIG": str(self.root / "agent.toml")}
-        done = subprocess.run(
-            [AGENT, *arguments], env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=True
-        )
-        return done.stdout
+        done = self.agent(*arguments)
+        assert done.code == 0, (done.out, done.err)
+        return done.out
 
     def data(self, name: str, *, filler: int = 0) -> dict[str, Any]:
         """An ISO on the web server, `filler` bytes longer than it need be."""
@@ -96,38 +73,21 @@ class Host:
         return self.cli("submit", "-", stdin=json.dumps(body), expect=expect)
 
     @contextmanager
-    def daemon(self) -> Iterator[subprocess.Popen[bytes]]:
-        with (self.root / "log").open("ab") as log:
-            process = subprocess.Popen(
-                [AGENT, "run", "--config", self.root / "agent.toml"],
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-            )
-            try:
-                late = time.monotonic() + LIMIT_S
-                while not (self.root / "run/api.sock").exists():
-                    assert process.poll() is None, (self.root / "log").read_text()
-                    assert time.monotonic() < late
-                    time.sleep(0.05)
-                yield process
-                process.send_signal(signal.SIGTERM)
-                assert process.wait(LIMIT_S) == 0, (self.root / "log").read_text()
-            finally:
-                process.kill()
-                process.wait()
+    def daemon(self) -> Iterator[None]:
+        self.agent.start()
+        yield
+        assert self.agent.stop() == 0, self.agent.log.read_text()
 
 
 @pytest.fixture
 def host(nginx: NginxServer, disk_images: DiskImages) -> Iterator[Host]:
-    root = Path(tempfile.mkdtemp(prefix="sa-cache-"))
-    (root / "agent.toml").write_text(CONFIG.format(root=root))
-    try:
-        yield Host(root, nginx, disk_images["iso"].path)
-    finally:
-        shutil.rmtree(root)
-        shutil.rmtree(nginx.root / root.name, ignore_errors=True)
+    with agent_host(started=False) as agent:
+        with agent.config.open("a") as config:
+            config.write(OPTIONS.format(root=agent.root))
+        try:
+            yield Host(agent, nginx, disk_images["iso"].path)
+        finally:
+            shutil.rmtree(nginx.root / agent.root.name, ignore_errors=True)
 
 
 def test_from_configuration_to_eviction(host: Host) -> None:
@@ -180,7 +140,7 @@ def test_from_configuration_to_eviction(host: Host) -> None:
         assert not path.exists()
         assert host.cli("cache", "show", key, expect=1)["error"]["kind"] == "NotFound"
 
-        metrics = scrape(host)
+        _, metrics = host.agent.call("GET", "/metrics")
         assert 'storage_agent_cache_requests_total{outcome="miss"}' in metrics
         assert 'storage_agent_cache_pool_sick{pool="local"} 0.0' in metrics
     assert os.listdir(host.root / "cache/fill") == []
@@ -230,13 +190,3 @@ def test_a_pool_that_cannot_be_opened_does_not_keep_the_agent_from_working(host:
         assert host.cli("submit", "-", stdin='{"command": "Ping"}')["state"] == "succeeded"
         refused = host.submit("Attach", "a.iso", "vm", expect=3)["error"]
         assert refused["kind"] == "CacheUnavailable"
-
-
-def scrape(host: Host) -> str:
-    from agent.cli_client import _UnixConnection
-
-    connection = _UnixConnection(host.root / "run/api.sock", LIMIT_S)
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
-    connection.close()
-    return text

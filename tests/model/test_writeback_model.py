@@ -23,7 +23,7 @@ from stores.cache.writeback.errors import UploadCancelled, UploadOver, UploadPen
 from stores.contract import KiB, MiB
 from stores.errors import Unavailable
 from tests.doubles.caches import blocks_in, numbers_of
-from tests.uploads import Host, bucket, data_of
+from tests.uploads import Host, PatientClock, bucket, data_of
 
 SIZES = [0, 100 * KiB, 900 * KiB, 2500 * KiB]
 ROOM = 12 * MiB
@@ -52,6 +52,7 @@ class UploadModel(RuleBasedStateMachine):
         super().__init__()
         structlog.configure(processors=[structlog.testing.LogCapture()])
         self.directory = Path(tempfile.mkdtemp(dir="/dev/shm", prefix="upload-model-"))
+        self.clock = PatientClock()
         self.runner = asyncio.Runner()
         self.host = self.run(self.make())
         self.run(self.host.start())
@@ -63,7 +64,7 @@ class UploadModel(RuleBasedStateMachine):
         return self.runner.run(asyncio.wait_for(work, 60))
 
     async def make(self) -> Host:
-        return Host(self.directory, settings=SETTINGS, room=ROOM, lease_s=LEASE_S)
+        return Host(self.directory, settings=SETTINGS, room=ROOM, lease_s=LEASE_S, clock=self.clock)
 
     def next_ref(self) -> str:
         self.count += 1

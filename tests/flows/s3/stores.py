@@ -25,7 +25,6 @@ async def opened(
     bucket: str,
     *,
     settings: StoreSettings = QUICK,
-    presign_s: int = 900,
     resolve: Resolve = system_resolve,
     **fields: Any,
 ) -> AsyncIterator[S3Store]:
@@ -38,7 +37,7 @@ async def opened(
             **fields,
         }
     )
-    store = S3Store(to, settings, engine, presign_s=presign_s, resolve=resolve)
+    store = S3Store(to, settings, engine, resolve=resolve)
     try:
         yield store
     finally:

@@ -157,7 +157,7 @@ async def test_no_secret_reaches_a_log_or_an_error(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     errors: list[StorageError] = []
-    async with opened(engine, seaweed, bucket, presign_s=1) as store:
+    async with opened(engine, seaweed, bucket) as store:
         info = await send(store, "object", content(SMALLEST_PART + 1))
         async with store.present(info, Kind.RANGE_READER) as reader:
             assert isinstance(reader, RangeReader)
