@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
+# Of the tests. Much of their time is waiting: one more than there are processors keeps those busy.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -34,7 +36,7 @@ demo-hyperv: packages $(READY)  ## a Hyper-V host (a double) on a real Samba: te
 
 # On a busy machine a test may starve beside the others. What fails is run once more, alone; what fails twice is broken.
 test: packages $(READY)  ## all tests
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder || $(BIN)/pytest --last-failed --last-failed-no-failures none
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder || $(BIN)/pytest --last-failed --last-failed-no-failures none
 
 test-stores: packages $(READY)  ## the store contract against every store and real server there is, and a table of what passed
 	$(BIN)/python -m tests.store_table

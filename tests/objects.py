@@ -24,6 +24,11 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def zero(data: bytes | bytearray | memoryview) -> bool:
+    """Whether all of it is. Quick, also for megabytes: `any` looks at one byte at a time."""
+    return bytes(data).count(0) == len(data)
+
+
 async def read_stream(stream: ByteStream) -> bytes:
     return b"".join([bytes(piece) async for piece in stream])
 

@@ -18,7 +18,7 @@ from stores.errors import (
 )
 from stores.transfer.threads import Threads
 from tests.contract.store_hooks import HOSTILE_REFS, STRANGE_REFS, ReadHooks
-from tests.objects import consume, content, read_stream, sha
+from tests.objects import consume, content, read_stream, sha, zero
 
 
 class StoreReads(ReadHooks):
@@ -271,7 +271,7 @@ class StoreReads(ReadHooks):
                     await task
                 buffer[:] = bytes(len(buffer))
                 await asyncio.sleep(0.01)
-                assert not any(buffer)
+                assert zero(buffer)
             assert sha(await reader.read(0, len(data))) == sha(data)
 
     async def test_unknown_kind_is_unsupported(self, store: DataStore) -> None:

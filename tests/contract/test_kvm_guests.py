@@ -24,11 +24,12 @@ from stores.transfer.engine import TransferEngine
 from tests.contract.guests_contract import SOON, TOKEN, GuestsContract
 from tests.doubles.world import running_qemu
 from tests.kvm_machines import Lab, Stage, path_of, said, source, until
+from tests.libvirtd import WAIT_S
 
 
 @pytest.fixture
 async def guests(stage: Stage, engine: TransferEngine) -> AsyncIterator[KvmGuests]:
-    made = KvmGuests(Libvirt(stage.lab.daemon.uri), engine)
+    made = KvmGuests(Libvirt(stage.lab.daemon.uri, patience_s=2 * WAIT_S), engine)
     yield made
     await made.aclose()
     stage.clear()

@@ -131,8 +131,8 @@ async def test_the_bound_holds_under_load_and_kill(engine: TransferEngine, tmp_p
     chance = random.Random(5)
     make_objects(tmp_path / "objects", [chance.randint(200_000, 4 * MiB) for _ in range(40)])
     settings = pool_settings(tmp_path / "pool", room=9 * MiB)
-    work = Work(tmp_path / "objects", settings, tmp_path / "reports", seconds=10)
-    findings = await asyncio.to_thread(hammer, work, processes=8, kill_every_s=1)
+    work = Work(tmp_path / "objects", settings, tmp_path / "reports", seconds=6)
+    findings = await asyncio.to_thread(hammer, work, processes=6, kill_every_s=0.6)
     assert findings.kills >= 5
     assert findings.samples > 10
     assert findings.largest <= settings.limit

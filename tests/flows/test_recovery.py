@@ -65,11 +65,12 @@ def each_step(
 ) -> set[str]:
     """Outcomes over all steps."""
     outcomes: set[str] = set()
+    in_world(base, prepare)
+    before = in_world(base, _files)
+    shutil.copytree(base / "root", base / "prepared", symlinks=True)
     for step in range(1, 100):
-        shutil.rmtree(base / "root", ignore_errors=True)
-        in_world(base, prepare)
-
-        before = in_world(base, _files)
+        shutil.rmtree(base / "root")
+        shutil.copytree(base / "prepared", base / "root", symlinks=True)
         if not killed_in(base, lambda here: perform(here, request(here), "c-1"), step):
             assert step > 3
             return outcomes

@@ -21,7 +21,7 @@ from stores.transfer.outgoing import Outgoing
 from tests.buckets import empty, keys, made_bucket, uploads
 from tests.disturbed_uploads import REF, TOKEN, Way, carried_out, opened, stored, walk
 from tests.doubles.request_proxy import Fault, RequestProxy, Seen
-from tests.objects import sha
+from tests.objects import sha, zero
 from tests.servers import S3Server
 
 MEMORY = MiB
@@ -98,7 +98,7 @@ class Source(RangeReader):
         found: list[Extent] = []
         for at in range(offset, offset + length, 4 * KiB):
             count = min(4 * KiB, offset + length - at)
-            found.append(Extent(at, count, zero=not any(self._content[at : at + count])))
+            found.append(Extent(at, count, zero=zero(self._content[at : at + count])))
         return found
 
 

@@ -28,6 +28,7 @@ from stores.to import ImageFormat, PrimaryDataStoreTO, ProvisioningType, Templat
 from tests.doubles.disk_images import DiskImages, content_of, file_hash, qemu_img, virtual_size
 from tests.doubles.mounts import mounted_tmpfs
 from tests.doubles.world import World, records_of, running_qemu
+from tests.objects import zero
 
 
 @pytest.fixture
@@ -269,7 +270,7 @@ async def test_a_clone_cut_and_grown_again_shows_zeroes(here: World, template: T
     await here.operations.resize(here.call("c-2"), Resize(volume, 12 * MiB))
     raw = here.root / "raw"
     qemu_img("convert", "-f", "qcow2", "-O", "raw", str(here.path(volume)), str(raw))
-    assert not any(raw.read_bytes()[1 * MiB :])
+    assert zero(raw.read_bytes()[1 * MiB :])
 
 
 async def test_resize_of_nothing(here: World) -> None:

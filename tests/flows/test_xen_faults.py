@@ -175,10 +175,16 @@ async def walk(stage: tuple[Path, Remote], name: str, **limits: float) -> AsyncI
 # --------------------------------------------------------------------------------------------------------- transfers
 
 
+def faults_of(name: str) -> list[Case]:
+    """All of them for one verb of each direction. The others' bytes go the same way: each meets every third."""
+    where, (first, *others) = ("import", IMPORTING) if name in IMPORTING else ("export", EXPORTING)
+    return TRANSFERS[where] if name == first else TRANSFERS[where][others.index(name) :: 3]
+
+
 @pytest.mark.parametrize("name", [*IMPORTING, *EXPORTING])
 async def test_transfers(stage: tuple[Path, Remote], name: str) -> None:
     async with walk(stage, name) as made:
-        for one in TRANSFERS["import" if name in IMPORTING else "export"]:
+        for one in faults_of(name):
             assert await made.meets(one), str(one)
 
 

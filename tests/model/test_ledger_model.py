@@ -497,7 +497,7 @@ def check(make: Callable[[], Database], *, examples: int, steps: int) -> None:
 
 def test_on_sqlite() -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        check(lambda: SqliteDatabase(Path(directory) / "ledger.sqlite"), examples=40, steps=50)
+        check(lambda: SqliteDatabase(Path(directory) / "ledger.sqlite"), examples=25, steps=50)
 
 
 def test_on_postgres(postgres: Postgres, ledger_database: str) -> None:

@@ -47,6 +47,7 @@ from stores.errors import (
 )
 from stores.transfer.engine import TransferEngine
 from tests.doubles.scripted_nbd import Answer, scripted
+from tests.objects import zero
 
 SIZE = 3 * MiB + 512
 CONTENT = random.Random(7).randbytes(SIZE)
@@ -151,7 +152,7 @@ async def test_no_more_requests_under_way_than_servers_work_on(engine: TransferE
 
     async with scripted(socket, reluctant, size=size) as server:
         async with connect(socket, "disk", engine=engine) as disk:
-            assert not any(await disk.read(0, size))
+            assert zero(await disk.read(0, size))
         assert len(server.requests) == 2 * IN_FLIGHT
 
 

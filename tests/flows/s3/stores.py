@@ -25,6 +25,7 @@ async def opened(
     bucket: str,
     *,
     settings: StoreSettings = QUICK,
+    presign_s: int = 900,
     resolve: Resolve = system_resolve,
     **fields: Any,
 ) -> AsyncIterator[S3Store]:
@@ -37,7 +38,7 @@ async def opened(
             **fields,
         }
     )
-    store = S3Store(to, settings, engine, resolve=resolve)
+    store = S3Store(to, settings, engine, presign_s=presign_s, resolve=resolve)
     try:
         yield store
     finally:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import botocore.auth
 import pytest
 
 from stores.backends.s3 import S3Store
@@ -67,10 +65,8 @@ async def test_changed_object_is_noticed_in_mid_transfer(
                 await reader.read(MiB, MiB)
 
 
-async def test_expired_url_is_signed_again(
-    seaweed: S3Server, bucket: str, engine: TransferEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first is signed an hour ago, and the server knows what time it is."""
+async def test_expired_url_is_signed_again(seaweed: S3Server, bucket: str, engine: TransferEngine) -> None:
+    """The first is valid for a second, the others for as long as a busy machine may take to use them."""
     data = content(100_000)
     seaweed.client().put_object(Bucket=bucket, Key="object", Body=data)
     signed = 0
@@ -78,18 +74,18 @@ async def test_expired_url_is_signed_again(
     async def resolve(host: str, port: int) -> tuple[str, ...]:
         nonlocal signed
         signed += 1
-        monkeypatch.undo()
+        store._signer._expiry_s = 900
         return ("127.0.0.1",)
 
-    async with opened(engine, seaweed, bucket, resolve=resolve) as store:
-        info = await store.stat("object")
-        now = botocore.auth.get_current_datetime
-        monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: now() - timedelta(hours=1))
-        async with store.present(info, Kind.RANGE_READER) as reader:
-            assert isinstance(reader, RangeReader)
-            assert await reader.read(0, 50_000) == data[:50_000]
-            assert await reader.read(50_000, 50_000) == data[50_000:]
-    assert signed == 2
+    async with (
+        opened(engine, seaweed, bucket, presign_s=1, resolve=resolve) as store,
+        store.present(await store.stat("object"), Kind.RANGE_READER) as reader,
+    ):
+        assert isinstance(reader, RangeReader)
+        assert await reader.read(0, 50_000) == data[:50_000]
+        await asyncio.sleep(2.2)
+        assert await reader.read(50_000, 50_000) == data[50_000:]
+        assert signed == 2
 
 
 async def test_targets_take_turns_over_the_addresses(seaweed: S3Server, bucket: str, engine: TransferEngine) -> None:
