@@ -16,13 +16,13 @@ from hypervisors.backups.manifest import BackupDamaged, BrokenChain
 from hypervisors.contract import ImageInUse, ImageLocked, ImageRefused, OperationUnsupported, SizeRefused
 from hypervisors.guests import DeviceTaken, GuestHolds, GuestUnfit
 from hypervisors.hyperv.errors import HypervBusy, HypervFailure
-from hypervisors.process import ToolTimeout
 from hypervisors.xen.errors import XapiBusy, XapiFailure
 from stores import errors
 from stores.cache.errors import LeaseLost
 from stores.cache.health import PoolSick
 from stores.cache.writeback.errors import QueueDraining, UploadCancelled, UploadOver, UploadPending
 from stores.errors import Retry, StorageError
+from stores.tools.process import ToolTimeout
 
 _log = structlog.get_logger(__name__)
 

@@ -31,12 +31,12 @@ from agent.version import VERSION
 from hypervisors.contract import HypervisorHandler
 from hypervisors.images.gate import GateLimits
 from hypervisors.operations import Operations
-from hypervisors.process import ToolRunner
 from hypervisors.registry import handlers
 from stores.leftovers import Leftovers
 from stores.resolver import Resolver
 from stores.secret import Secret
 from stores.settings import CacheSettings, SmbSettings, StoreSettings, UrlSettings
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 
 if TYPE_CHECKING:  # what they stand on takes time to import, and is only needed where there is a cache, or a link

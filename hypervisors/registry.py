@@ -10,10 +10,10 @@ from hypervisors.contract import HypervisorHandler, HypervisorType
 from hypervisors.images.gate import GateLimits
 from hypervisors.kvm.handler import KvmHandler
 from hypervisors.kvm.snapshots import KvmSnapshots
-from hypervisors.process import ToolRunner
 from hypervisors.qemu.qemu_img import QemuImg
 from stores.contract import DataStore
 from stores.to import DataStoreTO
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 
 if TYPE_CHECKING:

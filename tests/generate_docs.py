@@ -16,7 +16,6 @@ from agent.config import Config
 from agent.wiring import hyperv_hosts, xen_pools
 from hypervisors.contract import HypervisorHandler, HypervisorType, ImageSpec, Operation, OperationUnsupported
 from hypervisors.images.formats import DRIVERS
-from hypervisors.process import ToolRunner
 from hypervisors.registry import handlers
 from hypervisors.xen.selftest.run import CHECKS
 from stores.contract import DataStore, Kind, ObjectInfo
@@ -24,6 +23,7 @@ from stores.resolver import SUPPORTED, Resolver, Via, negotiate
 from stores.secret import Secret
 from stores.settings import StoreSettings
 from stores.to import S3TO, DataStoreTO, ImageFormat, ImageStoreTO, NfsTO, PrimaryDataStoreTO, SwiftTO
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 
 DOCS = Path(__file__).parents[1] / "docs"

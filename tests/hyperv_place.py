@@ -18,12 +18,12 @@ from hypervisors.images.gate import GateLimits
 from hypervisors.images.vhdx_parent import read_locator
 from hypervisors.images.vhdx_stream import Identity, layout
 from hypervisors.primary import Pool
-from hypervisors.process import ToolRunner
 from stores.backends.smb import SmbStore
 from stores.contract import ObjectInfo
 from stores.secret import Secret
 from stores.settings import StoreSettings
 from stores.to import ImageFormat, PrimaryDataStoreTO
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 from tests.disk_histories import finished
 from tests.doubles.hyperv import Host

@@ -11,13 +11,13 @@ from typing import Any
 from hypervisors.contract import ImageSpec, Source
 from hypervisors.images.gate import GateLimits
 from hypervisors.primary import Pool
-from hypervisors.process import ToolRunner
 from hypervisors.xen.handler import XenHandler
 from hypervisors.xen.importing import Importer
 from hypervisors.xen.pool import XenPool
 from hypervisors.xen.snapshots import XenSnapshots
 from stores.contract import ManagedDisk, ObjectInfo
 from stores.to import ImageFormat, PrimaryDataStoreTO
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 from tests.doubles import xapi
 from tests.xen_pools import connected

@@ -21,7 +21,6 @@ from hypervisors.backups.manifest import SUFFIX
 from hypervisors.contract import HypervisorType
 from hypervisors.images.gate import GateLimits
 from hypervisors.operations import Operations
-from hypervisors.process import ToolRunner
 from hypervisors.verbs import Call, Copy, Create, Delete, Request, Resize, Revert
 from hypervisors.xen.handler import XenHandler
 from hypervisors.xen.importing import Importer
@@ -30,6 +29,7 @@ from hypervisors.xen.reconciling import reconcile
 from hypervisors.xen.snapshots import XenSnapshots
 from stores.contract import MiB
 from stores.to import ImageFormat, PrimaryDataStoreTO, SnapshotObjectTO, TemplateObjectTO, VolumeObjectTO
+from stores.tools.process import ToolRunner
 from tests.doubles.disk_images import qemu_img
 from tests.doubles.world import World, world
 from tests.doubles.xapi import Remote, process

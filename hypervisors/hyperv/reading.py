@@ -22,12 +22,12 @@ from hypervisors.images.overlay import Layer
 from hypervisors.images.sized import Sized
 from hypervisors.images.vhd_map import read_map
 from hypervisors.images.vhdx_reading import VhdxDisk, VhdxImage, disk_of, open_image
-from hypervisors.process import ToolRunner
 from hypervisors.qemu.disks import ForeignDisks
 from hypervisors.qemu.nodes import known_format
 from stores.contract import Extent, Progress, RangeReader
 from stores.errors import TooLarge
 from stores.to import ImageFormat
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 from stores.transfer.pieces import known_size
 from stores.transfer.placed import data_runs

@@ -13,8 +13,8 @@ from contextlib import suppress
 from types import ModuleType
 from typing import TypeVar
 
-from hypervisors.process import ToolMissing
 from stores.errors import Unavailable
+from stores.tools.process import ToolMissing
 
 T = TypeVar("T")
 

@@ -21,7 +21,6 @@ from hypervisors.kvm.image_locks import require_no_writer
 from hypervisors.landing import clone_file, copy_file
 from hypervisors.narrowing import as_local, as_pending_file, as_reader
 from hypervisors.nbd.client import DIRTY_BITMAP, connect
-from hypervisors.process import ToolRunner
 from hypervisors.qemu.exports import Exported, exported
 from hypervisors.qemu.nodes import known_format, own_node
 from hypervisors.qemu.qemu_img import Bitmap, History, QemuImg
@@ -29,6 +28,7 @@ from hypervisors.snapshot_records import TAG, Kept
 from hypervisors.snapshotting import Frozen, Snapshots
 from stores.contract import LocalPath, PendingWrite, Progress, RangeReader, Silent
 from stores.to import ImageFormat
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 from stores.transfer.pieces import known_size
 from stores.uninterrupted import uninterrupted

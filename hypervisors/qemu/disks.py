@@ -19,13 +19,13 @@ from hypervisors.contract import Source
 from hypervisors.images import qcow2_map
 from hypervisors.images.mapped import MappedDisk
 from hypervisors.nbd import connect
-from hypervisors.process import ToolRunner
 from hypervisors.qemu.exports import exported
 from hypervisors.qemu.nodes import known_format
 from stores.bridge import serve
 from stores.contract import RangeReader
 from stores.errors import StorageError
 from stores.to import ImageFormat
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 
 

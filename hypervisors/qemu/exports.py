@@ -1,7 +1,7 @@
 """Disk images as NBD exports, by qemu-nbd: what a guest would read, or has read at a snapshot, and what changed since.
 
 qemu-nbd rather than qemu-storage-daemon: it alone can open an internal snapshot, and it serves that, a chain of images
-and a dirty bitmap together. It is a tool of the agent like any other (`hypervisors.process`): the kernel kills it together
+and a dirty bitmap together. It is a tool of the agent like any other (`stores.tools.process`): the kernel kills it together
 with the agent, so that it needs no other way to end by itself.
 """
 
@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from hypervisors.contract import Source
 from hypervisors.images.formats import json_filename
-from hypervisors.process import RunningTool, ToolFailed, ToolRunner, ToolTimeout
 from hypervisors.qemu.nodes import source_node
 from hypervisors.qemu.qemu_img import explained
 from stores.bridge.server import make_room
 from stores.errors import NotFound, Unavailable
+from stores.tools.process import RunningTool, ToolFailed, ToolRunner, ToolTimeout
 
 START_S = 300.0
 """To open the image; generous, since a busy NFS server may answer slowly."""

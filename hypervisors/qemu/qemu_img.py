@@ -15,10 +15,10 @@ from pathlib import Path
 
 from hypervisors.contract import ImageLocked
 from hypervisors.images.formats import DRIVERS, json_filename
-from hypervisors.process import ToolFailed, ToolRunner
 from stores.contract import Progress
 from stores.errors import DeviceFault, IntegrityError, NoSpace
 from stores.to import ImageFormat, ProvisioningType
+from stores.tools.process import ToolFailed, ToolRunner
 
 QUICK_S = 300.0
 """Deadline of what only touches metadata; generous, since a busy NFS server may answer slowly."""

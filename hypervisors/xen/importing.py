@@ -24,7 +24,6 @@ from hypervisors.contract import OperationUnsupported, Source
 from hypervisors.images.parsing import SECTOR, refuse, truncated
 from hypervisors.images.vhd_reading import Disk, Event, Present, VhdReading
 from hypervisors.landing import verify
-from hypervisors.process import ToolRunner
 from hypervisors.qemu.disks import ForeignDisks
 from hypervisors.qemu.nodes import known_format
 from hypervisors.xen.chunks import ChunkEncoder
@@ -34,6 +33,7 @@ from stores.contract import ByteStream, Progress, RangeReader
 from stores.errors import IntegrityError, TooLarge
 from stores.streams import presented
 from stores.to import ImageFormat
+from stores.tools.process import ToolRunner
 from stores.transfer.compression import expand
 from stores.transfer.digests import Checksum, Digester
 from stores.transfer.engine import TransferEngine

@@ -14,11 +14,11 @@ from hypervisors.contract import HypervisorHandler, ImageSpec, Operation, Operat
 from hypervisors.images.gate import GateLimits
 from hypervisors.kvm.handler import KvmHandler
 from hypervisors.kvm.snapshots import KvmSnapshots
-from hypervisors.process import ToolRunner
 from hypervisors.qemu.qemu_img import QemuImg
 from stores.backends.filesystem import FilesystemStore
 from stores.contract import Kind, LocalPath, ObjectInfo, PendingWrite
 from stores.to import ImageFormat, ProvisioningType
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 from tests.contract.handler_contract import SIZE, HandlerContract, disk
 from tests.doubles.disk_images import DRIVERS, qemu_img

@@ -10,12 +10,12 @@ import pytest
 
 from hypervisors.contract import ImageSpec, Source
 from hypervisors.kvm.snapshots import KvmSnapshots
-from hypervisors.process import ToolRunner
 from hypervisors.qemu.qemu_img import QemuImg
 from hypervisors.snapshotting import Snapshots
 from stores.backends.filesystem import FilesystemStore
 from stores.contract import Kind, LocalPath, ObjectInfo, PendingWrite
 from stores.to import ImageFormat
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 from tests.contract.snapshot_contract import SnapshotContract
 from tests.doubles.disk_images import DRIVERS, qemu_img

@@ -16,12 +16,12 @@ from typing import Any
 from hypervisors.contract import HypervisorType
 from hypervisors.images.gate import GateLimits
 from hypervisors.operations import Operations
-from hypervisors.process import ToolRunner
 from hypervisors.registry import handlers
 from hypervisors.verbs import Call
 from stores.resolver import Resolver
 from stores.settings import StoreSettings, UrlSettings
 from stores.to import DataTO, ImageStoreTO, PrimaryDataStoreTO
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 from tests.doubles.counting import Counting
 

@@ -13,7 +13,6 @@ import pytest
 from hypervisors.contract import HypervisorType, ImageRefused
 from hypervisors.images.gate import GateLimits
 from hypervisors.operations import Operations
-from hypervisors.process import ToolRunner
 from hypervisors.registry import handlers
 from hypervisors.verbs import AttachIso, Call, Copy, DetachIso, Prefetch, touched
 from stores.cache.cache import Cache
@@ -24,6 +23,7 @@ from stores.errors import CacheFailure, NotFound, RequirementNotMet, StoreUnsupp
 from stores.resolver import Resolver
 from stores.settings import CacheSettings, StoreSettings, UrlSettings
 from stores.to import DataStoreTO, ImageFormat, ImageStoreTO, TemplateObjectTO
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 from tests.doubles.caches import Requests, nothing_left, pool_settings, running
 from tests.doubles.disk_images import DiskImage, DiskImages, file_hash

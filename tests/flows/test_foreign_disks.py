@@ -12,11 +12,11 @@ import pytest
 from hypervisors.contract import ImageRefused, ImageSpec, Source
 from hypervisors.digesting import DigestingReader
 from hypervisors.narrowing import as_reader
-from hypervisors.process import ToolRunner
 from hypervisors.qemu.disks import ForeignDisks
 from stores.backends.filesystem import FilesystemStore
 from stores.contract import Kind, MiB, RangeReader
 from stores.to import ImageFormat
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 from tests.doubles.disk_images import qemu_img
 

@@ -10,7 +10,6 @@ import pytest
 
 from hypervisors.contract import HypervisorType, OperationUnsupported
 from hypervisors.operations import Operations
-from hypervisors.process import ToolRunner
 from hypervisors.registry import handlers
 from hypervisors.verbs import AttachIso, AttachVolume, Call, Create, Delete, DetachIso, DetachVolume, Resize
 from stores.cache.cache import Cache
@@ -20,6 +19,7 @@ from stores.resolver import Resolver
 from stores.secret import Secret
 from stores.settings import CacheSettings, StoreSettings, UrlSettings
 from stores.to import DataStoreTO, ImageFormat, ImageStoreTO, PrimaryDataStoreTO, TemplateObjectTO, VolumeObjectTO
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 from tests.doubles.caches import Requests, nothing_left, pool_settings, running
 from tests.doubles.disk_images import DiskImages

@@ -23,12 +23,12 @@ import pytest
 from hypervisors.contract import ImageLocked
 from hypervisors.nbd import connect
 from hypervisors.nbd.client import DIRTY_BITMAP
-from hypervisors.process import ToolFailed, ToolRunner, ToolTimeout
 from hypervisors.qemu.exports import exported
 from stores.bridge.wire import ALLOCATION
 from stores.contract import Extent, GiB, KiB, MiB
 from stores.errors import DeviceFault, InvalidReference, NotFound, PolicyRefused, Unavailable
 from stores.to import ImageFormat
+from stores.tools.process import ToolFailed, ToolRunner, ToolTimeout
 from stores.transfer.engine import TransferEngine
 from tests.images import disk_digest, file_source, make_image, make_qcow2, make_raw, opened
 from tests.processes import children
@@ -415,7 +415,7 @@ def test_kill_9_of_the_agent_ends_the_export(run: Path, tmp_path: Path) -> None:
         import asyncio
         from pathlib import Path
         from hypervisors.qemu.exports import exported
-        from hypervisors.process import ToolRunner
+        from stores.tools.process import ToolRunner
         from stores.to import ImageFormat
         from tests.images import file_source
         async def main():

@@ -10,11 +10,11 @@ from hypervisors.images.qcow2_stream import layout
 from hypervisors.images.streaming import LayoutReader
 from hypervisors.nbd import connect
 from hypervisors.nbd.client import DIRTY_BITMAP
-from hypervisors.process import ToolRunner
 from hypervisors.qemu.exports import exported
 from stores.bridge.wire import ALLOCATION
 from stores.contract import Extent, KiB, MiB
 from stores.to import ImageFormat
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 from tests.disk_histories import chained
 from tests.images import disk_digest, file_source, make_qcow2, opened

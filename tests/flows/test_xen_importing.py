@@ -19,13 +19,13 @@ from backports import zstd
 from hypervisors.contract import ImageRefused, ImageSpec, OperationUnsupported, Source
 from hypervisors.images.vhd_stream import layout
 from hypervisors.local_file import open_file
-from hypervisors.process import ToolFailed, ToolRunner
 from hypervisors.xen.errors import XapiBusy, XapiFailure, XapiRefused
 from hypervisors.xen.importing import Imported, Importer, NewDisk
 from stores.bridge.server import serve
 from stores.contract import ByteStream, Extent, KiB, MiB, ObjectInfo, Presentation, RangeReader, Silent
 from stores.errors import ChecksumMismatch, IntegrityError, NotFound, StorageError, TooLarge, Unavailable
 from stores.to import ImageFormat
+from stores.tools.process import ToolFailed, ToolRunner
 from stores.transfer.digests import Checksum
 from stores.transfer.engine import TransferEngine
 from tests.disk_histories import finished

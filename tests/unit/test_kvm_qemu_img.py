@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from hypervisors.contract import ImageLocked, ImageSpec, OperationUnsupported, Source
-from hypervisors.process import ToolFailed, ToolLimits, ToolResult, ToolRunner
 from hypervisors.qemu.nodes import own_node, source_node
 from hypervisors.qemu.qemu_img import QemuImg, direct_io_works, explained
 from stores.contract import HttpUrl, Kind, LocalPath, NbdExport, NetworkImage, ObjectInfo, Presentation, Silent
 from stores.errors import DeviceFault, IntegrityError, NoSpace
 from stores.to import ImageFormat, ProvisioningType
+from stores.tools.process import ToolFailed, ToolLimits, ToolResult, ToolRunner
 from tests.doubles.mounts import mounted_tmpfs
 
 INFO = ObjectInfo("object", 1)

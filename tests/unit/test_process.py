@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypervisors.output import QemuProgress, told_lines
-from hypervisors.process import ToolFailed, ToolLimits, ToolMissing, ToolRunner, ToolTimeout, wrapped
 from stores.contract import GiB, KiB, MiB
 from stores.errors import Retry
+from stores.tools.output import QemuProgress, told_lines
+from stores.tools.process import ToolFailed, ToolLimits, ToolMissing, ToolRunner, ToolTimeout, wrapped
 from tests.processes import children
 
 SHELL = "/bin/sh"
@@ -162,7 +162,7 @@ async def test_a_missing_tool_names_its_package(runner: ToolRunner, monkeypatch:
     with pytest.raises(ToolMissing, match="not installed") as caught:
         await runner.run(["no-such-tool-anywhere"], deadline_s=30)
     assert caught.value.retry is Retry.OPERATOR
-    monkeypatch.setattr("hypervisors.process.PACKAGES", {"no-such-tool-anywhere": "a-package"})
+    monkeypatch.setattr("stores.tools.process.PACKAGES", {"no-such-tool-anywhere": "a-package"})
     with pytest.raises(ToolMissing, match="a-package") as caught:
         await runner.run(["no-such-tool-anywhere"], deadline_s=30)
     assert caught.value.details["package"] == "a-package"
@@ -272,7 +272,7 @@ def test_kill_9_of_the_agent_kills_the_tool(tmp_path: Path) -> None:
     agent = textwrap.dedent(
         f"""
         import asyncio
-        from hypervisors.process import ToolRunner
+        from stores.tools.process import ToolRunner
         asyncio.run(ToolRunner().run(["/bin/sh", "-c", "echo $$ > {tmp_path}/pid; exec sleep 1000"], deadline_s=None))
         """
     )

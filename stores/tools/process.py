@@ -20,10 +20,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from hypervisors.contract import HandlerError
-from hypervisors.output import Collected, QemuProgress, Tail, told_lines
 from stores.contract import GiB, KiB, MiB
-from stores.errors import Retry
+from stores.errors import Retry, StorageError
+from stores.tools.output import Collected, QemuProgress, Tail, told_lines
 from stores.uninterrupted import uninterrupted
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -36,7 +35,7 @@ PACKAGES = MappingProxyType(
 _CHUNK = 64 * KiB
 
 
-class ToolError(HandlerError):
+class ToolError(StorageError):
     """Base of what goes wrong with a tool."""
 
 
