@@ -98,13 +98,15 @@ class ImageSpec:
 
     Of a source, `format` None means that the command does not say; `accepts` and `explain` see that, `copy` never does: by
     then the gate has decided from the bytes. Of a target, `virtual_size` is the least it shall have, None the source's.
-    `compression`: gzip, bzip2, xz, zstd. `sequential`: the store can only give the object in order.
+    `compression`: gzip, bzip2, xz, zstd. `sequential`: the store can only give the object in order. `device`: of a
+    target, that it is no file but one of `stores.contract.DEVICES`.
     """
 
     format: ImageFormat | None
     virtual_size: int | None = None
     compression: str | None = None
     sequential: bool = False
+    device: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from hypervisors.contract import (
     refuse_cut,
 )
 from hypervisors.landing import verify
-from hypervisors.primary import Pool
+from hypervisors.primary import Pool, on_devices
 from hypervisors.publishing import Publication, publishing
 from hypervisors.records import Origin, Parent, Record, same_origin, scratch_ref
 from hypervisors.sources import OpenSource, examine, opened, vouched_for, with_parents
@@ -65,11 +65,23 @@ def operation_of(request: Copy) -> Operation:
     raise OperationUnsupported(f"a {where[0]} cannot be copied to a {where[1]}")
 
 
-def target_spec(handler: HypervisorHandler, source: ImageFormat | None, destination: DataTO) -> ImageSpec:
-    """What shall be written: the format that the command names, else an ISO for an ISO, else the hypervisor's own."""
-    fallback = ImageFormat.ISO if source is ImageFormat.ISO else handler.native_format
+def target_spec(
+    handler: HypervisorHandler, store: DataStore, source: ImageFormat | None, destination: DataTO
+) -> ImageSpec:
+    """What shall be written to `store`, in the format that the command names, else an ISO for an ISO, else the hypervisor's."""
     size = destination.size if destination.type == "volume" else None
-    return ImageSpec(destination.format or fallback, size or None)
+    image_format, device = format_in(handler, store, destination.format, source)
+    return ImageSpec(image_format, size or None, device=device)
+
+
+def format_in(
+    handler: HypervisorHandler, store: DataStore, asked: ImageFormat | None, source: ImageFormat | None = None
+) -> tuple[ImageFormat, bool]:
+    """The format of an image that is written to `store`, and whether it is a device. A device holds raw bytes: there the
+    hypervisor's own format, which a command names for all its pools alike, is that."""
+    fallback = ImageFormat.ISO if source is ImageFormat.ISO else handler.native_format
+    image_format, device = asked or fallback, on_devices(store)
+    return (ImageFormat.RAW if device and image_format is handler.native_format else image_format), device
 
 
 def answer(destination: DataTO, ref: str, record: Record, physical_size: int | None) -> DataTO:
@@ -239,10 +251,11 @@ async def _source(
 ) -> AsyncIterator[tuple[Source, ImageSpec, OpenSource | None]]:
     """The source opened, and what shall become of it. Sizes are decided here, before a byte is written."""
     handler, (store, info) = ctx.handler(call.hypervisor), origin
+    into = ctx.store(call.hypervisor, request.destination.store)
     if request.source.store.storeType == "primary":
         pool = ctx.pool(call.hypervisor, request.source.store)
         examined = await vouched_for(pool, info, request.source.format)
-        wanted = target_spec(handler, examined.spec.format, request.destination)
+        wanted = target_spec(handler, into, examined.spec.format, request.destination)
         handler.fills(operation, wanted)
         kinds = handler.accepts(operation, examined.spec, wanted).kinds
         async with with_parents(ctx, pool, examined, kinds) as source:
@@ -251,7 +264,7 @@ async def _source(
             yield source, sized(wanted, source.spec), None
     else:
         async with examine(store, info, request.source.format, ctx.limits) as examined:
-            spec = sized(target_spec(handler, examined.spec.format, request.destination), examined.spec)
+            spec = sized(target_spec(handler, into, examined.spec.format, request.destination), examined.spec)
             handler.fills(operation, spec)  # before the source is opened
             cache = CacheUse.PREFERRED if request.prefer_cache else None
             async with opened(ctx, handler, operation, examined, spec, checksum, cache) as late:

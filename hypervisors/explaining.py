@@ -94,7 +94,8 @@ def explain(ctx: Context, hypervisor: HypervisorType, request: Copy | AttachIso 
             operation = operation_of(request)
             name = operation.value
             spec = _declared(ctx, hypervisor, request.source)
-            wanted = _wanted(handler, operation, spec, request.destination)
+            into = ctx.store(hypervisor, request.destination.store)
+            wanted = _wanted(handler, into, operation, spec, request.destination)
             how = _how(handler, operation, spec, wanted)
             target, unwritable = _writing(ctx, hypervisor, request, _filled(handler, operation, how, wanted))
             cache = CacheUse.PREFERRED if request.prefer_cache and request.source.store.storeType != "primary" else None
@@ -127,10 +128,12 @@ def _declared(ctx: Context, hypervisor: HypervisorType, data: DataTO) -> ImageSp
     return ImageSpec(data.format, compression=compression, sequential=sequential)
 
 
-def _wanted(handler: HypervisorHandler, operation: Operation, source: ImageSpec, destination: DataTO) -> ImageSpec:
+def _wanted(
+    handler: HypervisorHandler, store: DataStore, operation: Operation, source: ImageSpec, destination: DataTO
+) -> ImageSpec:
     if operation is Operation.EXPORT_VOLUME:
         return ImageSpec(destination.format or source.format or handler.native_format)
-    return target_spec(handler, source.format, destination)
+    return target_spec(handler, store, source.format, destination)
 
 
 def _filled(handler: HypervisorHandler, operation: Operation, how: How, wanted: ImageSpec) -> Accepts:

@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import cast
 
 from stores.contract import (
+    DEVICES,
     ByteStream,
     Kind,
     LocalPath,
     ManagedDisk,
+    NetworkImage,
     PendingDisk,
     PendingFile,
+    PendingImage,
     PendingStream,
     PendingWrite,
     Presentation,
@@ -43,6 +46,18 @@ def as_managed(presentation: Presentation) -> ManagedDisk:
     if isinstance(presentation, ManagedDisk):
         return presentation
     raise TypeError(f"asked for a ManagedDisk, got {presentation.kind}")
+
+
+def as_device(presentation: Presentation) -> NetworkImage:
+    if isinstance(presentation, NetworkImage):
+        return presentation
+    raise TypeError(f"asked for one of {', '.join(DEVICES)}, got {presentation.kind}")
+
+
+def as_pending_device(pending: PendingWrite) -> PendingImage:
+    if pending.kind in DEVICES:
+        return cast(PendingImage, pending)
+    raise TypeError(f"asked for one of {', '.join(DEVICES)} to make, got {pending.kind}")
 
 
 def as_pending_disk(pending: PendingWrite) -> PendingDisk:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypervisors.documents import Documents, StoreDocuments
 from hypervisors.records import Records, scratch_ref
 from hypervisors.snapshot_records import SnapshotRecords, frozen_ref
-from stores.contract import DataStore
+from stores.contract import DEVICES, DataStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,11 @@ class Pool:
     def snapshots(self) -> SnapshotRecords:
         return SnapshotRecords(self.documents)
 
+    @property
+    def devices(self) -> bool:
+        """Whether its images are disks of raw bytes, and no files."""
+        return on_devices(self.store)
+
     async def discard(self, ref: str, parent: str | None, *, token: str) -> None:
         """Remove what a dead command left half written of an image: itself, its record, its scratch file. Idempotent."""
         await self.store.discard(ref, token=token)
@@ -33,6 +38,11 @@ class Pool:
         """The same of a snapshot."""
         await self.snapshots.discard(volume, name, token=token)
         await self.store.discard(frozen_ref(volume, name), token=token)
+
+
+def on_devices(store: DataStore) -> bool:
+    """Whether images are written there as disks of raw bytes, and not as files."""
+    return not store.writes.isdisjoint(DEVICES)
 
 
 def pool_of_store(store: DataStore) -> Pool:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from hypervisors.contract import HypervisorHandler, HypervisorType
 from hypervisors.images.gate import GateLimits
+from hypervisors.kvm.device_snapshots import DeviceSnapshots
+from hypervisors.kvm.devices import KvmDevices
 from hypervisors.kvm.handler import KvmHandler
 from hypervisors.kvm.snapshots import KvmSnapshots
 from hypervisors.qemu.qemu_img import QemuImg
@@ -39,9 +41,10 @@ def handlers(
     limits = limits or GateLimits()
     qemu_img = QemuImg(runner)
     snapshots = KvmSnapshots(engine, qemu_img, runner, runtime_dir)
-    made: list[HypervisorHandler] = [
-        KvmHandler(engine, qemu_img, limits, snapshots, _guests(engine, libvirt_uri) if libvirt_uri else None)
-    ]
+    devices = KvmDevices(engine, qemu_img, runtime_dir)
+    device_snapshots = DeviceSnapshots(engine, devices, runner, runtime_dir)
+    guests = _guests(engine, libvirt_uri) if libvirt_uri else None
+    made: list[HypervisorHandler] = [KvmHandler(engine, qemu_img, limits, snapshots, devices, device_snapshots, guests)]
     if xen:
         made.append(_xen(engine, runner, runtime_dir, limits, xen))
     if hyperv and shares is not None:

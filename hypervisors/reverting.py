@@ -83,7 +83,7 @@ async def _rewind(volume: Volume, record: SnapshotRecord, token: str) -> None:
 
 async def _replace(ctx: Context, call: Call, volume: Volume, record: SnapshotRecord) -> None:
     store, ref = volume.pool.store, record.volume
-    kinds = volume.handler.fills(Operation.SNAPSHOT, ImageSpec(record.format)).kinds
+    kinds = volume.handler.fills(Operation.SNAPSHOT, ImageSpec(record.format, device=volume.pool.devices)).kinds
     async with (
         ctx.resolver.create(store, ref, kinds, token=call.token, replace=True) as pending,
         content(ctx, volume, record) as (frozen, _),

@@ -79,7 +79,7 @@ async def content(ctx: Context, volume: Volume, record: SnapshotRecord) -> Async
     if record.kept is Kept.INSIDE:
         yield volume.source, record.tag
         return
-    store, spec = volume.pool.store, ImageSpec(record.format)
+    store, spec = volume.pool.store, ImageSpec(record.format, device=volume.pool.devices)
     info = await store.stat(frozen_ref(record.volume, record.name))
     kinds = volume.handler.accepts(Operation.SNAPSHOT, spec, spec).kinds
     async with ctx.resolver.open(store, info, kinds) as presentation:
@@ -126,7 +126,7 @@ async def _freeze(ctx: Context, call: Call, volume: Volume, name: str) -> Snapsh
     ref, created = volume.info.ref, ctx.clock()
     tag = tag_of(ref, name, call.token, created)
     written = await volume.handler.measure(volume.source)
-    kinds = volume.handler.fills(Operation.SNAPSHOT, ImageSpec(written.format)).kinds
+    kinds = volume.handler.fills(Operation.SNAPSHOT, ImageSpec(written.format, device=volume.pool.devices)).kinds
     call.progress.phase("snapshot")
     # What lies there without a record is nobody's.
     write = ctx.resolver.create(volume.pool.store, frozen_ref(ref, name), kinds, token=call.token, replace=True)
@@ -202,6 +202,7 @@ async def _forget_lost_points(volume: Volume) -> None:
     tracked = now.points if now is not None else ()
     for record in await volume.snapshots.of(volume.info.ref):
         if record.kept is Kept.GONE and record.tag not in tracked:
+            await volume.handler.snapshots.forget_point(volume.source, record.tag)
             await volume.snapshots.remove(record)
 
 

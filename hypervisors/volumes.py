@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hypervisors.context import Context, require_room
 from hypervisors.contract import HypervisorHandler, ImageInUse, ImageSpec, Operation, OperationUnsupported, Written
-from hypervisors.copying import answer, make_record, present
+from hypervisors.copying import answer, format_in, make_record, present
 from hypervisors.narrowing import as_reader, as_stream
 from hypervisors.primary import Pool
 from hypervisors.publishing import publishing
@@ -41,7 +41,8 @@ async def create(ctx: Context, call: Call, request: Create) -> DataTO:
     if not data.size or data.size < 0:
         raise InvalidReference("a new volume needs a size in bytes that is larger than 0", size=data.size)
     handler, pool, ref = ctx.handler(call.hypervisor), ctx.pool(call.hypervisor, data.store), ref_of(data)
-    spec = ImageSpec(data.format or handler.native_format, data.size)
+    image_format, device = format_in(handler, pool.store, data.format)
+    spec = ImageSpec(image_format, data.size, device=device)
     kinds = handler.fills(Operation.CREATE, spec).kinds
     provisioning = data.provisioningType or ProvisioningType.THIN
     if await present(pool, ref) is not None:

@@ -35,10 +35,16 @@ class Kind(StrEnum):
     RBD_IMAGE = "RbdImage"
     NFS_FILE = "NfsFile"
     ISCSI_LUN = "IscsiLun"
+    BLOCK_DEVICE = "BlockDevice"
     RANGE_READER = "RangeReader"
     BYTE_STREAM = "ByteStream"
     MANAGED_DISK = "ManagedDisk"
     UPLOAD = "Upload"  # only a way to write
+
+
+DEVICES = (Kind.RBD_IMAGE, Kind.ISCSI_LUN, Kind.BLOCK_DEVICE)
+"""Disks of raw bytes that are no files: their size is known before anything is in them. Presented as `NetworkImage`, written as
+`PendingImage`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class LocalPath:
-    """A path on a local file system or a block device. Valid until the context that gave it ends."""
+    """A file's path on a local file system. Valid until the context that gave it ends."""
 
     path: Path
     info: ObjectInfo
@@ -110,13 +116,68 @@ class HttpUrl:
     kind: ClassVar[Kind] = Kind.HTTP_URL
 
 
+class StorageSide:
+    """What the storage does by itself with one image that others read and write. What it cannot do keeps its default here.
+
+    Snapshots are inside the image, and are named by tags. All is idempotent, so that a recovery can repeat it, and durable when
+    it returns.
+    """
+
+    async def used(self) -> int | None:
+        """Bytes that it takes there. None: as many as it has."""
+        return None
+
+    async def in_use(self) -> bool:
+        """Whether somebody has it open for writing, as far as the storage knows: False where it does not."""
+        return False
+
+    async def resize(self, size: int) -> None:
+        """Of at least `size` bytes, larger or smaller; what is new reads as zeroes."""
+        raise self._unsupported("be resized")
+
+    snapshots: bool = False
+    """Whether it has snapshots; without them, none of what follows."""
+
+    async def tags(self) -> frozenset[str]:
+        """Of all its snapshots."""
+        return frozenset()
+
+    async def freeze(self, tag: str) -> None:
+        """A snapshot of what it is now. One that is there already stays as it is."""
+        raise self._unsupported("have snapshots")
+
+    async def forget(self, tag: str) -> None:
+        """The snapshot is gone. Images that were derived from it stay, and may come to stand for themselves by this."""
+        raise self._unsupported("have snapshots")
+
+    async def rewind(self, tag: str) -> None:
+        """The image has the content and the size of the snapshot, which stays."""
+        raise self._unsupported("have snapshots")
+
+    def frozen(self, tag: str) -> NetworkImage:
+        """The snapshot, to be read."""
+        raise self._unsupported("have snapshots")
+
+    async def changed(self, since: str, until: str | None) -> Sequence[tuple[int, int]]:
+        """(offset, length) of what is different at the snapshot `until`, or now, from what was at `since`, in order and apart:
+        perhaps more, never less."""
+        raise self._unsupported("have snapshots")
+
+    def _unsupported(self, what: str) -> StoreUnsupported:
+        return StoreUnsupported(f"an image of this storage cannot {what}", operation=what)
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkImage:
-    """An address that qemu opens by itself. `options` are qemu block-layer options for the protocol node."""
+    """A disk that qemu opens by itself, over the network or as a device of this host. `options` are qemu block-layer options
+    for the protocol node, `objects` what `--object` has to say for them: both appear in argv, and name secrets' files at most.
+    """
 
     options: dict[str, object]
     info: ObjectInfo
     kind: Kind
+    objects: tuple[str, ...] = ()
+    storage: StorageSide = field(default=StorageSide(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +345,32 @@ class PendingDisk(Protocol):
         ...
 
 
-PendingWrite: TypeAlias = PendingFile | PendingStream | PendingDisk
+class PendingImage(Protocol):
+    """A disk of raw bytes that is no file, to be made, in one of two ways, and then filled by whoever asked for one of
+    `DEVICES`."""
+
+    @property
+    def kind(self) -> Kind: ...
+
+    blank: bool
+    """Whether all of it reads as zeroes when it was made; else it may hold anything."""
+
+    async def make(self, size: int) -> NetworkImage:
+        """Of at least `size` bytes. `StoreUnsupported` where disks are made elsewhere and this one is smaller."""
+        ...
+
+    async def derive(self, image: NetworkImage, tag: str | None) -> NetworkImage:
+        """With the content that `image` of the same store has now, or has in its snapshot `tag`, sharing its blocks.
+        `StoreUnsupported` where the storage cannot: then the bytes go by `make`."""
+        ...
+
+    async def commit(self) -> ObjectInfo:
+        """Gives the disk its name. Durable when it returns. `AlreadyExists` if the name was taken meanwhile and this write was
+        not told to replace; else the disk that had the name is gone."""
+        ...
+
+
+PendingWrite: TypeAlias = PendingFile | PendingStream | PendingDisk | PendingImage
 
 
 class PendingUpload(Protocol):

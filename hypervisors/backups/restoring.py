@@ -52,7 +52,7 @@ async def restore(ctx: Context, call: Call, request: Copy) -> Copied:
     handler, pool, ref = ctx.handler(call.hypervisor), ctx.pool(call.hypervisor, destination.store), ref_of(destination)
     call.progress.phase("inspect")
     async with to_restore(ctx, call, source) as given:
-        wanted = sized(target_spec(handler, given.spec.format, destination), given.spec)
+        wanted = sized(target_spec(handler, pool.store, given.spec.format, destination), given.spec)
         kinds = handler.fills(Operation.RESTORE, wanted).kinds
         existing = await present(pool, ref)
         if existing is not None:

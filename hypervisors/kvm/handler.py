@@ -1,4 +1,5 @@
-"""KVM on pools that are directories: volumes are qcow2 or raw files, qemu-img converts, plain bytes are moved by the engine."""
+"""KVM. In pools that are directories volumes are qcow2 or raw files: qemu-img converts, plain bytes are moved by the engine.
+Elsewhere they are raw disks: `hypervisors.kvm.devices`."""
 
 from __future__ import annotations
 
@@ -22,19 +23,42 @@ from hypervisors.contract import (
     refuse_cut,
 )
 from hypervisors.images.gate import GateLimits, inspect
+from hypervisors.kvm.device_snapshots import DeviceSnapshots
+from hypervisors.kvm.devices import KvmDevices
 from hypervisors.kvm.snapshots import KvmSnapshots
+from hypervisors.kvm.volume_snapshots import VolumeSnapshots
 from hypervisors.landing import land
 from hypervisors.local_file import open_file
-from hypervisors.narrowing import as_local, as_pending_file
-from hypervisors.qemu.nodes import driver_of, known_format, own_node, source_node
+from hypervisors.narrowing import as_local, as_pending_device, as_pending_file
+from hypervisors.qemu.nodes import Node, driver_of, known_format, own_node, source_node
 from hypervisors.qemu.qemu_img import QemuImg, direct_io_works
-from stores.contract import ByteStream, Kind, LocalPath, ObjectInfo, PendingWrite, Progress, RangeReader
+from hypervisors.snapshotting import Snapshots
+from stores.contract import (
+    DEVICES,
+    ByteStream,
+    HttpUrl,
+    Kind,
+    LocalPath,
+    NbdExport,
+    NetworkImage,
+    ObjectInfo,
+    PendingWrite,
+    Progress,
+    RangeReader,
+)
 from stores.to import ImageFormat, ProvisioningType
 from stores.transfer.digests import Checksum
 from stores.transfer.engine import TransferEngine
 
 if TYPE_CHECKING:  # it takes time to import, and is only needed where there is a libvirt
     from hypervisors.kvm.guests import KvmGuests
+
+_DEVICE_FORMATS = (ImageFormat.RAW, ImageFormat.ISO)
+
+_NO_URL = (
+    "no URL, since a {} image can name files of this host and a server could show qemu another image than it showed"
+    " the gate"
+)
 
 _VOLUME_FORMATS = (ImageFormat.QCOW2, ImageFormat.RAW)
 _TARGET_FORMATS = (*_VOLUME_FORMATS, ImageFormat.ISO)
@@ -44,7 +68,9 @@ _OF_THE_POOL = (Operation.SNAPSHOT, Operation.BACK_UP, Operation.EXPORT_VOLUME)
 _NAMING_OTHERS = (ImageFormat.QCOW2, ImageFormat.VMDK)
 """Formats whose metadata can name other files, which qemu would open."""
 
-_OPENED_BY_QEMU = (Kind.LOCAL_PATH, Kind.RBD_IMAGE, Kind.NFS_FILE, Kind.ISCSI_LUN)
+_IN_POOLS = (Kind.LOCAL_PATH, *DEVICES)
+
+_OPENED_BY_QEMU = (*_IN_POOLS, Kind.NFS_FILE)
 
 
 class KvmHandler(HypervisorHandler):
@@ -57,17 +83,21 @@ class KvmHandler(HypervisorHandler):
         qemu_img: QemuImg,
         limits: GateLimits,
         snapshots: KvmSnapshots,
+        devices: KvmDevices,
+        device_snapshots: DeviceSnapshots,
         guests: KvmGuests | None = None,
     ) -> None:
         """Without `guests`, those of this host are somebody else's affair."""
         self._engine = engine
         self._qemu_img = qemu_img
         self._limits = limits
-        self._snapshots = snapshots
+        self._files = snapshots
+        self._devices = devices
+        self._snapshots = VolumeSnapshots(snapshots, device_snapshots)
         self._guests = guests
 
     @property
-    def snapshots(self) -> KvmSnapshots:
+    def snapshots(self) -> Snapshots:
         return self._snapshots
 
     @property
@@ -93,14 +123,18 @@ class KvmHandler(HypervisorHandler):
                 (Kind.LOCAL_PATH,), "qemu reads a guest's CD drive from a file for as long as the guest runs"
             )
         if operation in _OF_THE_POOL:
-            return Accepts((Kind.LOCAL_PATH,), "qemu opens the volume's own file, to serve its disk over NBD")
+            return Accepts(_IN_POOLS, "qemu opens the volume itself, to serve its disk over NBD")
         if operation is Operation.RESTORE:
             return Accepts(
                 (Kind.RANGE_READER,),
                 "the objects of a chain are read at random, and only what the disk still has of each",
             )
         if operation is Operation.LINK_TEMPLATE:
+            if target.device:
+                return Accepts(DEVICES, "the storage lets the clone share the template's blocks")
             return Accepts((Kind.LOCAL_PATH,), "a linked clone refers to its template by a path inside the pool")
+        if target.device:
+            return _to_a_device(operation, source)
         if source.compression is not None:
             where = (
                 "straight into place"
@@ -124,8 +158,7 @@ class KvmHandler(HypervisorHandler):
         if source.format in _NAMING_OTHERS:
             return Accepts(
                 (*_OPENED_BY_QEMU, Kind.NBD_EXPORT),
-                f"qemu-img converts and reads at random; no URL, since a {source.format} image can name files of this host"
-                " and a server could show qemu another image than it showed the gate",
+                f"qemu-img converts and reads at random; {_NO_URL.format(source.format)}",
             )
         return Accepts((*_OPENED_BY_QEMU, Kind.HTTP_URL, Kind.NBD_EXPORT), "qemu-img converts and reads at random")
 
@@ -136,6 +169,8 @@ class KvmHandler(HypervisorHandler):
                 hypervisor=self.type.value,
                 format=target.format,
             )
+        if target.device:
+            return _device(target)
         if target.format not in _TARGET_FORMATS:
             raise OperationUnsupported(
                 f"KVM keeps images as {', '.join(_TARGET_FORMATS)} in a directory, not as {target.format}",
@@ -156,8 +191,8 @@ class KvmHandler(HypervisorHandler):
         return Accepts((Kind.LOCAL_PATH,), "qemu needs its volume as a file in the pool, which it writes at random")
 
     def keeps_bytes(self, source: ImageSpec, target: ImageSpec) -> bool:
-        """Also an ISO and a raw image: qemu reads both with one driver."""
-        if source.format is None or target.format is None:
+        """Also an ISO and a raw image: qemu reads both with one driver. A device is always written by a tool."""
+        if source.format is None or target.format is None or target.device:
             return False
         return driver_of(source.format) == driver_of(target.format)
 
@@ -165,8 +200,8 @@ class KvmHandler(HypervisorHandler):
 
     async def estimate(self, source: Source, target: ImageSpec) -> int | None:
         """In place: the object's size. Converted: what qemu-img measures, which for a raw object with unknown holes is all of
-        it. None for compressed sources and those that come in order."""
-        if source.spec.compression is not None:
+        it. None for compressed sources, those that come in order, and what goes to a device, which has its size or is thin."""
+        if source.spec.compression is not None or target.device:
             return None
         if self.keeps_bytes(source.spec, target) and not source.backing:
             return source.presentation.info.size
@@ -184,9 +219,11 @@ class KvmHandler(HypervisorHandler):
         checksum: Checksum | None,
         progress: Progress,
     ) -> Written:
-        path = as_pending_file(target).path
-        if isinstance(source.presentation, LocalPath):
+        if not isinstance(source.presentation, RangeReader | ByteStream | NbdExport | HttpUrl):
             await self._snapshots.require_idle(source)
+        if spec.device:
+            return await self._devices.copy(source, as_pending_device(target), spec, progress)
+        path = as_pending_file(target).path
         if self.keeps_bytes(source.spec, spec) and await self._goes_whole(source):
             digests = await self._land(source, path, checksum, progress)
         elif isinstance(source.presentation, RangeReader | ByteStream):
@@ -202,6 +239,8 @@ class KvmHandler(HypervisorHandler):
     async def create(
         self, target: PendingWrite, spec: ImageSpec, provisioning: ProvisioningType, *, backing: Source | None = None
     ) -> Written:
+        if spec.device:
+            return await self._devices.create(as_pending_device(target), spec, backing=backing)
         path = as_pending_file(target).path
         size = spec.virtual_size or 0
         if backing is None:
@@ -223,7 +262,9 @@ class KvmHandler(HypervisorHandler):
                 asked=new_size,
                 least=present,
             )
-        if new_size != present:
+        if isinstance(source.presentation, NetworkImage) and new_size != present:
+            await source.presentation.storage.resize(new_size)
+        elif new_size != present:
             try:
                 await self._qemu_img.resize(source_node(source), new_size, shrink=new_size < present)
             except ImageLocked:
@@ -232,6 +273,8 @@ class KvmHandler(HypervisorHandler):
         return await self.measure(source)
 
     async def measure(self, source: Source) -> Written:
+        if isinstance(source.presentation, NetworkImage):
+            return await self._devices.measure(source.presentation, known_format(source))
         sizes = await self._qemu_img.sizes(own_node(source), running=True)
         return Written(known_format(source), sizes.virtual, sizes.physical)
 
@@ -242,7 +285,7 @@ class KvmHandler(HypervisorHandler):
         return not source.backing and (
             not isinstance(source.presentation, LocalPath)
             or source.spec.compression is not None
-            or await self._snapshots.plain(source)
+            or await self._files.plain(source)
         )
 
     async def _land(self, source: Source, path: Path, checksum: Checksum | None, progress: Progress) -> dict[str, str]:
@@ -285,13 +328,39 @@ class KvmHandler(HypervisorHandler):
         return Written(image_format, sizes.virtual, sizes.physical, digests)
 
 
+def _device(target: ImageSpec) -> Accepts:
+    if target.format not in _DEVICE_FORMATS:
+        raise OperationUnsupported(
+            f"a disk that is no file holds raw bytes, and cannot be {target.format}; name RAW, or no format",
+            hypervisor=HypervisorType.KVM.value,
+            format=target.format,
+        )
+    return Accepts(DEVICES, "the storage keeps raw disks and no files")
+
+
+def _to_a_device(operation: Operation, source: ImageSpec) -> Accepts:
+    if source.compression is not None and operation in (Operation.COPY_TEMPLATE, Operation.COPY_VOLUME):
+        raise OperationUnsupported(
+            f"a {source.format or 'source'} compressed by {source.compression} is expanded into a file first, which a pool"
+            " without files has no place for; store it uncompressed, or copy it to a pool that is a directory",
+            hypervisor=HypervisorType.KVM.value,
+            compression=source.compression,
+        )
+    if source.format in _NAMING_OTHERS:
+        return Accepts(
+            (*_OPENED_BY_QEMU, Kind.NBD_EXPORT),
+            f"qemu-img writes the disk; {_NO_URL.format(source.format)}",
+        )
+    return Accepts((*_OPENED_BY_QEMU, Kind.HTTP_URL, Kind.NBD_EXPORT), "qemu-img writes the disk, and reads at random")
+
+
 def _format(spec: ImageSpec) -> ImageFormat:
     if spec.format is None:
         raise ValueError("the target's format was not decided")
     return spec.format
 
 
-def _finished_node(path: Path, image_format: ImageFormat) -> dict[str, object]:
+def _finished_node(path: Path, image_format: ImageFormat) -> Node:
     """An image under its temporary name."""
     return own_node(Source(LocalPath(path, ObjectInfo(path.name, None)), ImageSpec(image_format)))
 

@@ -22,7 +22,7 @@ from hypervisors.landing import clone_file, copy_file
 from hypervisors.narrowing import as_local, as_pending_file, as_reader
 from hypervisors.nbd.client import DIRTY_BITMAP, connect
 from hypervisors.qemu.exports import Exported, exported
-from hypervisors.qemu.nodes import known_format, own_node
+from hypervisors.qemu.nodes import Node, known_format, own_node
 from hypervisors.qemu.qemu_img import Bitmap, History, QemuImg
 from hypervisors.snapshot_records import TAG, Kept
 from hypervisors.snapshotting import Frozen, Snapshots
@@ -111,11 +111,11 @@ class KvmSnapshots(Snapshots):
     async def duplicate(self, frozen: Source, target: PendingWrite) -> None:
         await copy_file(self._engine, as_local(frozen.presentation), as_pending_file(target).path, (), Silent())
 
-    async def _bitmap(self, node: Mapping[str, object], name: str, *actions: str) -> None:
+    async def _bitmap(self, node: Node, name: str, *actions: str) -> None:
         """Short, and not to be interrupted: an image whose writer was killed loses its bitmaps."""
         await uninterrupted(self._qemu_img.bitmap(node, name, *actions))
 
-    async def _snapshot(self, node: Mapping[str, object], name: str, action: str) -> None:
+    async def _snapshot(self, node: Node, name: str, action: str) -> None:
         await uninterrupted(self._qemu_img.snapshot(node, name, action))
 
     async def _history(self, volume: Source) -> History:

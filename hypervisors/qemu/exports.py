@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hypervisors.contract import Source
-from hypervisors.images.formats import json_filename
 from hypervisors.qemu.nodes import source_node
 from hypervisors.qemu.qemu_img import explained
 from stores.bridge.server import make_room
@@ -75,7 +74,7 @@ async def exported(
         argv += ["--load-snapshot=snapshot.name=" + snapshot.replace(",", ",,")]  # a comma would begin another option
     if bitmap is not None:
         argv += [f"--bitmap={bitmap}"]
-    argv += [json_filename(source_node(source))]
+    argv += source_node(source).arguments()
     try:
         async with tools.running(argv) as server:
             await _answering(server, ready, ref, start_s)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from hypervisors.contract import OperationUnsupported, Source
-from hypervisors.images.formats import DRIVERS, file_node, image_node, nbd_node
+from hypervisors.images.formats import DRIVERS, file_node, image_node, json_filename, nbd_node
 from stores.contract import HttpUrl, KiB, LocalPath, NbdExport, NetworkImage
 from stores.errors import RequirementNotMet
 from stores.to import ImageFormat
@@ -17,14 +19,43 @@ _WITH_PARENTS = frozenset({ImageFormat.QCOW2})
 """Formats that can name a parent inside the file. qemu is told the one we recorded, or that there is none."""
 
 
-def source_node(source: Source) -> dict[str, object]:
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A block node, and the objects (`--object`) that its options name."""
+
+    options: dict[str, object]
+    objects: tuple[str, ...] = ()
+
+    def arguments(self) -> list[str]:
+        """The image, to a tool of qemu's: no `-f` beside it, the driver is in it."""
+        return [*(part for each in self.objects for part in ("--object", each)), json_filename(self.options)]
+
+
+def source_node(source: Source) -> Node:
     """`source` on top of its recorded parents. Names of parents or data files inside the images are not followed."""
-    return _stacked([source, *source.backing])
+    return _node([source, *source.backing])
 
 
-def own_node(source: Source) -> dict[str, object]:
+def own_node(source: Source) -> Node:
     """`source` without its parents, for what only looks at the image's own metadata: `info` takes no parents."""
-    return _stacked([source])
+    return _node([source])
+
+
+def raw_node(image: NetworkImage, *, offset: int = 0) -> Node:
+    """The raw disk `image` itself, from `offset` on."""
+    options = {"driver": "raw", "file": dict(image.options), **({"offset": offset} if offset else {})}
+    return Node(options, image.objects)
+
+
+def zeroes_node(size: int) -> Node:
+    """A disk of `size` bytes that reads as zeroes."""
+    return Node({"driver": "raw", "file": {"driver": "null-co", "size": size, "read-zeroes": True}})
+
+
+def _node(layers: Sequence[Source]) -> Node:
+    given = [layer.presentation for layer in layers]
+    objects = [each for one in given if isinstance(one, NetworkImage) for each in one.objects]
+    return Node(_stacked(list(layers)), tuple(dict.fromkeys(objects)))
 
 
 def _stacked(layers: list[Source]) -> dict[str, object]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypervisors.contract import ImageLocked
-from hypervisors.images.formats import DRIVERS, json_filename
+from hypervisors.images.formats import DRIVERS
+from hypervisors.qemu.nodes import Node
 from stores.contract import Progress
 from stores.errors import DeviceFault, IntegrityError, NoSpace
 from stores.to import ImageFormat, ProvisioningType
@@ -69,7 +70,7 @@ class QemuImg:
 
     async def convert(
         self,
-        source: Mapping[str, object],
+        source: Node,
         target: Path,
         target_format: ImageFormat,
         *,
@@ -78,29 +79,26 @@ class QemuImg:
         direct_target: bool,
         progress: Progress,
     ) -> None:
-        """The content of the node `source` into `target`, without its backing chain. `size` is the virtual size. Direct is
-        past the page cache: only where `direct_io_works`."""
-        done = 0
+        """The content of the node `source` into the file `target`, without its backing chain. `size` is the virtual size.
+        Direct is past the page cache: only where `direct_io_works`."""
+        into = ["-t", _cache(direct_target), "-O", DRIVERS[target_format], *source.arguments(), str(target)]
+        await self._convert(["-T", _cache(direct_source), *into], size, progress)
 
-        def advance(fraction: float) -> None:
-            nonlocal done
-            progress.advance(int(fraction * size) - done)
-            done = int(fraction * size)
+    async def convert_into(
+        self, source: Node, target: Node, *, size: int, direct_source: bool, blank: bool, progress: Progress
+    ) -> None:
+        """The same into a disk that is there, and at least as large; what it has beyond is not touched. `blank`: it reads as
+        zeroes so far."""
+        into = ["-n", *(["--target-is-zero"] if blank else []), "-t", "none", "-O", DRIVERS[ImageFormat.RAW]]
+        *objects, filename = target.arguments()
+        nodes = [*objects, *source.arguments(), filename]
+        await self._convert(["-T", _cache(direct_source), *into, *nodes], size, progress)
 
-        cache = "none" if direct_target else "writeback"
-        source_cache = "none" if direct_source else "writeback"
-        argv = ["qemu-img", "convert", "-p", "-t", cache, "-T", source_cache, "-W", "-m", _COROUTINES]
-        await self._run(
-            [*argv, "-O", DRIVERS[target_format], json_filename(source), str(target)],
-            deadline_s=None,  # as long as the command itself may take
-            on_progress=advance,
-        )
-
-    async def check(self, node: Mapping[str, object]) -> None:
+    async def check(self, node: Node) -> None:
         """`IntegrityError` unless the image's own metadata is consistent. Leaked clusters are no fault."""
         try:
             # It reads all metadata, which grows with the image: as long as the command itself may take.
-            await self._run(["qemu-img", "check", "-q", json_filename(node)], deadline_s=None)
+            await self._run(["qemu-img", "check", "-q", *node.arguments()], deadline_s=None)
         except ToolFailed as error:
             if error.details.get("exit_code") == _LEAKS_ONLY:
                 return
@@ -125,18 +123,21 @@ class QemuImg:
         argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", DRIVERS[backing_format], "-b", backing]
         await self._run([*argv, str(path), str(size)])
 
-    async def resize(self, node: Mapping[str, object], size: int, *, shrink: bool) -> None:
-        await self._run(["qemu-img", "resize", "-q", *(["--shrink"] if shrink else []), json_filename(node), str(size)])
+    async def resize(self, node: Node, size: int, *, shrink: bool) -> None:
+        await self._run(["qemu-img", "resize", "-q", *(["--shrink"] if shrink else []), *node.arguments(), str(size)])
 
-    async def sizes(self, node: Mapping[str, object], *, running: bool = False) -> Sizes:
+    async def sizes(self, node: Node, *, running: bool = False) -> Sizes:
         """`running`: also of an image that a running guest writes (`-U`); otherwise that is `ImageLocked`."""
         argv = ["qemu-img", "info", *(["-U"] if running else []), "--output=json"]
-        info = json.loads(await self._run([*argv, json_filename(node)]))
-        return Sizes(virtual=int(info["virtual-size"]), physical=int(info["actual-size"]))
+        info = json.loads(await self._run([*argv, *node.arguments()]))
+        virtual = int(info["virtual-size"])
+        return Sizes(
+            virtual, physical=int(info.get("actual-size", virtual))
+        )  # a storage that does not say has all of it
 
-    async def history(self, node: Mapping[str, object]) -> History:
+    async def history(self, node: Node) -> History:
         """`ImageLocked` while a running guest writes the image."""
-        info = json.loads(await self._run(["qemu-img", "info", "--output=json", json_filename(node)]))
+        info = json.loads(await self._run(["qemu-img", "info", "--output=json", *node.arguments()]))
         bitmaps = info.get("format-specific", {}).get("data", {}).get("bitmaps", [])
         return History(
             frozenset(found["name"] for found in info.get("snapshots", [])),
@@ -146,18 +147,32 @@ class QemuImg:
             },
         )
 
-    async def bitmap(self, node: Mapping[str, object], name: str, *actions: str) -> None:
+    async def bitmap(self, node: Node, name: str, *actions: str) -> None:
         """What `actions` say (`--add`, `--merge SOURCE`, `--enable`, ...), in one step of the image."""
-        await self._run(["qemu-img", "bitmap", *actions, json_filename(node), name])
+        await self._run(["qemu-img", "bitmap", *actions, *node.arguments(), name])
 
-    async def snapshot(self, node: Mapping[str, object], name: str, action: str) -> None:
+    async def snapshot(self, node: Node, name: str, action: str) -> None:
         """`-c` creates the internal snapshot, `-a` makes it the image's content, `-d` deletes it."""
-        await self._run(["qemu-img", "snapshot", "-q", action, name, json_filename(node)])
+        await self._run(["qemu-img", "snapshot", "-q", action, name, *node.arguments()])
 
-    async def required(self, node: Mapping[str, object], target_format: ImageFormat) -> int:
+    async def required(self, node: Node, target_format: ImageFormat) -> int:
         """The most bytes that a conversion of `node` will write."""
         argv = ["qemu-img", "measure", "--output=json", "-O", DRIVERS[target_format]]
-        return int(json.loads(await self._run([*argv, json_filename(node)]))["required"])
+        return int(json.loads(await self._run([*argv, *node.arguments()]))["required"])
+
+    async def _convert(self, options: list[str], size: int, progress: Progress) -> None:
+        done = 0
+
+        def advance(fraction: float) -> None:
+            nonlocal done
+            progress.advance(int(fraction * size) - done)
+            done = int(fraction * size)
+
+        await self._run(
+            ["qemu-img", "convert", "-p", "-W", "-m", _COROUTINES, *options],
+            deadline_s=None,  # as long as the command itself may take
+            on_progress=advance,
+        )
 
     async def _run(
         self,
@@ -170,6 +185,10 @@ class QemuImg:
             return (await self._runner.run(argv, deadline_s=deadline_s, on_progress=on_progress)).stdout
         except ToolFailed as error:
             raise explained(error) from error
+
+
+def _cache(direct: bool) -> str:
+    return "none" if direct else "writeback"
 
 
 def explained(error: ToolFailed) -> Exception:

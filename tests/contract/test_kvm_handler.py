@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from hypervisors.contract import HypervisorHandler, ImageSpec, Operation, OperationUnsupported, Source
-from hypervisors.images.gate import GateLimits
-from hypervisors.kvm.handler import KvmHandler
-from hypervisors.kvm.snapshots import KvmSnapshots
-from hypervisors.qemu.qemu_img import QemuImg
+from hypervisors.contract import (
+    HypervisorHandler,
+    HypervisorType,
+    ImageSpec,
+    Operation,
+    OperationUnsupported,
+    Source,
+)
+from hypervisors.registry import handlers
 from stores.backends.filesystem import FilesystemStore
 from stores.contract import Kind, LocalPath, ObjectInfo, PendingWrite
 from stores.to import ImageFormat, ProvisioningType
@@ -37,10 +41,7 @@ class TestKvmHandler(HandlerContract):
         (tmp_path / "run").mkdir(mode=0o700)
         self.elsewhere = tmp_path
         self.store = FilesystemStore(self.root, self.engine, id="pool", allowed=[tmp_path])
-        runner = ToolRunner()
-        qemu_img = QemuImg(runner)
-        snapshots = KvmSnapshots(self.engine, qemu_img, runner, tmp_path / "run")
-        yield KvmHandler(self.engine, qemu_img, GateLimits(), snapshots)
+        yield handlers(self.engine, ToolRunner(), tmp_path / "run")[HypervisorType.KVM]
         await self.engine.aclose()
 
     @asynccontextmanager
@@ -75,7 +76,7 @@ class TestKvmHandler(HandlerContract):
 
     # ------------------------------------------------------------------------------------------------- its own habits
 
-    async def test_a_linked_clone_names_its_parent_beside_it(self, handler: KvmHandler) -> None:
+    async def test_a_linked_clone_names_its_parent_beside_it(self, handler: HypervisorHandler) -> None:
         """By a relative name that qemu cannot take for a protocol, and with the parent's format."""
         (self.root / "deep").mkdir()
         for parent, child, name in (("t", "v", "./t"), ("nbd:x", "w", "./nbd:x"), ("t2", "deep/v", "../t2")):
@@ -88,7 +89,7 @@ class TestKvmHandler(HandlerContract):
             assert "backing file format: qcow2" in info
             assert self.seen(child, ImageFormat.QCOW2) == disk()
 
-    async def test_the_chain_is_what_the_caller_says(self, handler: KvmHandler) -> None:
+    async def test_the_chain_is_what_the_caller_says(self, handler: HypervisorHandler) -> None:
         """Not what the file says: here it names a parent of other content."""
         async with self.source("good", disk(1)) as good, self.source("bad", disk(2)), self.target("top") as pending:
             await handler.create(pending, ImageSpec(ImageFormat.QCOW2, SIZE), ProvisioningType.THIN, backing=good)
@@ -99,7 +100,7 @@ class TestKvmHandler(HandlerContract):
             await self.copied(handler, source, "flat", ImageSpec(ImageFormat.QCOW2))
         assert self.seen("flat", ImageFormat.QCOW2) == disk(1)
 
-    def test_an_iso_stays_as_it_is(self, handler: KvmHandler) -> None:
+    def test_an_iso_stays_as_it_is(self, handler: HypervisorHandler) -> None:
         iso, raw = ImageSpec(ImageFormat.ISO), ImageSpec(ImageFormat.RAW)
         assert handler.keeps_bytes(iso, iso)
         assert handler.keeps_bytes(iso, raw)
@@ -107,17 +108,17 @@ class TestKvmHandler(HandlerContract):
         assert handler.accepts(Operation.ATTACH_ISO, iso, iso).kinds == (Kind.LOCAL_PATH,)
 
     @pytest.mark.parametrize("image_format", [ImageFormat.QCOW2, ImageFormat.VMDK])
-    def test_no_url_for_images_that_can_name_files(self, handler: KvmHandler, image_format: ImageFormat) -> None:
+    def test_no_url_for_images_that_can_name_files(self, handler: HypervisorHandler, image_format: ImageFormat) -> None:
         raw = ImageSpec(ImageFormat.RAW)
         accepted = handler.accepts(Operation.COPY_TEMPLATE, ImageSpec(image_format), raw)
         assert Kind.HTTP_URL not in accepted.kinds
         assert Kind.NBD_EXPORT in accepted.kinds
 
-    def test_only_qcow2_is_linked(self, handler: KvmHandler) -> None:
+    def test_only_qcow2_is_linked(self, handler: HypervisorHandler) -> None:
         with pytest.raises(OperationUnsupported, match="fullCloneFlag"):
             handler.fills(Operation.LINK_TEMPLATE, ImageSpec(ImageFormat.RAW))
 
-    async def test_tools_are_gone_when_a_copy_is_cancelled(self, handler: KvmHandler) -> None:
+    async def test_tools_are_gone_when_a_copy_is_cancelled(self, handler: HypervisorHandler) -> None:
         await self.test_a_cancelled_copy_leaves_nothing(handler, 5)
         running = subprocess.run(["pgrep", "-f", str(self.root)], check=False, capture_output=True, text=True)
         assert running.stdout == ""

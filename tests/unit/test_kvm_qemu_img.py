@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hypervisors.contract import ImageLocked, ImageSpec, OperationUnsupported, Source
-from hypervisors.qemu.nodes import own_node, source_node
+from hypervisors.qemu.nodes import Node, own_node, raw_node, source_node
 from hypervisors.qemu.qemu_img import QemuImg, direct_io_works, explained
 from stores.contract import HttpUrl, Kind, LocalPath, NbdExport, NetworkImage, ObjectInfo, Presentation, Silent
 from stores.errors import DeviceFault, IntegrityError, NoSpace
@@ -33,7 +33,7 @@ def test_every_parent_is_explicit() -> None:
     base = source(LocalPath(Path("/p/base"), INFO), ImageFormat.RAW)
     middle = source(LocalPath(Path("/p/middle"), INFO), ImageFormat.QCOW2)
     top = source(LocalPath(Path("/p/top"), INFO), ImageFormat.QCOW2, middle, base)
-    assert source_node(top) == {
+    assert source_node(top).options == {
         "driver": "qcow2",
         "file": {"driver": "file", "filename": "/p/top"},
         "backing": {
@@ -42,21 +42,21 @@ def test_every_parent_is_explicit() -> None:
             "backing": {"driver": "raw", "file": {"driver": "file", "filename": "/p/base"}},
         },
     }
-    assert own_node(top)["backing"] is None
+    assert own_node(top).options["backing"] is None
 
 
 def test_a_vhd_has_the_size_of_its_footer() -> None:
-    node = source_node(source(NbdExport(Path("/run/x.sock"), "", INFO), ImageFormat.VHD))
+    node = source_node(source(NbdExport(Path("/run/x.sock"), "", INFO), ImageFormat.VHD)).options
     assert node["driver"] == "vpc"
     assert node["force_size_calc"] == "current_size"
     assert node["file"] == {"driver": "nbd", "server": {"type": "unix", "path": "/run/x.sock"}, "export": ""}
 
 
 def test_other_presentations() -> None:
-    url = source_node(source(HttpUrl("https://h/x.raw", INFO), ImageFormat.RAW))["file"]
+    url = source_node(source(HttpUrl("https://h/x.raw", INFO), ImageFormat.RAW)).options["file"]
     assert url == {"driver": "https", "url": "https://h/x.raw", "readahead": 256 * 1024}
     rbd = NetworkImage({"driver": "rbd", "pool": "p", "image": "i"}, INFO, Kind.RBD_IMAGE)
-    assert source_node(source(rbd, ImageFormat.RAW))["file"] == {"driver": "rbd", "pool": "p", "image": "i"}
+    assert source_node(source(rbd, ImageFormat.RAW)).options["file"] == {"driver": "rbd", "pool": "p", "image": "i"}
 
 
 def test_a_format_is_never_left_to_qemu() -> None:
@@ -96,7 +96,7 @@ class Recorder(ToolRunner):
         return ToolResult(self._stdout, b"")
 
 
-NODE = {"driver": "raw", "file": {"driver": "file", "filename": "/p/--evil,x"}}
+NODE = Node({"driver": "raw", "file": {"driver": "file", "filename": "/p/--evil,x"}})
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -112,9 +112,30 @@ async def test_convert(direct: bool) -> None:
         progress=Silent(),
     )
     cache = "none" if direct else "writeback"
-    assert runner.argv[:-2] == f"qemu-img convert -p -t {cache} -T {cache} -W -m 8 -O qcow2".split()
-    assert json.loads(runner.argv[-2].removeprefix("json:")) == NODE
+    assert runner.argv[:-2] == f"qemu-img convert -p -W -m 8 -T {cache} -t {cache} -O qcow2".split()
+    assert json.loads(runner.argv[-2].removeprefix("json:")) == NODE.options
     assert runner.argv[-1] == "/p/target"
+
+
+@pytest.mark.parametrize("blank", [True, False])
+async def test_convert_into_a_device(blank: bool) -> None:
+    """Nothing is made there, and what its options name by an id is told once."""
+    runner = Recorder()
+    secret = "secret,id=s,file=/run/s"
+    lun = NetworkImage({"driver": "iscsi", "password-secret": "s"}, INFO, Kind.ISCSI_LUN, (secret,))
+    both = raw_node(lun, offset=512)
+    await QemuImg(runner).convert_into(NODE, both, size=10, direct_source=True, blank=blank, progress=Silent())
+    zero = ["--target-is-zero"] if blank else []
+    options = ["qemu-img", "convert", "-p", "-W", "-m", "8", "-T", "none", "-n", *zero, "-t", "none", "-O", "raw"]
+    assert runner.argv[:-2] == [*options, "--object", secret]
+    assert json.loads(runner.argv[-2].removeprefix("json:")) == NODE.options
+    assert json.loads(runner.argv[-1].removeprefix("json:")) == {"driver": "raw", "offset": 512, "file": lun.options}
+
+
+def test_a_secret_that_two_layers_name_is_told_once() -> None:
+    lun = NetworkImage({"driver": "iscsi"}, INFO, Kind.ISCSI_LUN, ("secret,id=s,file=/run/s",))
+    below = source(lun, ImageFormat.RAW)
+    assert source_node(source(lun, ImageFormat.RAW, below)).arguments()[:-1] == ["--object", *lun.objects]
 
 
 @pytest.mark.parametrize(
