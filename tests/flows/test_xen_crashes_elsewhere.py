@@ -20,7 +20,6 @@ import pytest
 from hypervisors.contract import HypervisorType
 from hypervisors.images.gate import GateLimits
 from hypervisors.operations import Operations
-from hypervisors.process import ToolRunner
 from hypervisors.verbs import Call, Copy, CreatePool, Delete, DeletePool, Request
 from hypervisors.xen.handler import XenHandler
 from hypervisors.xen.importing import Importer
@@ -29,6 +28,7 @@ from hypervisors.xen.snapshots import XenSnapshots
 from stores.contract import MiB
 from stores.secret import Secret
 from stores.to import ImageFormat, PrimaryDataStoreTO, VolumeObjectTO
+from stores.tools.process import ToolRunner
 from tests.doubles.dying import killed
 from tests.doubles.dying_xen import watch
 from tests.doubles.world import world
