@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ class Site:
         return self.fake.world.db.by_uuid("VDI", uuid)
 
 
+@lru_cache(maxsize=8)
 def sha256(data: bytes) -> str:
     """Of a disk of `SIZE` that begins with `data`."""
     return hashlib.sha256(data + bytes(SIZE - len(data))).hexdigest()

@@ -36,7 +36,7 @@ Body = dict[str, Any]
 
 
 class Mortal:
-    """One such process."""
+    """An agent of that configuration, whose lives such a process gives."""
 
     def __init__(self, process: subprocess.Popen[str], config: Body) -> None:
         self._process = process
@@ -54,10 +54,11 @@ class Mortal:
 
 
 @contextmanager
-def mortal(config: Body) -> Iterator[Mortal]:
+def parent() -> Iterator[subprocess.Popen[str]]:
+    """Such a process, for as many configurations as are wanted."""
     argv = [sys.executable, "-m", "tests.doubles.mortal_hyperv"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield Mortal(process, config)
+        yield process
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(60) == 0

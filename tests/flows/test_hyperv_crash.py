@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from stores.contract import MiB
 from stores.transfer.engine import TransferEngine
 from tests.doubles.disk_images import qemu_img
 from tests.doubles.hyperv.model import Drive, Machine
-from tests.doubles.mortal_hyperv import Mortal, carried_out, mortal, request
+from tests.doubles.mortal_hyperv import Mortal, carried_out, parent, request
 from tests.hyperv import disk, until
 from tests.hyperv_agent import Body, hyperv_config, in_share
 from tests.hyperv_place import HypervPlace, hyperv_place
@@ -84,7 +85,7 @@ class Site:
 
 
 @asynccontextmanager
-async def site_in(folder: Path, samba: SambaServer, engine: TransferEngine) -> AsyncIterator[Site]:
+async def site_in(folder: Path, samba: SambaServer, engine: TransferEngine, dying: Popen[str]) -> AsyncIterator[Site]:
     images = folder / "images"
     images.mkdir()
     (folder / "raw").write_bytes(content())
@@ -93,16 +94,21 @@ async def site_in(folder: Path, samba: SambaServer, engine: TransferEngine) -> A
     async with hyperv_place(folder, engine, samba, deaths=True) as place:
         config = hyperv_config(place.host, samba, place.folder.name, folder / "agent", roots=[images])
         parts = build(Config.model_validate(config))
-        with mortal(config) as child:
-            try:
-                yield Site(place, child, parts, images)
-            finally:
-                await parts.aclose()
+        try:
+            yield Site(place, Mortal(dying, config), parts, images)
+        finally:
+            await parts.aclose()
+
+
+@pytest.fixture(scope="module")
+def dying() -> Iterator[Popen[str]]:
+    with parent() as process:
+        yield process
 
 
 @pytest.fixture
-async def site(tmp_path: Path, samba: SambaServer, engine: TransferEngine) -> AsyncIterator[Site]:
-    async with site_in(tmp_path, samba, engine) as made:
+async def site(tmp_path: Path, samba: SambaServer, engine: TransferEngine, dying: Popen[str]) -> AsyncIterator[Site]:
+    async with site_in(tmp_path, samba, engine, dying) as made:
         yield made
 
 
