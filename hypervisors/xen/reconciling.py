@@ -67,20 +67,14 @@ async def _is_dead(sr: Repository, disk: Disk, claimed: Collection[str]) -> bool
             return False
     else:
         held = holder(left.ref, await sr.config())
-        if (held is not None and not abandoned(sr.pool, held)) or not _expired(sr, left):
+        if held is not None and not abandoned(sr.pool, held):
+            return False
+        if isinstance(left, Copying) and not copying_ended(sr, left):
             return False
     try:
         return left_of(await sr.disk(disk.handle)) == left
     except NotFound:
         return False
-
-
-def _expired(sr: Repository, left: object) -> bool:
-    match left:
-        case Copying():
-            return copying_ended(sr, left)
-        case _:
-            return True  # its lock says it
 
 
 def _last(keys: Collection[Held]) -> list[Held]:
