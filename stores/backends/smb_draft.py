@@ -13,7 +13,6 @@ from typing import Any
 
 import structlog
 from smbprotocol.exceptions import SMBException, SMBResponseException
-from smbprotocol.open import SMB2WriteRequest
 
 from stores.backends.directory import unfinished_name
 from stores.backends.smb_calls import (
@@ -94,15 +93,9 @@ class SmbDraft:
             while data:
                 if len(self._under_way) >= link.width:
                     self._confirm(link)
-                piece = bytes(data[: link.piece])
-                request = SMB2WriteRequest()
-                request["length"] = len(piece)
-                request["offset"] = self._written
-                request["file_id"] = self._handle
-                request["buffer"] = piece
-                self._under_way.append((link.send(request, payload=len(piece)), len(piece)))
+                piece, data = data[: link.piece], data[link.piece :]
+                self._under_way.append((link.send_write(self._handle, self._written, piece), len(piece)))
                 self._written += len(piece)
-                data = data[len(piece) :]
 
     def copy(self, source: ObjectInfo, path: str, hold: Hold) -> None:
         """All of another file of the share, by the server itself. `StoreUnsupported` where it does not do that."""

@@ -7,19 +7,22 @@ are kept to, symbolic links are not followed. Blocking; for threads. Several may
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 import time
 import uuid
 from typing import Any
 
-from smbprotocol.connection import Connection
+from smbprotocol.connection import Commands, Connection, Dialects, Request
 from smbprotocol.exceptions import SMBAuthenticationError, SMBException, SMBResponseException
-from smbprotocol.header import NtStatus, Smb2Flags
+from smbprotocol.header import NtStatus, Smb2Flags, SMB2HeaderRequest
+from smbprotocol.open import SMB2WriteRequest
 from smbprotocol.session import Session
 from smbprotocol.tree import TreeConnect
 
 from stores.backends.smb_errors import Lost, not_private, translated
 from stores.backends.smb_place import SmbLogin, SmbPlace
+from stores.backends.smb_sealing import CIPHERS, Sealer
 from stores.backends.smb_transport import Transport
 from stores.contract import KiB, MiB
 from stores.errors import AccessDenied
@@ -33,6 +36,9 @@ WIDTH = 8
 
 CREDIT = 64 * KiB
 """Bytes that one credit pays for ([MS-SMB2] 3.1.5.2)."""
+
+_WRITE = struct.Struct("<HHIQ16s16x")  # the fixed part of a WRITE ([MS-SMB2] 2.2.21), and where its data begin
+_WRITE_DATA = 64 + _WRITE.size
 
 _SPARE = 8  # credits kept for calls beside those that move bytes
 _POLL_S = 0.05  # how soon somebody who waits sees that he is to stop
@@ -59,6 +65,7 @@ class _Connection(Connection):  # type: ignore[misc]  # the library has no types
         self._ours = transport
         self._silence_s = silence_s
         self._stop_at: float | None = None
+        self._sealer = Sealer()
         super().__init__(uuid.uuid4(), place.host, place.port, require_signing=True)
         self.outstanding_requests = _Requests()
 
@@ -117,6 +124,30 @@ class _Connection(Connection):  # type: ignore[misc]  # the library has no types
         if status != NtStatus.STATUS_SUCCESS:
             raise SMBResponseException(response)
         return response
+
+    def seals(self, session: Any, tree: Any) -> bool:
+        """Whether `send_write` can be used."""
+        encrypted = session.encrypt_data or tree.encrypt_data
+        return encrypted and self.dialect >= Dialects.SMB_3_1_1 and self.cipher_id in CIPHERS
+
+    def send_write(self, handle: bytes, offset: int, data: memoryview, session: Any, tree: Any) -> Any:
+        """As the library's `send` of a WRITE, but that `data`, which may be used again when this returns, is nowhere copied.
+        For one thread at a time."""
+        header = SMB2HeaderRequest()
+        charge = credits_for(len(data)) if self.supports_multi_credit else 0
+        with self.sequence_lock:
+            header["message_id"] = self.sequence_window["low"]
+            self.sequence_window["low"] += max(charge, 1)
+        header["command"] = Commands.SMB2_WRITE
+        header["credit_charge"] = header["credit_request"] = charge
+        header["session_id"], header["tree_id"] = session.session_id, tree.tree_connect_id
+        header["data"] = _WRITE.pack(_WRITE.size + 1, _WRITE_DATA, len(data), offset, handle)
+        request = Request(header, SMB2WriteRequest, self, session_id=session.session_id)
+        self.outstanding_requests[header["message_id"].get_value()] = request
+        self._check_worker_running()
+        sealed = self._sealer.seal([header.pack(), data], key=session.encryption_key, session_id=session.session_id)
+        self._ours.send_parts(sealed.header, sealed.content)
+        return request
 
     def verify_signature(self, header: Any, session_id: int, force: bool = False) -> None:
         """The library asks this for every answer that came unencrypted, and lets pass what is not signed either. An answer in
@@ -210,13 +241,28 @@ class Link:
 
     def send(self, message: Any, *, payload: int = 0) -> Any:
         """A request under way, for `receive`. Waits for credits that pay for `payload` bytes. `Lost`."""
-        charge = max(1, -(-payload // CREDIT))
-        deadline = time.monotonic() + self._silence_s
         with self._sending:
-            while self._credits < charge:
-                self._connection.wait_until(deadline, "credits")
-                time.sleep(_POLL_S / 10)
+            self._await_credits(payload)
             return self._connection.send(message, self._session.session_id, self._tree.tree_connect_id)
+
+    def send_write(self, handle: bytes, offset: int, data: memoryview) -> Any:
+        """A WRITE under way, as `send`. `data` may be used again when this returns."""
+        if self._connection.seals(self._session, self._tree):
+            with self._sending:
+                self._await_credits(len(data))
+                return self._connection.send_write(handle, offset, data, self._session, self._tree)
+        request = SMB2WriteRequest()
+        request["length"] = len(data)
+        request["offset"] = offset
+        request["file_id"] = handle
+        request["buffer"] = bytes(data)
+        return self.send(request, payload=len(data))
+
+    def _await_credits(self, payload: int) -> None:
+        deadline = time.monotonic() + self._silence_s
+        while self._credits < credits_for(payload):
+            self._connection.wait_until(deadline, "credits")
+            time.sleep(_POLL_S / 10)
 
     def receive(self, request: Any) -> bytes:
         """The answer's body. `SMBResponseException` for one that is not a success, `Lost`."""
@@ -237,6 +283,11 @@ class Link:
         self._transport.close()
         self._connection.disconnect(close=False)  # waits for the library's thread
         self._transport.release()
+
+
+def credits_for(payload: int) -> int:
+    """What a request or its answer costs."""
+    return max(1, -(-payload // CREDIT))
 
 
 def shape(granted: int, largest: int) -> tuple[int, int]:

@@ -46,15 +46,19 @@ class Transport:
         self.connected = not self._closed
 
     def send(self, message: bytes | Packed) -> None:
-        data = message if isinstance(message, bytes) else message.pack()
-        if len(data) > PACKET_LIMIT:
-            raise ValueError(f"a packet of {len(data)} bytes is longer than SMB's limit of {PACKET_LIMIT}")
+        self.send_parts(message if isinstance(message, bytes) else message.pack())
+
+    def send_parts(self, *parts: bytes | memoryview) -> None:
+        """One packet. `parts` may be used again when this returns."""
+        length = sum(map(len, parts))
+        if length > PACKET_LIMIT:
+            raise ValueError(f"a packet of {length} bytes is longer than SMB's limit of {PACKET_LIMIT}")
         with self._sending:
             if self._socket is None or not self.connected:
                 raise ConnectionResetError("the connection was closed")
             try:
-                self._socket.sendall(struct.pack(">I", len(data)), socket.MSG_MORE)
-                self._socket.sendall(data)
+                self._socket.sendall(b"".join([struct.pack(">I", length), *parts[:-1]]), socket.MSG_MORE)
+                self._socket.sendall(parts[-1])
             except OSError:
                 self.close()  # a part of a packet may have gone out
                 raise
