@@ -82,6 +82,7 @@ class AgentHost:
             "LC_ALL": "C.UTF-8",
             "TERM": "dumb",
             "STORAGE_AGENT_CONFIG": str(self.config),
+            "SSL_CERT_FILE": os.devnull,  # see tests/conftest.py
             **self.environment,
         }
 

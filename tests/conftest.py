@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -25,6 +26,11 @@ pytest_plugins = [
 # An example fails for what it does, not for how long it takes on a busy machine.
 settings.register_profile("any-speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-speed")
+
+
+# The system's authorities sign for no server of these tests, and to read them takes longer than most connections. Also for
+# child processes, unless they are given an environment of their own.
+os.environ["SSL_CERT_FILE"] = os.devnull
 
 
 def pytest_collection_finish() -> None:

@@ -13,6 +13,7 @@ import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from awscrt.checksums import crc32c
@@ -30,6 +31,7 @@ Extents = Sequence[tuple[int, int]]
 # ------------------------------------------------------------------------------------------------ real images
 
 
+@lru_cache(maxsize=8)
 def content(length: int, *, seed: int = 0) -> bytes:
     """What disks are full of: text, binaries, compressed files, and some zeroes between; compresses to about a half."""
     source = random.Random(seed)

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def key_of(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
+@lru_cache(maxsize=8)
 def content_of(name: str, size: int = SIZE) -> bytes:
     return random.Random(name).randbytes(size)
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from hypervisors.contract import HypervisorType
@@ -33,6 +34,7 @@ from tests.xen_place import XenPlace, xen_place
 SIZE = 24 * MiB
 
 
+@lru_cache(maxsize=8)
 def content(seed: int = 1, size: int = SIZE) -> bytes:
     """Data at both ends and a hole between."""
     rng = random.Random(seed)

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -40,6 +41,7 @@ FORMATS = {"qcow2": ImageFormat.QCOW2, "vhd": ImageFormat.VHD, "raw": ImageForma
 ORIGINATOR = "agent-1"
 
 
+@lru_cache(maxsize=8)
 def content(seed: int) -> bytes:
     """Data at both ends and a hole between."""
     rng = random.Random(seed)

@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -33,6 +34,7 @@ POINTS = 4
 """Steps at which each verb is killed, evenly over all of them, and the last ones."""
 
 
+@lru_cache(maxsize=8)
 def content(seed: int = 1) -> bytes:
     rng = random.Random(seed)
     return rng.randbytes(MiB) + bytes(SIZE - MiB - 4096) + rng.randbytes(4096)

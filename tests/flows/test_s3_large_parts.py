@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncIterator, Hashable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,6 +103,7 @@ class Source(RangeReader):
         return found
 
 
+@lru_cache(maxsize=8)
 def content(size: int, seed: int = 1) -> bytes:
     """Data, then zeroes, then data."""
     rng = random.Random(seed)
