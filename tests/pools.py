@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 from collections.abc import AsyncIterator
@@ -118,6 +119,18 @@ def bytes_on_disk(directory: Path) -> int:
             continue
         seen[status.st_dev, status.st_ino] = status.st_blocks * 512
     return sum(seen.values())
+
+
+async def is_tidy_soon(pool: Pool) -> None:
+    """Where the pool may be making room by itself, whose files and rows go one after the other."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                assert await is_tidy(pool)
+            except AssertionError:
+                await asyncio.sleep(0.01)
+            else:
+                return
 
 
 async def is_tidy(pool: Pool) -> bool:
