@@ -31,7 +31,7 @@ else:
     from backports import zstd
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": lambda data: gzip.compress(data, 6, mtime=0),
+    "gzip": lambda data: gzip.compress(data, 1, mtime=0),
     "bzip2": lambda data: bz2.compress(data, 1),
     "xz": lambda data: lzma.compress(data, preset=0),
     "zstd": lambda data: zstd.compress(data, 1),
@@ -77,7 +77,7 @@ def test_members_one_after_another_come_out_whole_however_the_input_is_cut(
 
 @every_format
 def test_large_content_comes_out_by_hash(name: str) -> None:
-    content = like_a_disk(9 * MiB + 17)
+    content = like_a_disk(5 * MiB + 17)
     packed = COMPRESS[name](content)
     for size in (len(packed), 100_003):
         pieces = [packed[start : start + size] for start in range(0, len(packed), size)]
