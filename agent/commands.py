@@ -117,6 +117,8 @@ class ResizeVolume(_Command):
     pool: PrimaryDataStoreTO | None = None
     newSize: Annotated[int, Field(gt=0)]
     shrinkOk: bool = False
+    passphrase: Secret | None = None
+    encryptFormat: str | None = None
 
     @model_validator(mode="after")
     def _names_one_volume(self) -> ResizeVolume:
@@ -131,7 +133,9 @@ class ResizeVolume(_Command):
             return self.data
         if self.pool is None:
             raise ValueError("name the volume either by data, or by path and pool")
-        return VolumeObjectTO(path=self.path, dataStore=self.pool)
+        return VolumeObjectTO(
+            path=self.path, dataStore=self.pool, passphrase=self.passphrase, encryptFormat=self.encryptFormat
+        )
 
 
 class Attach(_Command):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from stores.contract import Kind, PendingWrite, Presentation, Progress
 from stores.errors import Retry, StorageError
+from stores.secret import Secret
 from stores.to import ImageFormat, PrimaryDataStoreTO, ProvisioningType
 from stores.transfer.digests import Checksum
 
@@ -99,7 +100,8 @@ class ImageSpec:
     Of a source, `format` None means that the command does not say; `accepts` and `explain` see that, `copy` never does: by
     then the gate has decided from the bytes. Of a target, `virtual_size` is the least it shall have, None the source's.
     `compression`: gzip, bzip2, xz, zstd. `sequential`: the store can only give the object in order. `device`: of a
-    target, that it is no file but one of `stores.contract.DEVICES`.
+    target, that it is no file but one of `stores.contract.DEVICES`. `encryption`: of a source, luks; `passphrase`: what opens
+    it, and what a target shall be encrypted with.
     """
 
     format: ImageFormat | None
@@ -107,6 +109,8 @@ class ImageSpec:
     compression: str | None = None
     sequential: bool = False
     device: bool = False
+    encryption: str | None = None
+    passphrase: Secret | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,7 @@ class Written:
     virtual_size: int
     physical_size: int
     digests: dict[str, str] = field(default_factory=dict)  # algorithm -> hex, of the source object's bytes
+    encryption: str | None = None  # as `ImageSpec.encryption`
 
 
 Scratch: TypeAlias = Callable[[], AbstractAsyncContextManager[PendingWrite]]
@@ -159,6 +164,9 @@ class HypervisorHandler(abc.ABC):
     type: ClassVar[HypervisorType]
     native_format: ClassVar[ImageFormat]
     """The format a volume gets when the command does not say."""
+
+    encrypts: ClassVar[bool] = False
+    """Whether its volumes can be encrypted (`ImageSpec.passphrase`)."""
 
     def pool(self, to: PrimaryDataStoreTO) -> Pool | None:
         """The primary store, where the hypervisor itself keeps its images and what is noted of them. None where they are what

@@ -17,6 +17,7 @@ from hypervisors.contract import (
     Written,
     refuse_cut,
 )
+from hypervisors.encrypting import passphrase_of
 from hypervisors.landing import verify
 from hypervisors.primary import Pool, on_devices
 from hypervisors.publishing import Publication, publishing
@@ -28,6 +29,9 @@ from stores.errors import AlreadyExists, NotFound, StorageError
 from stores.resolver import CacheUse
 from stores.to import DataTO, ImageFormat, ProvisioningType
 from stores.transfer.digests import Checksum, parse_checksum
+
+_ENCRYPTING = (Operation.COPY_TEMPLATE, Operation.COPY_VOLUME)
+"""What encrypts the volume that it writes, where the command says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,16 @@ class Copied:
 def operation_of(request: Copy) -> Operation:
     """Which of the copies it is; `OperationUnsupported` for those that no handler does."""
     source, destination = request.source, request.destination
-    for data in (source, destination):
-        if data.type == "volume" and (data.passphrase or data.encryptFormat):
-            raise OperationUnsupported("encrypted volumes are not supported; nothing was written", ref=data.path)
+    operation = _operation_of(source, destination)
+    for data, may_be in ((source, False), (destination, operation in _ENCRYPTING)):
+        if data.type == "volume" and (data.passphrase or data.encryptFormat) and not may_be:
+            raise OperationUnsupported(
+                f"{operation}: this does not go with an encrypted volume; nothing was written", ref=data.path
+            )
+    return operation
+
+
+def _operation_of(source: DataTO, destination: DataTO) -> Operation:
     from_pool, into_pool = (data.store.storeType == "primary" for data in (source, destination))
     match source.type, destination.type:
         case "template", "template" | "volume" if into_pool:
@@ -70,8 +81,9 @@ def target_spec(
 ) -> ImageSpec:
     """What shall be written to `store`, in the format that the command names, else an ISO for an ISO, else the hypervisor's."""
     size = destination.size if destination.type == "volume" else None
+    passphrase = passphrase_of(destination, handler)
     image_format, device = format_in(handler, store, destination.format, source)
-    return ImageSpec(image_format, size or None, device=device)
+    return ImageSpec(image_format, size or None, device=device, passphrase=passphrase)
 
 
 def format_in(
@@ -221,6 +233,7 @@ def make_record(ctx: Context, call: Call, written: Written, *, origin: Origin | 
         created=ctx.clock(),
         origin=origin,
         backing=backing,
+        encryption=written.encryption,
     )
 
 

@@ -5,10 +5,12 @@ Whoever calls has the locks of the volume and of the machine. The machine's own 
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
+
 from hypervisors.context import Context
-from hypervisors.contract import OperationUnsupported
+from hypervisors.encrypting import passphrase_of, unlocked
 from hypervisors.guests import Attachment, Tuning
-from hypervisors.snapshots import opened_volume
+from hypervisors.snapshots import Volume, opened_volume
 from hypervisors.verbs import AttachVolume, Call, DetachVolume, ref_of
 from stores.errors import NotFound
 from stores.to import VolumeObjectTO
@@ -17,13 +19,12 @@ from stores.to import VolumeObjectTO
 async def attach(ctx: Context, call: Call, request: AttachVolume) -> Attachment:
     """See `Operations.attach_volume`."""
     guests, volume = ctx.handler(call.hypervisor).guests, request.volume
-    if volume.passphrase or volume.encryptFormat:
-        raise OperationUnsupported("encrypted volumes are not supported; nothing was attached", ref=volume.path)
-    async with opened_volume(ctx, call, volume.store, ref_of(volume), volume.format) as opened:
+    passphrase = passphrase_of(volume, ctx.handler(call.hypervisor))
+    async with _opened(ctx, call, volume) as opened:
         call.progress.phase("attach")
         return await guests.attach(
             request.vm,
-            opened.source,
+            unlocked(opened.source, opened.record, passphrase),
             device=request.device,
             read_only=request.read_only,
             token=call.token,
@@ -48,9 +49,7 @@ async def detach(ctx: Context, call: Call, request: DetachVolume) -> None:
     """See `Operations.detach_volume`."""
     guests = ctx.handler(call.hypervisor).guests
     try:
-        async with opened_volume(
-            ctx, call, request.volume.store, ref_of(request.volume), request.volume.format
-        ) as opened:
+        async with _opened(ctx, call, request.volume) as opened:
             call.progress.phase("detach")
             await guests.detach(request.vm, opened.source, within_s=request.within_s, token=call.token)
     except NotFound:
@@ -61,7 +60,7 @@ async def resume_attaching(ctx: Context, call: Call, request: AttachVolume) -> A
     """After a crash: the attachment, if it came to be."""
     guests, volume = ctx.handler(call.hypervisor).guests, request.volume
     try:
-        async with opened_volume(ctx, call, volume.store, ref_of(volume), volume.format) as opened:
+        async with _opened(ctx, call, volume) as opened:
             return await guests.resume_attaching(request.vm, opened.source, token=call.token)
     except NotFound:
         return None
@@ -71,7 +70,11 @@ async def resume_detaching(ctx: Context, call: Call, request: DetachVolume) -> b
     """After a crash: whether the machine has let go."""
     guests, volume = ctx.handler(call.hypervisor).guests, request.volume
     try:
-        async with opened_volume(ctx, call, volume.store, ref_of(volume), volume.format) as opened:
+        async with _opened(ctx, call, volume) as opened:
             return await guests.resume_detaching(request.vm, opened.source, token=call.token)
     except NotFound:
         return True
+
+
+def _opened(ctx: Context, call: Call, volume: VolumeObjectTO) -> AbstractAsyncContextManager[Volume]:
+    return opened_volume(ctx, call, volume.store, ref_of(volume), volume.format, encrypted=True)

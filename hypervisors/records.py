@@ -76,6 +76,7 @@ class Record(BaseModel):
     points: tuple[str, ...] = ()
     """Moments since which the image itself keeps track of what is written into it, oldest first: see `snapshot_records`."""
     reverted: Reverted | None = None
+    encryption: Literal["luks"] | None = None
 
     @property
     def parent(self) -> str | None:

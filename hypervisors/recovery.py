@@ -136,7 +136,7 @@ async def _resized(ctx: Context, call: Call, request: Resize) -> Recovered:
     if await _size(pool, ref) is None:
         return _UNDONE
     handler, info = ctx.handler(call.hypervisor), await pool.store.stat(ref)
-    async with opened_image(ctx, handler, pool, info, request.volume.format) as source:
+    async with opened_image(ctx, handler, pool, info, request.volume.format, encrypted=True) as source:
         written = await handler.measure(source)
     if written.virtual_size != request.new_size:
         return _UNDONE

@@ -11,6 +11,7 @@ from hypervisors.images.gate import GateLimits
 from hypervisors.kvm.device_snapshots import DeviceSnapshots
 from hypervisors.kvm.devices import KvmDevices
 from hypervisors.kvm.handler import KvmHandler
+from hypervisors.kvm.luks import KvmLuks
 from hypervisors.kvm.snapshots import KvmSnapshots
 from hypervisors.qemu.qemu_img import QemuImg
 from stores.contract import DataStore
@@ -43,8 +44,11 @@ def handlers(
     snapshots = KvmSnapshots(engine, qemu_img, runner, runtime_dir)
     devices = KvmDevices(engine, qemu_img, runtime_dir)
     device_snapshots = DeviceSnapshots(engine, devices, runner, runtime_dir)
+    luks = KvmLuks(runner)
     guests = _guests(engine, libvirt_uri) if libvirt_uri else None
-    made: list[HypervisorHandler] = [KvmHandler(engine, qemu_img, limits, snapshots, devices, device_snapshots, guests)]
+    made: list[HypervisorHandler] = [
+        KvmHandler(engine, qemu_img, limits, snapshots, devices, luks, device_snapshots, guests)
+    ]
     if xen:
         made.append(_xen(engine, runner, runtime_dir, limits, xen))
     if hyperv and shares is not None:

@@ -53,12 +53,19 @@ class Volume:
 
 @asynccontextmanager
 async def opened_volume(
-    ctx: Context, call: Call, to: DataStoreTO, ref: str, declared: ImageFormat | None = None
+    ctx: Context,
+    call: Call,
+    to: DataStoreTO,
+    ref: str,
+    declared: ImageFormat | None = None,
+    *,
+    encrypted: bool = False,
 ) -> AsyncIterator[Volume]:
-    """`NotFound`, and `InvalidReference` where the format is neither recorded nor declared."""
+    """`NotFound`, `InvalidReference` where the format is neither recorded nor declared, `OperationUnsupported` for an encrypted
+    volume, unless it may be `encrypted`."""
     handler, pool = ctx.handler(call.hypervisor), ctx.pool(call.hypervisor, to)
     info = await pool.store.stat(ref)
-    async with opened_image(ctx, handler, pool, info, declared) as source:
+    async with opened_image(ctx, handler, pool, info, declared, encrypted=encrypted) as source:
         record = await pool.records.load(ref)
         if record is None:
             record = make_record(ctx, call, await handler.measure(source), origin=None, backing=None)

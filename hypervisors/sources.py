@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hypervisors.context import Context
 from hypervisors.contract import HypervisorHandler, ImageSpec, Operation, Source
 from hypervisors.digesting import DigestingReader
+from hypervisors.encrypting import require_plain
 from hypervisors.images.gate import HEAD, GateLimits, Verdict, inspect, inspect_head
 from hypervisors.inspected import InspectedReader, InspectedStore
 from hypervisors.narrowing import as_reader, as_stream
@@ -71,10 +72,14 @@ async def examine(
         yield Examined(store, info, await _examined_in_order(store, info, declared, limits), None)
 
 
-async def vouched_for(pool: Pool, info: ObjectInfo, declared: ImageFormat | None) -> Examined:
+async def vouched_for(
+    pool: Pool, info: ObjectInfo, declared: ImageFormat | None, *, encrypted: bool = False
+) -> Examined:
     """An image of a pool: its format is what we recorded, else what the command says; its bytes are not asked, since a guest
-    may have written them."""
+    may have written them. `OperationUnsupported` for an encrypted one, unless it may be `encrypted`."""
     record = await pool.records.load(info.ref)
+    if not encrypted:
+        require_plain(record, info.ref)
     image_format = record.format if record is not None else declared
     if image_format is None:
         raise InvalidReference(
@@ -83,7 +88,8 @@ async def vouched_for(pool: Pool, info: ObjectInfo, declared: ImageFormat | None
             store=pool.store.id,
             ref=info.ref,
         )
-    return Examined(pool.store, info, ImageSpec(image_format), None)
+    encryption = record.encryption if record is not None else None
+    return Examined(pool.store, info, ImageSpec(image_format, encryption=encryption), None)
 
 
 @asynccontextmanager
@@ -129,10 +135,16 @@ async def with_parents(ctx: Context, pool: Pool, examined: Examined, kinds: Sequ
 
 @asynccontextmanager
 async def opened_image(
-    ctx: Context, handler: HypervisorHandler, pool: Pool, info: ObjectInfo, declared: ImageFormat | None
+    ctx: Context,
+    handler: HypervisorHandler,
+    pool: Pool,
+    info: ObjectInfo,
+    declared: ImageFormat | None,
+    *,
+    encrypted: bool = False,
 ) -> AsyncIterator[Source]:
-    """An image of a pool with its parents, as its own hypervisor opens it."""
-    examined = await vouched_for(pool, info, declared)
+    """An image of a pool with its parents, as its own hypervisor opens it. As `vouched_for`."""
+    examined = await vouched_for(pool, info, declared, encrypted=encrypted)
     kinds = handler.accepts(Operation.SNAPSHOT, examined.spec, examined.spec).kinds
     async with with_parents(ctx, pool, examined, kinds) as source:
         yield source

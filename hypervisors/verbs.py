@@ -284,8 +284,11 @@ def _guest(vm: str) -> str:
 
 
 def is_linked(source: DataTO, destination: DataTO) -> bool:
-    """Whether a copy only refers to its source: template to volume inside one pool that does not ask for full clones."""
+    """Whether a copy only refers to its source: template to volume inside one pool that does not ask for full clones. What is
+    encrypted is so as a whole."""
     here, there = source.store, destination.store
+    if destination.type == "volume" and (destination.passphrase or destination.encryptFormat):
+        return False
     return (
         here.storeType == "primary"
         and there.storeType == "primary"

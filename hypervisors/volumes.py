@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hypervisors.context import Context, require_room
 from hypervisors.contract import HypervisorHandler, ImageInUse, ImageSpec, Operation, OperationUnsupported, Written
 from hypervisors.copying import answer, format_in, make_record, present
+from hypervisors.encrypting import passphrase_of, unlocked
 from hypervisors.narrowing import as_reader, as_stream
 from hypervisors.primary import Pool
 from hypervisors.publishing import publishing
@@ -36,13 +37,11 @@ async def create(ctx: Context, call: Call, request: Create) -> DataTO:
     data = request.data
     if data.type != "volume":
         raise OperationUnsupported(f"only volumes are created empty, not a {data.type}")
-    if data.passphrase or data.encryptFormat:
-        raise OperationUnsupported("encrypted volumes are not supported; nothing was written", ref=data.path)
     if not data.size or data.size < 0:
         raise InvalidReference("a new volume needs a size in bytes that is larger than 0", size=data.size)
     handler, pool, ref = ctx.handler(call.hypervisor), ctx.pool(call.hypervisor, data.store), ref_of(data)
     image_format, device = format_in(handler, pool.store, data.format)
-    spec = ImageSpec(image_format, data.size, device=device)
+    spec = ImageSpec(image_format, data.size, device=device, passphrase=passphrase_of(data, handler))
     kinds = handler.fills(Operation.CREATE, spec).kinds
     provisioning = data.provisioningType or ProvisioningType.THIN
     if await present(pool, ref) is not None:
@@ -83,11 +82,13 @@ async def remove(pool: Pool, ref: str) -> None:
 
 async def resize(ctx: Context, call: Call, request: Resize) -> VolumeObjectTO:
     volume, ref = request.volume, ref_of(request.volume)
-    async with opened_volume(ctx, call, volume.store, ref, volume.format) as opened:
-        present_size = (await opened.handler.measure(opened.source)).virtual_size
+    passphrase = passphrase_of(volume, ctx.handler(call.hypervisor))
+    async with opened_volume(ctx, call, volume.store, ref, volume.format, encrypted=True) as opened:
+        source = unlocked(opened.source, opened.record, passphrase)
+        present_size = (await opened.handler.measure(source)).virtual_size
         if request.shrink_ok and request.new_size < present_size:
             await before_shrinking(opened, call.token)
-        written = await opened.handler.resize(opened.source, request.new_size, shrink=request.shrink_ok)
+        written = await opened.handler.resize(source, request.new_size, shrink=request.shrink_ok)
     await _remember_size(ctx, call, opened.pool, ref, written)
     return volume.model_copy(update={"path": ref, "size": written.virtual_size, "format": written.format})
 
@@ -118,7 +119,7 @@ async def _stats(ctx: Context, handler: HypervisorHandler, pool: Pool, ref: str)
     if await pool.records.load(ref) is None:
         return None
     try:
-        async with opened_image(ctx, handler, pool, await pool.store.stat(ref), None) as source:
+        async with opened_image(ctx, handler, pool, await pool.store.stat(ref), None, encrypted=True) as source:
             written = await handler.measure(source)
     except NotFound:
         return None

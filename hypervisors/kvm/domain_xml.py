@@ -101,13 +101,23 @@ def target_of(number: int, bus: str) -> str:
 
 
 def new_disk(
-    images: Sequence[Image], target: str, bus: str, tuning: Tuning, *, cache: str | None, read_only: bool
+    images: Sequence[Image],
+    target: str,
+    bus: str,
+    tuning: Tuning,
+    *,
+    cache: str | None,
+    read_only: bool,
+    secret: str | None = None,
 ) -> str:
-    """`images`: the disk's own, then what it is built on, nearest first: libvirt looks for no others."""
+    """`images`: the disk's own, then what it is built on, nearest first: libvirt looks for no others. `secret`: libvirt's uuid
+    of the passphrase of an encrypted one."""
     disk = Element("disk", type="file", device="disk")
     driver = {"name": "qemu", "type": images[0].driver, "discard": "unmap"}
     SubElement(disk, "driver", driver if cache is None else driver | {"cache": cache})
-    SubElement(disk, "source", file=images[0].path)
+    source = SubElement(disk, "source", file=images[0].path)
+    if secret is not None:
+        SubElement(SubElement(source, "encryption", format="luks"), "secret", type="passphrase", uuid=secret)
     layer = disk
     for image in images[1:]:
         layer = SubElement(layer, "backingStore", type="file")
@@ -125,6 +135,14 @@ def new_disk(
     if tuning.serial:
         SubElement(disk, "serial").text = tuning.serial
     return tostring(disk, encoding="unicode")
+
+
+def secret_of(uuid: str, path: str) -> str:
+    """A passphrase as libvirt is told of it (https://libvirt.org/formatsecret.html): it is kept in memory, and told nobody."""
+    secret = Element("secret", ephemeral="yes", private="yes")
+    SubElement(secret, "uuid").text = uuid
+    SubElement(SubElement(secret, "usage", type="volume"), "volume").text = path
+    return tostring(secret, encoding="unicode")
 
 
 def with_medium(drive: Disk, path: str | None) -> str:

@@ -19,11 +19,13 @@ from hypervisors.images.formats import DRIVERS
 from hypervisors.kvm.domain_xml import Disk, Image, as_it_is, new_disk, with_medium
 from hypervisors.kvm.domains import Machine, State, acting, disk_in, find, find_all, flags
 from hypervisors.kvm.libvirt import Libvirt, LibvirtFailure
+from hypervisors.kvm.passphrases import forget, secret_id, tell
 from hypervisors.narrowing import as_local
 from hypervisors.qemu.nodes import known_format
 from hypervisors.qemu.qemu_img import direct_io_works
 from stores.contract import Kind
 from stores.errors import InvalidReference, NotFound, StorageError, Unavailable
+from stores.secret import Secret
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
 from stores.uninterrupted import uninterrupted
@@ -71,18 +73,29 @@ class KvmGuests(Guests):
         cache = tuning.cache
         if cache is None and await self._engine.run(direct_io_works, as_local(volume.presentation).path):
             cache = "none"
+        passphrase = volume.spec.passphrase
         before = await self._libvirt.surely(lambda: self._look_for(vm, path, device, read_only=read_only))
         if before is not None:
+            if passphrase is not None:  # which a libvirt that ended meanwhile does not know any more
+                await self._libvirt.surely(lambda: self._tell(path, passphrase))
             return before
 
         async def attached() -> Attachment:
             there = await self._look_for(vm, path, device, read_only=read_only)
             if there is not None:
                 return there
+            if passphrase is not None:
+                await self._tell(path, passphrase)
             machine = await self._find(vm)
             target = machine.free_target(device)
             disk = new_disk(
-                images, target, machine.bus, tuning, cache=cache.lower() if cache else None, read_only=read_only
+                images,
+                target,
+                machine.bus,
+                tuning,
+                cache=cache.lower() if cache else None,
+                read_only=read_only,
+                secret=None if passphrase is None else secret_id(path),
             )
             change = flags(now=machine.now is not None, later=machine.later is not None)
             with _telling(machine, path, device):
@@ -94,11 +107,13 @@ class KvmGuests(Guests):
         try:
             return await self._libvirt.surely(attached)
         except BaseException:
-            await uninterrupted(self._undo(vm, path))
+            await uninterrupted(self._undo(vm, volume, path))
             raise
 
     async def detach(self, vm: str, volume: Source, *, within_s: float, token: str) -> None:
-        await self._libvirt.surely(lambda: self._let_go(vm, _images(volume)[0].path, within_s))
+        path = _images(volume)[0].path
+        await self._libvirt.surely(lambda: self._let_go(vm, path, within_s))
+        await self._forget(volume, path)
 
     # ------------------------------------------------------------------------------------------------------- drives
 
@@ -146,8 +161,11 @@ class KvmGuests(Guests):
         try:
             machine = await self._libvirt.surely(lambda: self._find(vm))
         except NotFound:
+            await self._forget(volume, path)
             return None
         disk = disk_in(machine.disks, path)
+        if disk is None:
+            await self._forget(volume, path)
         return None if disk is None else disk.attachment()
 
     async def resume_detaching(self, vm: str, volume: Source, *, token: str) -> bool:
@@ -163,7 +181,10 @@ class KvmGuests(Guests):
             await self._not_later(machine, path)
             return True
 
-        return await self._libvirt.surely(resumed)
+        done = await self._libvirt.surely(resumed)
+        if done:
+            await self._forget(volume, path)
+        return done
 
     # ------------------------------------------------------------------------------------------------------- resize
 
@@ -271,10 +292,19 @@ class KvmGuests(Guests):
                 acting(machine.name, lambda domain: domain.detachDeviceFlags(as_it_is(disk), later)),
             )
 
-    async def _undo(self, vm: str, path: str) -> None:
+    async def _tell(self, path: str, passphrase: Secret) -> None:
+        await self._libvirt.call(f"telling the passphrase of {path}", tell(path, passphrase))
+
+    async def _forget(self, volume: Source, path: str) -> None:
+        """Its passphrase, if it has one."""
+        if volume.spec.encryption is not None:
+            await self._libvirt.surely(lambda: self._libvirt.call(f"forgetting the passphrase of {path}", forget(path)))
+
+    async def _undo(self, vm: str, volume: Source, path: str) -> None:
         """As far as possible, after a failure, which is what is told."""
         try:
             await self._let_go(vm, path, _UNDO_S)
+            await self._forget(volume, path)
         except StorageError as problem:
             _log.warning("disk left attached", vm=vm, path=path, error=problem.message)
 

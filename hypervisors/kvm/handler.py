@@ -4,6 +4,8 @@ Elsewhere they are raw disks: `hypervisors.kvm.devices`."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +24,11 @@ from hypervisors.contract import (
     Written,
     refuse_cut,
 )
+from hypervisors.encrypting import LUKS
 from hypervisors.images.gate import GateLimits, inspect
 from hypervisors.kvm.device_snapshots import DeviceSnapshots
 from hypervisors.kvm.devices import KvmDevices
+from hypervisors.kvm.luks import KvmLuks, require_file
 from hypervisors.kvm.snapshots import KvmSnapshots
 from hypervisors.kvm.volume_snapshots import VolumeSnapshots
 from hypervisors.landing import land
@@ -76,6 +80,7 @@ _OPENED_BY_QEMU = (*_IN_POOLS, Kind.NFS_FILE)
 class KvmHandler(HypervisorHandler):
     type = HypervisorType.KVM
     native_format = ImageFormat.QCOW2
+    encrypts = True
 
     def __init__(
         self,
@@ -84,6 +89,7 @@ class KvmHandler(HypervisorHandler):
         limits: GateLimits,
         snapshots: KvmSnapshots,
         devices: KvmDevices,
+        luks: KvmLuks,
         device_snapshots: DeviceSnapshots,
         guests: KvmGuests | None = None,
     ) -> None:
@@ -93,6 +99,7 @@ class KvmHandler(HypervisorHandler):
         self._limits = limits
         self._files = snapshots
         self._devices = devices
+        self._luks = luks
         self._snapshots = VolumeSnapshots(snapshots, device_snapshots)
         self._guests = guests
 
@@ -169,6 +176,8 @@ class KvmHandler(HypervisorHandler):
                 hypervisor=self.type.value,
                 format=target.format,
             )
+        if target.passphrase is not None:
+            require_file(target.format, device=target.device)
         if target.device:
             return _device(target)
         if target.format not in _TARGET_FORMATS:
@@ -191,8 +200,9 @@ class KvmHandler(HypervisorHandler):
         return Accepts((Kind.LOCAL_PATH,), "qemu needs its volume as a file in the pool, which it writes at random")
 
     def keeps_bytes(self, source: ImageSpec, target: ImageSpec) -> bool:
-        """Also an ISO and a raw image: qemu reads both with one driver. A device is always written by a tool."""
-        if source.format is None or target.format is None or target.device:
+        """Also an ISO and a raw image: qemu reads both with one driver. A device is always written by a tool, and so is what is
+        encrypted."""
+        if source.format is None or target.format is None or target.device or target.passphrase is not None:
             return False
         return driver_of(source.format) == driver_of(target.format)
 
@@ -230,9 +240,9 @@ class KvmHandler(HypervisorHandler):
             async with scratch() as temporary:
                 landed = as_pending_file(temporary).path
                 digests = await self._land(source, landed, checksum, progress)
-                await self._convert(_as_file(source, landed), path, _format(spec), progress)
+                await self._convert(_as_file(source, landed), path, spec, progress)
         else:
-            await self._convert(source, path, _format(spec), progress)
+            await self._convert(source, path, spec, progress)
             digests = {}
         return await self._finished(path, spec, digests, progress)
 
@@ -243,7 +253,9 @@ class KvmHandler(HypervisorHandler):
             return await self._devices.create(as_pending_device(target), spec, backing=backing)
         path = as_pending_file(target).path
         size = spec.virtual_size or 0
-        if backing is None:
+        if spec.passphrase is not None:
+            await self._luks.create(path, size, provisioning, spec.passphrase)
+        elif backing is None:
             await self._qemu_img.create(path, _format(spec), size, provisioning)
         else:
             parent = as_local(backing.presentation).path
@@ -251,7 +263,7 @@ class KvmHandler(HypervisorHandler):
             # Without a slash before it, qemu would take what precedes a colon for the name of a protocol.
             name = name if name.startswith("../") else f"./{name}"
             await self._qemu_img.create_linked(path, size, name, known_format(backing))
-        return await self._written(path, _format(spec), {})
+        return await self._written(path, spec, {})
 
     async def resize(self, source: Source, new_size: int, *, shrink: bool) -> Written:
         """Also while a guest of this host has it, which then sees the new size at once."""
@@ -266,7 +278,8 @@ class KvmHandler(HypervisorHandler):
             await source.presentation.storage.resize(new_size)
         elif new_size != present:
             try:
-                await self._qemu_img.resize(source_node(source), new_size, shrink=new_size < present)
+                with self._opened(source) as (qemu_img, node):
+                    await qemu_img.resize(node, new_size, shrink=new_size < present)
             except ImageLocked:
                 if self._guests is None or not await self._guests.resize(source, new_size, present):
                     raise
@@ -276,7 +289,7 @@ class KvmHandler(HypervisorHandler):
         if isinstance(source.presentation, NetworkImage):
             return await self._devices.measure(source.presentation, known_format(source))
         sizes = await self._qemu_img.sizes(own_node(source), running=True)
-        return Written(known_format(source), sizes.virtual, sizes.physical)
+        return Written(known_format(source), sizes.virtual, sizes.physical, encryption=source.spec.encryption)
 
     # --------------------------------------------------------------------------------------------------- steps
 
@@ -297,35 +310,59 @@ class KvmHandler(HypervisorHandler):
                 await inspect(reader, declared=known_format(source), limits=self._limits)
         return digests
 
-    async def _convert(self, source: Source, path: Path, target_format: ImageFormat, progress: Progress) -> None:
+    async def _convert(self, source: Source, path: Path, spec: ImageSpec, progress: Progress) -> None:
         progress.phase("convert", source.spec.virtual_size)
-        given = source.presentation
-        await self._qemu_img.convert(
-            source_node(source),
-            path,
-            target_format,
-            size=source.spec.virtual_size or 0,
-            direct_source=isinstance(given, LocalPath) and await self._engine.run(direct_io_works, given.path),
-            direct_target=await self._engine.run(direct_io_works, path),
-            progress=progress,
-        )
+        given, size = source.presentation, source.spec.virtual_size or 0
+        direct_source = isinstance(given, LocalPath) and await self._engine.run(direct_io_works, given.path)
+        if spec.passphrase is None:
+            await self._qemu_img.convert(
+                source_node(source),
+                path,
+                _format(spec),
+                size=size,
+                direct_source=direct_source,
+                direct_target=await self._engine.run(direct_io_works, path),
+                progress=progress,
+            )
+            return
+        whole = (await self._qemu_img.sizes(own_node(source))).virtual
+        await self._luks.create(path, whole, ProvisioningType.THIN, spec.passphrase)
+        with self._opened(_finished_source(path, spec)) as (qemu_img, node):
+            await qemu_img.convert_into(
+                source_node(source),
+                node,
+                size=size,
+                direct_source=direct_source,
+                direct_target=await self._engine.run(direct_io_works, path),
+                blank=True,
+                progress=progress,
+            )
 
     async def _finished(self, path: Path, spec: ImageSpec, digests: dict[str, str], progress: Progress) -> Written:
         """Grown if it shall be larger, and checked."""
         progress.phase("check")
-        image_format = _format(spec)
-        node = _finished_node(path, image_format)
-        size = (await self._qemu_img.sizes(node)).virtual
-        refuse_cut(size, spec.virtual_size)
-        if spec.virtual_size is not None and spec.virtual_size > size:
-            await self._qemu_img.resize(node, spec.virtual_size, shrink=False)
-        if image_format is ImageFormat.QCOW2:
-            await self._qemu_img.check(node)
-        return await self._written(path, image_format, digests)
+        with self._opened(_finished_source(path, spec)) as (qemu_img, node):
+            size = (await qemu_img.sizes(node)).virtual
+            refuse_cut(size, spec.virtual_size)
+            if spec.virtual_size is not None and spec.virtual_size > size:
+                await qemu_img.resize(node, spec.virtual_size, shrink=False)
+            if spec.format is ImageFormat.QCOW2:
+                await qemu_img.check(node)
+        return await self._written(path, spec, digests)
 
-    async def _written(self, path: Path, image_format: ImageFormat, digests: dict[str, str]) -> Written:
-        sizes = await self._qemu_img.sizes(_finished_node(path, image_format))
-        return Written(image_format, sizes.virtual, sizes.physical, digests)
+    async def _written(self, path: Path, spec: ImageSpec, digests: dict[str, str]) -> Written:
+        sizes = await self._qemu_img.sizes(own_node(_finished_source(path, spec)))
+        encryption = LUKS if spec.passphrase is not None else None
+        return Written(_format(spec), sizes.virtual, sizes.physical, digests, encryption)
+
+    @contextmanager
+    def _opened(self, source: Source) -> Iterator[tuple[QemuImg, Node]]:
+        """The image, with its passphrase where it has one, and the tool that can open it."""
+        if source.spec.passphrase is None:
+            yield self._qemu_img, source_node(source)
+            return
+        with self._luks.unlocked(as_local(source.presentation).path, source.spec.passphrase) as opened:
+            yield opened
 
 
 def _device(target: ImageSpec) -> Accepts:
@@ -360,9 +397,9 @@ def _format(spec: ImageSpec) -> ImageFormat:
     return spec.format
 
 
-def _finished_node(path: Path, image_format: ImageFormat) -> Node:
+def _finished_source(path: Path, spec: ImageSpec) -> Source:
     """An image under its temporary name."""
-    return own_node(Source(LocalPath(path, ObjectInfo(path.name, None)), ImageSpec(image_format)))
+    return Source(LocalPath(path, ObjectInfo(path.name, None)), ImageSpec(_format(spec), passphrase=spec.passphrase))
 
 
 def _as_file(source: Source, path: Path) -> Source:

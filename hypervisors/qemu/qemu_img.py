@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,8 +65,10 @@ class History:
 class QemuImg:
     """Stateless; every method is one process, gone when the method ends."""
 
-    def __init__(self, runner: ToolRunner) -> None:
+    def __init__(self, runner: ToolRunner, *, pass_fds: Sequence[int] = ()) -> None:
+        """`pass_fds`: descriptors that qemu-img inherits, of secrets that its arguments name."""
         self._runner = runner
+        self._pass_fds = pass_fds
 
     async def convert(
         self,
@@ -85,11 +87,20 @@ class QemuImg:
         await self._convert(["-T", _cache(direct_source), *into], size, progress)
 
     async def convert_into(
-        self, source: Node, target: Node, *, size: int, direct_source: bool, blank: bool, progress: Progress
+        self,
+        source: Node,
+        target: Node,
+        *,
+        size: int,
+        direct_source: bool,
+        blank: bool,
+        progress: Progress,
+        direct_target: bool = True,
     ) -> None:
         """The same into a disk that is there, and at least as large; what it has beyond is not touched. `blank`: it reads as
         zeroes so far."""
-        into = ["-n", *(["--target-is-zero"] if blank else []), "-t", "none", "-O", DRIVERS[ImageFormat.RAW]]
+        zero = ["--target-is-zero"] if blank else []
+        into = ["-n", *zero, "-t", _cache(direct_target), "-O", str(target.options["driver"])]
         *objects, filename = target.arguments()
         nodes = [*objects, *source.arguments(), filename]
         await self._convert(["-T", _cache(direct_source), *into, *nodes], size, progress)
@@ -112,11 +123,12 @@ class QemuImg:
         image_format: ImageFormat,
         size: int,
         provisioning: ProvisioningType,
+        *more: str,
     ) -> None:
-        """An empty image."""
+        """An empty image. `more`: arguments."""
         preallocation = _PREALLOCATION.get((image_format, provisioning), "off")
         argv = ["qemu-img", "create", "-q", "-f", DRIVERS[image_format], "-o", f"preallocation={preallocation}"]
-        await self._run([*argv, str(path), str(size)])
+        await self._run([*argv, *more, str(path), str(size)])
 
     async def create_linked(self, path: Path, size: int, backing: str, backing_format: ImageFormat) -> None:
         """A qcow2 image over `backing`, a name relative to `path`'s directory. `-u`: qemu is not to open it by that name."""
@@ -182,7 +194,8 @@ class QemuImg:
         on_progress: Callable[[float], None] | None = None,
     ) -> bytes:
         try:
-            return (await self._runner.run(argv, deadline_s=deadline_s, on_progress=on_progress)).stdout
+            done = await self._runner.run(argv, deadline_s=deadline_s, on_progress=on_progress, pass_fds=self._pass_fds)
+            return done.stdout
         except ToolFailed as error:
             raise explained(error) from error
 

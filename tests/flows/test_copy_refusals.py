@@ -196,7 +196,7 @@ async def test_what_no_handler_does(shelf: Shelf, disk_images: DiskImages) -> No
     source = template(store, path, ImageFormat.QCOW2)
     pool = here.pool()
     vhd = VolumeObjectTO(uuid="v1", dataStore=pool, format=ImageFormat.VHD)
-    encrypted = VolumeObjectTO(uuid="v1", dataStore=pool, passphrase=Secret("x"))
+    encrypted = VolumeObjectTO(uuid="v1", dataStore=pool, format=ImageFormat.RAW, passphrase=Secret("x"))
     snapshot = SnapshotObjectTO(path="s1", dataStore=pool)
     for destination in (vhd, encrypted, snapshot, VolumeObjectTO(path="v1", dataStore=shelf.s3())):
         await refused(here, source, destination, OperationUnsupported)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hypervisors.contract import HypervisorType, OperationUnsupported
+from hypervisors.contract import HypervisorType
 from hypervisors.operations import Operations
 from hypervisors.registry import handlers
 from hypervisors.verbs import AttachIso, AttachVolume, Call, Create, Delete, DetachIso, DetachVolume, Resize
@@ -16,7 +16,6 @@ from stores.cache.cache import Cache
 from stores.contract import MiB
 from stores.errors import NotFound
 from stores.resolver import Resolver
-from stores.secret import Secret
 from stores.settings import CacheSettings, StoreSettings, UrlSettings
 from stores.to import DataStoreTO, ImageFormat, ImageStoreTO, PrimaryDataStoreTO, TemplateObjectTO, VolumeObjectTO
 from stores.tools.process import ToolRunner
@@ -145,7 +144,4 @@ async def test_a_volume_as_the_command_describes_it(here: Host) -> None:
 async def test_what_is_not_attached(here: Host) -> None:
     with pytest.raises(NotFound):
         await here.operations.attach_volume(here.call(), AttachVolume(here.volume(), VM))
-    secret = here.volume(passphrase=Secret("s"))
-    with pytest.raises(OperationUnsupported, match="encrypted"):
-        await here.operations.attach_volume(here.call(), AttachVolume(secret, VM))
     await here.operations.detach_volume(here.call(), DetachVolume(here.volume(), VM, within_s=5.0))

@@ -318,13 +318,12 @@ def test_what_is_deleted_from_an_image_store_is_named_exactly() -> None:
 
 
 def test_a_volume_is_resized_by_path_and_pool() -> None:
-    plain = wire("ResizeVolumeCommand").model_copy(update={"passphrase": None, "encryptFormat": None})
-    command = asked(plain)
+    given = wire("ResizeVolumeCommand")
+    command = asked(given)
     assert isinstance(command, commands.ResizeVolume)
     assert (command.newSize, command.shrinkOk, command.volume.store.storeType) == (42949672960, False, "primary")
-    assert success(plain, newSize=42949672960) == ResizeVolumeAnswer(result=True, newSize=42949672960)
-    with pytest.raises(OperationUnsupported, match="encrypted"):
-        asked(wire("ResizeVolumeCommand"))
+    assert command.volume.passphrase == Secret("\x01\x02\x03")
+    assert success(given, newSize=42949672960) == ResizeVolumeAnswer(result=True, newSize=42949672960)
 
 
 @pytest.mark.parametrize("name", ["MigrateVolumeCommand", "MigrateVolumeCommand-managed"])

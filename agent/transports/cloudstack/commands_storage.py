@@ -180,10 +180,13 @@ def done(command: WireCommand, answer: Answer) -> WireAnswer:
 
 
 def _resize(command: ResizeVolumeCommand) -> Command:
-    if command.passphrase or command.encryptFormat:
-        raise OperationUnsupported("encrypted volumes are not supported; nothing was changed", ref=command.path)
     return commands.ResizeVolume(
-        path=command.path, pool=pool_of(command.pool), newSize=command.newSize, shrinkOk=command.shrinkOk
+        path=command.path,
+        pool=pool_of(command.pool),
+        newSize=command.newSize,
+        shrinkOk=command.shrinkOk,
+        passphrase=command.passphrase,
+        encryptFormat=command.encryptFormat,
     )
 
 
