@@ -1,4 +1,4 @@
-"""Encrypted volumes of KVM over a real libvirt: made, filled, attached, grown. What a guest reads, and what lies on the disk."""
+"""Encrypted volumes of KVM over a real libvirt: made, filled, attached, grown. What a guest reads, and what lies there."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypervisors.process import ToolRunner
 
 from hypervisors.contract import HypervisorType
 from hypervisors.images.gate import GateLimits
