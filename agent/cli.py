@@ -158,6 +158,14 @@ def check_config(config: Config = None, json_: Json = False) -> None:
 
 
 @app.command()
+def mounter(config: Config = None) -> None:
+    """Mount or unmount one NFS export for the agent: for storage-agent-mounter@.service, which starts it as root."""
+    from agent import cli_local
+
+    cli_local.mounter(config)
+
+
+@app.command()
 def selftest(
     xen: Annotated[
         list[str], typer.Option(help="A host of a pool of XenServer or XCP-ng: https://ADDRESS. Once for each host.")

@@ -64,7 +64,7 @@ def _store_of(file: str, as_json: bool) -> DataStoreTO:
 
 async def _checked(loaded: Loaded, to: DataStoreTO, as_json: bool) -> list[Outcome]:
     """One line as each promise is decided. SIGTERM ends it as Ctrl-C does: with everything removed."""
-    from agent.wiring import store_settings
+    from agent.wiring import nfs_mounts, store_settings
     from stores.resolver import Resolver
     from stores.transfer.engine import TransferEngine
 
@@ -73,10 +73,16 @@ async def _checked(loaded: Loaded, to: DataStoreTO, as_json: bool) -> list[Outco
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     transfer = loaded.config.transfer
     engine = TransferEngine(memory=transfer.memory, threads=transfer.threads, scratch=transfer.scratch_dir)
-    resolver = Resolver(store_settings(loaded.config), engine)
+    mounts = nfs_mounts(loaded.config)
+    resolver = Resolver(store_settings(loaded.config), engine, mounts=mounts)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="check-store-", dir=transfer.scratch_dir) as folder:
-        async with contextlib.aclosing(engine), contextlib.aclosing(resolver):
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(contextlib.aclosing(engine))
+            if mounts is not None:
+                stack.callback(mounts.close)
+                stack.push_async_callback(mounts.undo)
+            await stack.enter_async_context(contextlib.aclosing(resolver))
             check = StoreCheck(resolver.store(to), secrets.token_hex(8), Path(folder))
             if not as_json:
                 say(f"all that is made is below {check.prefix}, and is removed at the end")

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -28,6 +29,19 @@ def run(config: Path | None, as_json: bool) -> None:
 
         logs.configure(loaded.config.logs.format, loaded.config.logs.level)
         daemon.run(loaded.config)
+
+
+def mounter(config: Path | None) -> None:
+    """One request from standard input, its answer to standard output."""
+    with reporting(as_json=True):
+        loaded = load(config)
+        from agent.mounter import REQUEST_LIMIT, answer
+        from agent.mounting import ToolMounter
+        from stores.tools.process import ToolRunner
+
+        line = sys.stdin.buffer.readline(REQUEST_LIMIT)
+        sys.stdout.buffer.write(asyncio.run(answer(line, loaded.config, ToolMounter(ToolRunner()))))
+        sys.stdout.buffer.flush()
 
 
 def explain(file: str, config: Path | None, as_json: bool) -> None:

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from agent.config_hyperv import HypervSection
+from agent.config_nfs import NfsSection
 from agent.config_values import AbsolutePath, SecretFile, Section
 from agent.config_xen import XenSection
 from agent.security import Role
@@ -86,7 +87,8 @@ class PoolsSection(Section):
         description="Allow-list: pools and image directories must lie in or below one of these directories.",
     )
     mount_root: AbsolutePath = Field(
-        Path("/mnt"), description="Pools of type NetworkFilesystem are the already mounted directories MOUNT_ROOT/UUID."
+        Path("/mnt"),
+        description="Pools of type NetworkFilesystem are the directories MOUNT_ROOT/UUID, mounted by the host or by [nfs].",
     )
     file_mode: str = Field(
         "0660",
@@ -522,6 +524,7 @@ class Config(Section):
     kvm: KvmSection = KvmSection()
     xen: XenSection = XenSection()
     hyperv: HypervSection = HypervSection()
+    nfs: NfsSection = NfsSection()
     api: ApiSection = ApiSection()
     cloudstack: CloudStackSection = CloudStackSection()
     logs: LogsSection = LogsSection()

@@ -2,16 +2,19 @@
 
 Start: journal, cache, recovery, dispatcher, transports, and only then READY=1. Stop, on SIGTERM or SIGINT: accept nothing
 more, give running commands their time, record every outcome, and only then close the transports, so that whoever waits gets
-an answer, and the cache, which nobody uses any more.
+an answer, and the cache, which nobody uses any more. A call that hangs in a dead mount does not hold that up for ever: after
+twice `agent.shutdown_s` the process ends as if it were killed, which the next start accounts for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from stores.errors import StorageError
 
 _log = structlog.get_logger(__name__)
 
+_SPARE_S = 2.0  # beyond what a stop in good order may take; together less than the unit's TimeoutStopSec
 _SOCKETS_MODE = 0o755  # of the runtime directory, if systemd did not make it; each socket has its own permissions
 
 
@@ -35,7 +39,9 @@ def run(config: Config) -> None:
     """Serve until told to stop. StorageError says why it could not begin, or could not go on."""
     passed = [sock for sockets in listen_sockets().values() for sock in sockets]
     try:
-        asyncio.run(serve(config, Notifier(), passed))
+        asyncio.run(
+            serve(config, Notifier(), passed, stopping=lambda: _end_within(2 * config.agent.shutdown_s + _SPARE_S))
+        )
     except BaseExceptionGroup as group:
         expected = group.subgroup(StorageError)
         if expected is None:
@@ -43,8 +49,15 @@ def run(config: Config) -> None:
         raise _first(expected) from group
 
 
-async def serve(config: Config, notifier: Notifier, passed: Sequence[socket.socket] = ()) -> None:
-    """Serve until SIGTERM or SIGINT; when this returns, nothing runs and every outcome is recorded."""
+async def serve(
+    config: Config,
+    notifier: Notifier,
+    passed: Sequence[socket.socket] = (),
+    *,
+    stopping: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; when this returns, nothing runs and every outcome is recorded. `stopping` is called when
+    that begins to end."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4, thread_name_prefix="agent-call"))
     await aiofiles.os.makedirs(config.agent.runtime_dir, _SOCKETS_MODE, exist_ok=True)
     stop = _stop_signal()
@@ -64,8 +77,21 @@ async def serve(config: Config, notifier: Notifier, passed: Sequence[socket.sock
             await stop.wait()
             _log.info("stopping", running=dispatcher.status().running)
             notifier.stopping()
+            stopping()
             await dispatcher.shut_down(config.agent.shutdown_s)
     _log.info("stopped")
+
+
+def _end_within(seconds: float) -> None:
+    """The process is gone after that time, whatever still hangs. Python itself would wait for its threads."""
+    timer = threading.Timer(seconds, _end)
+    timer.name, timer.daemon = "agent-end", True
+    timer.start()
+
+
+def _end() -> None:
+    _log.error("stop forced")
+    os._exit(1)
 
 
 def _announce(notifier: Notifier, report: Report) -> None:

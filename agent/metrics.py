@@ -97,6 +97,11 @@ class Metrics:
             buckets=_REQUEST_BUCKETS,
             registry=self.registry,
         )
+        self.mount_calls_hanging = Gauge(
+            "storage_agent_mount_calls_hanging",
+            "Calls that hang in mounts of NFS now.",
+            registry=self.registry,
+        )
         self.link_ready = Gauge(
             "storage_agent_link_ready",
             "Whether a management server has taken this agent in, by its role.",

@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # what they stand on takes time to import, and is only needed
     from stores.cache.cache import Cache
     from stores.cache.database import Database
     from stores.cache.writeback.queue import UploadQueue
+    from stores.mounts.mounts import Mounts
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Parts:
     caching: CacheService
     queue: UploadQueue | None
     uploading: UploadService
+    mounts: Mounts | None
     resolver: Resolver
     leftovers: Leftovers
     handlers: Sequence[HypervisorHandler]
@@ -117,6 +119,8 @@ class Parts:
         chores = [self.metrics.watch_loop(), self.leftovers.run(), tidy(self.handlers)]
         if self.cache is not None:
             chores += [self.metrics.cache.watch(pool) for pool in self.cache.pools]
+        if self.mounts is not None:
+            chores.append(self.mounts.run())
         if self.queue is not None:
             chores.append(watch(self.queue, self.metrics.uploads, alarm_s=self.config.uploads.alarm_s))
         return chores
@@ -125,6 +129,8 @@ class Parts:
         for handler in self.handlers:
             await handler.aclose()
         await self.resolver.aclose()
+        if self.mounts is not None:
+            self.mounts.close()
         self.leftovers.close()
         await self.engine.aclose()
 
@@ -160,7 +166,10 @@ def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
     engine = TransferEngine(memory=transfer.memory, threads=transfer.threads, scratch=transfer.scratch_dir)
     cache = _cache(config, engine, metrics)
     caching = CacheService(cache)
-    resolver = Resolver(store_settings(config), engine, cache=cache)
+    mounts = nfs_mounts(config)
+    if mounts is not None:
+        metrics.mount_calls_hanging.set_function(lambda: sum(mounts.hanging.values()))
+    resolver = Resolver(store_settings(config), engine, cache=cache, mounts=mounts)
     queue = _queue(config, cache, resolver)
     leftovers = Leftovers(config.agent.state_dir / "writes", open_store=resolver.store)
     resolver.note_in(leftovers)
@@ -185,6 +194,7 @@ def build(config: Config, *, clock: Callable[[], float] = time.time) -> Parts:
         caching=caching,
         queue=queue,
         uploading=uploading,
+        mounts=mounts,
         resolver=resolver,
         leftovers=leftovers,
         handlers=tuple(by_type.values()),
@@ -280,6 +290,18 @@ def store_settings(config: Config) -> StoreSettings:
         connections=transfer.connections,
         attempts=transfer.attempts,
     )
+
+
+def nfs_mounts(config: Config) -> Mounts | None:
+    """What the agent mounts itself; None where that is done for it. Mounts nothing yet."""
+    section = config.nfs
+    if section.mounting == "host":
+        return None
+    from agent.mounting import AskedMounter, ToolMounter
+    from stores.mounts.mounts import Mounts
+
+    mounter = ToolMounter(ToolRunner()) if section.mounting == "agent" else AskedMounter(section.mounter)
+    return Mounts(mounter, config.pools.mount_root, options=section.options, exports=section.exports)
 
 
 def xen_pools(config: Config) -> Sequence[XenPoolSettings]:

@@ -71,7 +71,9 @@ async def _require_writable(ctx: Context, store: DataStore, token: str) -> None:
 async def disconnect(ctx: Context, call: Call, request: DeletePool) -> None:
     if request.everywhere:
         await ctx.handler(call.hypervisor).release(request.pool)
-    await ctx.pool(call.hypervisor, request.pool).store.aclose()
+    store = ctx.pool(call.hypervisor, request.pool).store
+    await store.let_go()
+    await store.aclose()
 
 
 async def storage_stats(ctx: Context, call: Call, request: GetStorageStats) -> Usage:

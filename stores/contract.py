@@ -465,6 +465,10 @@ class DataStore(abc.ABC):
     async def usage(self) -> Usage:
         raise self._unsupported("usage")
 
+    async def let_go(self) -> None:
+        """This host shall not use the store any more: what was done to reach it, a mount perhaps, is undone. What is in it
+        stays. Idempotent."""
+
     async def aclose(self) -> None:
         """Give back connections. Idempotent."""
 

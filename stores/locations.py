@@ -13,13 +13,25 @@ SMB_POOLS = ("SMB",)
 """Pool types that are a folder of an SMB share: reached by host and port, with the credentials of their details."""
 
 
+MOUNTED_POOLS = ("NetworkFilesystem",)
+"""Pool types that are mounted by their uuid: an NFS export of host and path, with the options of their details."""
+
+MOUNT_OPTIONS = "nfsmountopts"
+"""CloudStack's name for them (ApiConstants.NFS_MOUNT_OPTIONS)."""
+
+
 def identity_of(to: DataStoreTO) -> Hashable:
     """Everything that decides which place is meant and who asks: all fields of the object except those that only describe.
 
     Credentials and endpoint are both part of it: two endpoints may know the same access key.
     """
     if isinstance(to, PrimaryDataStoreTO):
-        reached = (to.host, to.port, *sorted((to.details or {}).items())) if to.poolType in SMB_POOLS else ()
+        details = to.details or {}
+        reached: tuple[Hashable, ...] = ()
+        if to.poolType in SMB_POOLS:
+            reached = (to.host, to.port, *sorted(details.items()))
+        elif to.poolType in MOUNTED_POOLS:
+            reached = (to.host, details.get(MOUNT_OPTIONS))
         return (to.storeType, to.poolType, to.uuid, to.path, *reached)
     return (to.storeType, *(getattr(to, name) for name in sorted(type(to).model_fields)))
 

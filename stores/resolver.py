@@ -16,12 +16,14 @@ from urllib.parse import unquote, urlsplit
 
 from stores.contract import DataStore, Kind, LocalPath, ObjectInfo, PendingWrite, Presentation, Progress, RangeReader
 from stores.errors import CacheFailure, InvalidReference, PolicyRefused, RequirementNotMet, StoreUnsupported
-from stores.locations import SMB_POOLS, export_name, identity_of, split_url
+from stores.locations import MOUNT_OPTIONS, MOUNTED_POOLS, SMB_POOLS, export_name, identity_of, split_url
+from stores.mounts.export import split_options
 from stores.negotiation import CacheUse, Negotiation, Reason, Via, negotiate
 from stores.paths import check_ref
 from stores.settings import StoreSettings
 from stores.to import S3TO, DataStoreTO, ImageStoreTO, NfsTO, PrimaryDataStoreTO, SwiftTO
 from stores.transfer.engine import TransferEngine
+from stores.wrappers.mounted import MountedStore
 from stores.wrappers.reporting import ReportingStore, StoreObserver
 from stores.wrappers.retrying import RetryingStore
 
@@ -31,21 +33,20 @@ if TYPE_CHECKING:  # what they stand on is only loaded where it is needed
     from stores.cache.proxy import CachingStore
     from stores.cache.writeback.queue import UploadQueue
     from stores.leftovers import Leftovers
+    from stores.mounts.mount import Mount
+    from stores.mounts.mounts import Mounts
 
 __all__ = ["SUPPORTED", "CacheUse", "Durability", "Negotiation", "Reason", "Resolver", "Via", "negotiate"]
 
 DIRECTORY_POOLS = ("Filesystem", "SharedMountPoint")
 """Pool types that are a directory of the host, by their path."""
 
-MOUNTED_POOLS = ("NetworkFilesystem",)
-"""Pool types that the host has mounted by their uuid."""
-
 SUPPORTED = (
     *(f"primary storage of type {pool}" for pool in (*DIRECTORY_POOLS, *MOUNTED_POOLS, *SMB_POOLS)),
     "image stores with an http://, https:// or file:// URI",
     "S3",
     "Swift",
-    "NFS exports that the host has mounted",
+    "NFS exports, mounted by the host or by the agent",
     "SMB shares, as secondary storage with a cifs:// URL",
 )
 """Of what `Resolver.store` can make a store."""
@@ -62,7 +63,7 @@ class Resolver:
     """Stores by what commands say of them. One per process.
 
     `observer` is told of every call to every store. `cache` makes files of objects; closing it, before the resolver, is up to
-    whoever made it.
+    whoever made it. `mounts` makes NFS exports directories; without it they are mounted already.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class Resolver:
         *,
         observer: StoreObserver | None = None,
         cache: Cache | None = None,
+        mounts: Mounts | None = None,
     ) -> None:
         self._settings = settings
         self._engine = engine
         self._observer = observer
         self._cache = cache
+        self._mounts = mounts
         self._uploads: UploadQueue | None = None
         self._leftovers: Leftovers | None = None
         self._stores: dict[Hashable, DataStore] = {}
@@ -344,7 +347,8 @@ class Resolver:
             return self._directory(Path(to.path), f"pool:{to.uuid}", allowed=self._settings.roots)
         if to.poolType in MOUNTED_POOLS:
             root = self._settings.mount_root
-            return self._directory(root / to.uuid, f"pool:{to.uuid}", allowed=(root,), mounted=True)
+            mount = self._mount_of(to)
+            return self._directory(root / to.uuid, f"pool:{to.uuid}", allowed=(root,), mounted=True, mount=mount)
         if to.poolType in SMB_POOLS:
             from stores.backends.smb_place import place_of_pool
 
@@ -379,12 +383,27 @@ class Resolver:
             raise _unsupported(f"secondary storage with a {url.scheme or 'relative'} URL")
         name = export_name(url)
         mounts = {export_name(urlsplit(key)): path for key, path in self._settings.nfs_mounts.items()}
-        if name not in mounts:
-            raise PolicyRefused(
-                f"nfs://{name} is not among the mounted exports: mount it and name it in the setting pools.nfs_mounts",
-                export=f"nfs://{name}",
-            )
-        return self._directory(mounts[name], f"nfs:{name}", allowed=(mounts[name],), mounted=True)
+        if name in mounts:
+            return self._directory(mounts[name], f"nfs:{name}", allowed=(mounts[name],), mounted=True)
+        if self._mounts is not None:
+            port = (f"port={url.port}",) if url.port else ()
+            version = (f"vers={to.nfsVersion}",) if to.nfsVersion else ()
+            mount = self._mounts.image_store(url.hostname or "", url.path, (*port, *version))
+            return self._directory(mount.at, f"nfs:{name}", allowed=(mount.at.parent,), mounted=True, mount=mount)
+        raise PolicyRefused(
+            f"nfs://{name} is not among the mounted exports: mount it and name it in the setting pools.nfs_mounts, or have"
+            " the agent mount it (nfs.mounting)",
+            export=f"nfs://{name}",
+        )
+
+    def _mount_of(self, to: PrimaryDataStoreTO) -> Mount | None:
+        """Of a pool; None where it is mounted already, or nobody says which export it is."""
+        if self._mounts is None or not to.host or not to.path:
+            return None
+        options = (to.details or {}).get(MOUNT_OPTIONS)
+        port = (f"port={to.port}",) if to.port else ()
+        given = split_options(options.reveal()) if options is not None else ()
+        return self._mounts.pool(to.uuid, to.host, to.path, (*port, *given))
 
     def _smb(self, place: SmbPlace, identity: str) -> DataStore:
         from stores.backends.smb import SmbStore
@@ -392,17 +411,27 @@ class Resolver:
         store = SmbStore(place, self._settings, self._engine, id=identity)
         return RetryingStore(store, attempts=self._settings.attempts)
 
-    def _directory(self, root: Path, identity: str, *, allowed: Sequence[Path], mounted: bool = False) -> DataStore:
+    def _directory(
+        self,
+        root: Path,
+        identity: str,
+        *,
+        allowed: Sequence[Path],
+        mounted: bool = False,
+        mount: Mount | None = None,
+    ) -> DataStore:
         from stores.backends.filesystem import FilesystemStore
 
-        return FilesystemStore(
+        store = FilesystemStore(
             root,
             self._engine,
             id=identity,
             allowed=allowed,
             mounted=mounted,
             file_mode=self._settings.file_mode,
+            calls=mount,
         )
+        return store if mount is None else MountedStore(store, mount)
 
 
 def _not_staged(store_id: str, outcome: Negotiation) -> RequirementNotMet:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, ParamSpec, Protocol, TypeVar
 
 from stores.backends.directory import Directory, OpenedFile
 from stores.backends.draft import Draft
@@ -40,11 +40,22 @@ from stores.transfer.engine import TransferEngine
 from stores.transfer.outgoing import Share
 from stores.uninterrupted import uninterrupted
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Calls(Protocol):
+    """Makes blocking calls in threads: the engine, or what leaves behind those that hang."""
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+
 
 class FilesystemStore(DataStore):
     """Files below `root`, which must lie in or below one of `allowed` once every symbolic link is resolved.
 
-    `mounted`: refuse to work while nothing is mounted at `root`. `file_mode`: permissions of written files.
+    `mounted`: refuse to work while nothing is mounted at `root`. `file_mode`: permissions of written files. `calls`: for those
+    that look, list and remove. Those on a file that is open are the engine's, which never leaves one behind: a descriptor that
+    a hanging call still uses must not get another meaning.
     """
 
     writes = frozenset({Kind.LOCAL_PATH, Kind.BYTE_STREAM, Kind.UPLOAD})
@@ -58,17 +69,19 @@ class FilesystemStore(DataStore):
         allowed: Sequence[Path],
         mounted: bool = False,
         file_mode: int = 0o600,
+        calls: Calls | None = None,
     ) -> None:
         self.id = id
         self._directory = Directory(root, allowed=allowed, mounted=mounted)
         self._engine = engine
+        self._calls: Calls = calls or engine
         self._file_mode = file_mode
 
     def offers(self, info: ObjectInfo | None = None) -> frozenset[Kind]:
         return frozenset({Kind.LOCAL_PATH, Kind.RANGE_READER, Kind.BYTE_STREAM})
 
     async def stat(self, ref: str) -> ObjectInfo:
-        return await self._engine.run(self._directory.stat, ref)
+        return await self._calls.run(self._directory.stat, ref)
 
     @asynccontextmanager
     async def present(self, info: ObjectInfo, kind: Kind) -> AsyncIterator[Presentation]:
@@ -76,7 +89,7 @@ class FilesystemStore(DataStore):
         if kind not in self.offers(info):
             raise self._unsupported(f"reading as {kind}")
         if kind is Kind.LOCAL_PATH:
-            path = await self._engine.run(self._directory.path_of, info)
+            path = await self._calls.run(self._directory.path_of, info)
             yield LocalPath(path, info)
             return
         opened = OpenedFile(self._directory, info)
@@ -130,21 +143,21 @@ class FilesystemStore(DataStore):
             await uninterrupted(upload.close())
 
     async def discard(self, ref: str, *, token: str) -> None:
-        await self._engine.run(self._directory.remove_unfinished, ref, token)
+        await self._calls.run(self._directory.remove_unfinished, ref, token)
 
     async def delete(self, ref: str) -> None:
         check_ref(ref)
-        await self._engine.run(self._directory.remove, ref)
+        await self._calls.run(self._directory.remove, ref)
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         async def entries(folder: str) -> Infos:
-            return await self._engine.run(self._directory.entries, folder.split("/") if folder else [])
+            return await self._calls.run(self._directory.entries, folder.split("/") if folder else [])
 
         async for info in walk(check_prefix(prefix), entries, self.stat):
             yield info
 
     async def usage(self) -> Usage:
-        return await self._engine.run(self._directory.usage)
+        return await self._calls.run(self._directory.usage)
 
 
 class _Reader(RangeReader):

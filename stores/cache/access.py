@@ -18,8 +18,8 @@ from stores.cache.directory import PoolDirectory
 from stores.cache.entries import Entries
 from stores.cache.health import Health, PoolSick, is_ailment
 from stores.cache.settings import PoolSettings
-from stores.cache.touches import Touches
 from stores.errors import StoreError
+from stores.touches import Touches
 
 T = TypeVar("T")
 THREADS = 8
@@ -46,7 +46,7 @@ class Access:
         self.entries = Entries(self.directory)
         self.health = Health(clock)
         self._database = database
-        self._touches = Touches(f"cache-{settings.name}", THREADS)
+        self._touches = Touches(f"cache-{settings.name}", THREADS, late=_late)
         self._sickened = sickened
         self._replaced: list[PoolDirectory] = []  # what calls that hang may still use
 
@@ -137,3 +137,7 @@ class Access:
             raise PoolSick(
                 f"the cache pool {self.pool} is sick: {error.message}", pool=self.pool, ailment=error.kind
             ) from error
+
+
+def _late(what: str) -> PoolSick:
+    return PoolSick(f"{what}; check the disk or mount below it")

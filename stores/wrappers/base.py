@@ -53,5 +53,8 @@ class WrapperStore(DataStore):
     async def usage(self) -> Usage:
         return await self.inner.usage()
 
+    async def let_go(self) -> None:
+        await self.inner.let_go()
+
     async def aclose(self) -> None:
         await self.inner.aclose()

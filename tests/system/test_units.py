@@ -43,6 +43,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+MOUNTER = "storage-agent-mounter@.service"
+
+
 def run(*argv: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(arg) for arg in argv], capture_output=True, text=True, timeout=60, check=False)
 
@@ -59,13 +62,30 @@ def test_verification_would_notice_a_mistake(root: Path) -> None:
     assert "ProtectSystems" in run("systemd-analyze", "verify", "--man=no", f"--root={root}", unit.name).stderr
 
 
-@pytest.mark.parametrize("unit", [name for name in NAMES if name.endswith(".service")])
+@pytest.mark.parametrize("unit", [name for name in NAMES if name.endswith(".service") and name != MOUNTER])
 def test_the_sandbox_is_tight(root: Path, unit: str) -> None:
     done = run("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", f"--root={root}", unit)
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.search(rf"Overall exposure level for {re.escape(unit)}: ([\d.]+)", done.stdout)
     assert found is not None, done.stdout
     assert float(found[1]) < 2.0
+
+
+def test_what_mounts_has_the_mounts_of_the_host_and_little_else() -> None:
+    """Any option that gives a service mounts of its own hides what it mounts from daemon and guests (systemd.exec(5))."""
+    service = _parsed(MOUNTER)["Service"]
+    of_its_own = {
+        "ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateDevices", "PrivateMounts", "PrivateUsers", "ProtectProc",
+        "ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectControlGroups", "ReadWritePaths",
+        "ReadOnlyPaths", "InaccessiblePaths", "TemporaryFileSystem", "BindPaths", "RootDirectory", "MountFlags",
+        "StateDirectory", "DynamicUser",
+    }  # fmt: skip
+    assert not of_its_own & set(service)
+    capabilities = {"CAP_SYS_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_DAC_OVERRIDE"}
+    assert set(service["CapabilityBoundingSet"].split()) == capabilities
+    assert service["NoNewPrivileges"] == "yes"
+    socket = _parsed("storage-agent-mounter.socket")["Socket"]
+    assert (socket["SocketUser"], socket["SocketGroup"], socket["SocketMode"]) == ("storage-agent", "root", "0600")
 
 
 def test_the_sandbox_lets_the_agent_work(root: Path) -> None:

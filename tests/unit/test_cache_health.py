@@ -12,9 +12,9 @@ import pytest
 
 from stores.cache.access import Access
 from stores.cache.health import FIRST_PROBE_S, LAST_PROBE_S, Health, PoolSick, is_ailment
-from stores.cache.touches import Touches
 from stores.errors import DeviceFault, IntegrityError, NoSpace, TooLarge, Unavailable
 from stores.os_errors import translate
+from stores.touches import Touches
 from tests.doubles.caches import until
 from tests.pools import make_pool, running, settings_of
 
@@ -56,7 +56,7 @@ def test_what_was_asked_of_it_does_not() -> None:
 
 
 async def test_results_and_failures_come_back_from_named_threads() -> None:
-    touches = Touches("touch-test", 2)
+    touches = Touches("touch-test", 2, late=PoolSick)
     assert (await touches.run(lambda: threading.current_thread().name, deadline_s=10)).startswith("touch-test-")
     with pytest.raises(ZeroDivisionError):
         await touches.run(lambda: 1 // 0, deadline_s=10)
@@ -64,7 +64,7 @@ async def test_results_and_failures_come_back_from_named_threads() -> None:
 
 
 async def test_a_call_that_hangs_is_left_behind_and_so_are_no_more_than_the_limit() -> None:
-    touches, mount = Touches("hang-test", 2), threading.Event()
+    touches, mount = Touches("hang-test", 2, late=PoolSick), threading.Event()
     for _ in range(2):
         with pytest.raises(PoolSick):
             await touches.run(mount.wait, deadline_s=0.05)
@@ -79,7 +79,7 @@ async def test_a_call_that_hangs_is_left_behind_and_so_are_no_more_than_the_limi
 
 
 async def test_a_cancelled_call_is_waited_for_until_its_deadline() -> None:
-    touches, mount, begun = Touches("cancel-test", 1), threading.Event(), threading.Event()
+    touches, mount, begun = Touches("cancel-test", 1, late=PoolSick), threading.Event(), threading.Event()
 
     def call() -> None:
         begun.set()

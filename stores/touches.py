@@ -10,14 +10,16 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from stores.cache.health import PoolSick
+from stores.errors import StoreError
 
 T = TypeVar("T")
+STILL_S = 2.0
+"""How often a call that goes on is asked after."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,11 +30,12 @@ class _Job:
 
 
 class Touches:
-    """Threads with a common name, started when first needed."""
+    """Threads with a common name, started when first needed. `late` makes the error of a call that was left behind."""
 
-    def __init__(self, name: str, limit: int) -> None:
+    def __init__(self, name: str, limit: int, *, late: Callable[[str], StoreError]) -> None:
         self._name = name
         self._limit = limit
+        self._error = late
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._open: set[_Job] = set()
         self._threads: list[threading.Thread] = []
@@ -44,9 +47,12 @@ class Touches:
         self._late = {job for job in self._late if not job.future.done()}
         return len(self._late)
 
-    async def run(self, call: Callable[[], T], *, deadline_s: float) -> T:
-        """What `call` returns or raises; `PoolSick` when it takes longer than that, or finds no thread for so long.
+    async def run(
+        self, call: Callable[[], T], *, deadline_s: float, still: Callable[[], Awaitable[None]] | None = None
+    ) -> T:
+        """What `call` returns or raises; the error of `late` when it takes longer than that, or finds no thread for so long.
 
+        `still` is called every `STILL_S` while it runs: when that raises a `StoreError`, the call is left behind with it.
         When cancelled: a call that has not begun never will; a running one is waited for until its deadline.
         """
         job = _Job(call)
@@ -59,15 +65,21 @@ class Touches:
         self._jobs.put(job)
         ended = asyncio.wrap_future(job.future)
         cancelled: asyncio.CancelledError | None = None
+        trouble: StoreError | None = None
         asked = time.monotonic()
         while not ended.done():
             left = (job.begun or asked) + deadline_s - time.monotonic()
             if left <= 0 or (cancelled is not None and job.future.cancel()):
                 break
             try:
-                await asyncio.wait([ended], timeout=left)
+                await asyncio.wait([ended], timeout=left if still is None else min(left, STILL_S))
+                if still is not None and not ended.done():
+                    await still()
             except asyncio.CancelledError as error:
                 cancelled = error
+            except StoreError as error:
+                trouble = error
+                break
         if not ended.done() and not job.future.cancel():
             self._late.add(job)
         if cancelled is not None:
@@ -75,9 +87,7 @@ class Touches:
             raise cancelled
         if not ended.done():
             _forget(ended)
-            raise PoolSick(
-                f"{self._name}: a call did not end within {deadline_s:g} s; check the disk or mount below it"
-            )
+            raise trouble or self._error(f"{self._name}: a call did not end within {deadline_s:g} s")
         result: T = ended.result()
         return result
 
