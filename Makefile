@@ -15,9 +15,9 @@ READY := $(VENV)/.ready
 PACKAGES := python3-venv postgresql-15 qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin nginx-light \
             busybox-static cpio kmod mtools syslinux genisoimage zstd xz-utils bzip2 systemd util-linux curl xfsprogs \
             openjdk-17-jdk-headless libgoogle-gson-java samba swift-proxy swift-account swift-container swift-object \
-            libvirt-daemon libvirt-daemon-driver-qemu libvirt-dev pkg-config gcc python3-dev
+            libvirt-daemon libvirt-daemon-driver-qemu libvirt-dev pkg-config gcc python3-dev mmdebstrap e2fsprogs
 
-.PHONY: help demo demo-cloudstack demo-xen demo-hyperv test test-stores lint bench packages clean
+.PHONY: help demo demo-cloudstack demo-xen demo-hyperv test test-stores test-system lint bench packages clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test: packages $(READY)  ## all tests
 
 test-stores: packages $(READY)  ## the store contract against every store and real server there is, and a table of what passed
 	$(BIN)/python -m tests.store_table
+
+test-system: packages $(READY)  ## the package and its unit in a Debian guest with a kernel of its own, emulated; not part of test
+	$(BIN)/python -m tests.system
 
 lint: $(READY)  ## formatting, lint, types
 	$(BIN)/ruff format --check .
