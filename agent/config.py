@@ -319,6 +319,17 @@ class SmbSection(Section):
     )
 
 
+class RbdSection(Section):
+    """Pools of type RBD: a pool of a Ceph cluster, by Ceph's own tools."""
+
+    keyrings: dict[str, SecretFile] = Field(
+        {},
+        description="For pools that come without user and key: keyrings as `ceph auth get` prints them, by the pool's uuid or"
+        " its name in Ceph. After a restart the agent knows no others.",
+        examples=[{"cloudstack": "credential:rbd", "6b3a": "/etc/ceph/ceph.client.cloudstack.keyring"}],
+    )
+
+
 class ApiSection(Section):
     """The HTTP API. Listeners that systemd passes take the place of the addresses given here."""
 
@@ -521,6 +532,7 @@ class Config(Section):
     images: ImagesSection = ImagesSection()
     tls: TlsSection = TlsSection()
     smb: SmbSection = SmbSection()
+    rbd: RbdSection = RbdSection()
     kvm: KvmSection = KvmSection()
     xen: XenSection = XenSection()
     hyperv: HypervSection = HypervSection()

@@ -284,6 +284,7 @@ def store_settings(config: Config) -> StoreSettings:
             authentication=config.smb.authentication,
             credentials=config.smb.credentials,
         ),
+        rbd_keyrings=config.rbd.keyrings,
         ca_file=config.tls.ca_file,
         connect_timeout=transfer.connect_timeout_s,
         read_timeout=transfer.read_timeout_s,

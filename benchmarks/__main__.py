@@ -25,6 +25,7 @@ NAMES = (
     "backup",
     "xen",
     "hyperv",
+    "rbd",
     "cache",
     "cache_policy",
     "ledger",

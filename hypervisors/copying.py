@@ -200,7 +200,9 @@ async def _write(
     create = partial(ctx.resolver.create, pool.store, token=call.token)
     with_reason = partial(_with_reason, source)
     async with with_reason():
-        require_room(await pool.store.usage(), await handler.estimate(source, spec), pool.store.id)
+        needed = await handler.estimate(source, spec)
+        if needed is not None:
+            require_room(await pool.store.usage(), needed, pool.store.id)
     async with create(ref, kinds) as pending:
         async with with_reason():
             written = await handler.copy(

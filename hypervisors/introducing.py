@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hypervisors.context import Context
-from hypervisors.contract import ImageInUse, OperationUnsupported
-from hypervisors.copying import answer, make_record
+from hypervisors.contract import HypervisorHandler, ImageInUse, ImageSpec, Operation, OperationUnsupported
+from hypervisors.copying import answer, format_in, make_record
 from hypervisors.primary import Pool
 from hypervisors.snapshots import remove_points, require_none
 from hypervisors.sources import examine, opened_image
@@ -22,7 +22,7 @@ async def introduce(ctx: Context, call: Call, request: Introduce) -> DataTO:
     info = await pool.store.stat(ref)
     record = await pool.records.load(ref)
     if record is None:
-        declared = await _vouched_for(ctx, pool, info, data.format, handler.native_format)
+        declared = await _vouched_for(ctx, handler, pool, info, data.format)
         async with opened_image(ctx, handler, pool, info, declared) as source:
             record = make_record(ctx, call, await handler.measure(source), origin=None, backing=None)
         await uninterrupted(pool.records.save(ref, record, token=call.token))
@@ -63,12 +63,16 @@ def _image(data: DataTO) -> DataTO:
 
 
 async def _vouched_for(
-    ctx: Context, pool: Pool, info: ObjectInfo, declared: ImageFormat | None, native: ImageFormat
+    ctx: Context, handler: HypervisorHandler, pool: Pool, info: ObjectInfo, declared: ImageFormat | None
 ) -> ImageFormat:
     """What is a file passes the gate, as whatever comes from outside, in the format that the command says: its bytes may be a
-    guest's. A disk that the hypervisor itself keeps is what the hypervisor says."""
+    guest's. A disk that the hypervisor itself keeps is what the hypervisor says, and one of raw bytes is nothing else."""
     if Kind.MANAGED_DISK in pool.store.offers(info):
-        return declared or native
+        return declared or handler.native_format
+    if pool.devices:
+        image_format, device = format_in(handler, pool.store, declared)
+        handler.fills(Operation.CREATE, ImageSpec(image_format, device=device))
+        return image_format
     if declared is None:
         raise InvalidReference(f"the format of {info.ref} is not guessed; name it in the command", ref=info.ref)
     async with examine(pool.store, info, declared, ctx.limits) as examined:

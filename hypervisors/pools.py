@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from hypervisors.context import Context
 from hypervisors.documents import HIDDEN
-from hypervisors.narrowing import as_pending_disk, as_pending_stream
+from hypervisors.narrowing import as_pending_device, as_pending_disk, as_pending_stream
 from hypervisors.verbs import Call, DeletePool, GetStorageStats, ListObjects, named
-from stores.contract import DataStore, Kind, ObjectInfo, Usage
+from stores.contract import DEVICES, DataStore, Kind, ObjectInfo, Usage
 from stores.errors import NotFound, StoreUnsupported
 from stores.to import PrimaryDataStoreTO
 
@@ -60,9 +60,11 @@ async def connect(ctx: Context, call: Call, to: PrimaryDataStoreTO, *, make: boo
 
 async def _require_writable(ctx: Context, store: DataStore, token: str) -> None:
     """Writes a byte, or makes a disk, where nobody looks, and leaves without committing it."""
-    kinds = (Kind.BYTE_STREAM, Kind.MANAGED_DISK)
+    kinds = (*DEVICES, Kind.BYTE_STREAM, Kind.MANAGED_DISK)
     async with ctx.resolver.create(store, probe_ref(token), kinds, token=token, size=1) as pending:
-        if pending.kind is Kind.MANAGED_DISK:
+        if pending.kind in DEVICES:
+            await as_pending_device(pending).make(1)
+        elif pending.kind is Kind.MANAGED_DISK:
             await as_pending_disk(pending).make(1)
         else:
             await as_pending_stream(pending).write(memoryview(b"\0"))

@@ -352,8 +352,10 @@ class PendingImage(Protocol):
     @property
     def kind(self) -> Kind: ...
 
-    blank: bool
-    """Whether all of it reads as zeroes when it was made; else it may hold anything."""
+    @property
+    def blank(self) -> bool:
+        """Whether all of it reads as zeroes when it was made; else it may hold anything."""
+        ...
 
     async def make(self, size: int) -> NetworkImage:
         """Of at least `size` bytes. `StoreUnsupported` where disks are made elsewhere and this one is smaller."""

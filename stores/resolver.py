@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from stores.contract import DataStore, Kind, LocalPath, ObjectInfo, PendingWrite, Presentation, Progress, RangeReader
 from stores.errors import CacheFailure, InvalidReference, PolicyRefused, RequirementNotMet, StoreUnsupported
-from stores.locations import MOUNT_OPTIONS, MOUNTED_POOLS, SMB_POOLS, export_name, identity_of, split_url
+from stores.locations import MOUNT_OPTIONS, MOUNTED_POOLS, RBD_POOLS, SMB_POOLS, export_name, identity_of, split_url
 from stores.mounts.export import split_options
 from stores.negotiation import CacheUse, Negotiation, Reason, Via, negotiate
 from stores.paths import check_ref
@@ -42,7 +42,7 @@ DIRECTORY_POOLS = ("Filesystem", "SharedMountPoint")
 """Pool types that are a directory of the host, by their path."""
 
 SUPPORTED = (
-    *(f"primary storage of type {pool}" for pool in (*DIRECTORY_POOLS, *MOUNTED_POOLS, *SMB_POOLS)),
+    *(f"primary storage of type {pool}" for pool in (*DIRECTORY_POOLS, *MOUNTED_POOLS, *SMB_POOLS, *RBD_POOLS)),
     "image stores with an http://, https:// or file:// URI",
     "S3",
     "Swift",
@@ -353,6 +353,10 @@ class Resolver:
             from stores.backends.smb_place import place_of_pool
 
             return self._smb(place_of_pool(to), f"pool:{to.uuid}")
+        if to.poolType in RBD_POOLS:
+            from stores.backends.rbd import RbdStore
+
+            return RbdStore(to, self._settings, self._engine)
         raise _unsupported(f"primary storage of type {to.poolType}")
 
     def _image(self, to: ImageStoreTO) -> DataStore:

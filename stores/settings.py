@@ -96,6 +96,9 @@ class StoreSettings:
     smb: SmbSettings = SmbSettings()
     cache: CacheSettings = CacheSettings()
 
+    rbd_keyrings: Mapping[str, Path] = field(default_factory=dict)
+    """Keyrings of Ceph by the pool's uuid or its name in Ceph, for pools that come without user and key."""
+
     ca_file: Path | None = None
     """PEM bundle of authorities to trust besides those of the system."""
 

@@ -18,6 +18,7 @@ pytest_plugins = [
     "tests.secret_scan",
     "tests.samba",
     "tests.swift",
+    "tests.ceph",
     "tests.hyperv",
     "tests.libvirtd",
     "tests.kvm_machines",

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.config import Config
 from agent.wiring import hyperv_hosts, xen_pools
 from hypervisors.contract import HypervisorHandler, HypervisorType, ImageSpec, Operation, OperationUnsupported
 from hypervisors.images.formats import DRIVERS
+from hypervisors.primary import on_devices
 from hypervisors.registry import handlers
 from hypervisors.xen.selftest.run import CHECKS
 from stores.contract import DataStore, Kind, ObjectInfo
@@ -56,6 +57,7 @@ _POOLS: Mapping[HypervisorType, Sequence[tuple[str, PrimaryDataStoreTO, bool]]] 
     HypervisorType.KVM: (
         ("directory pool", PrimaryDataStoreTO(uuid="p", poolType="Filesystem", path="/srv/pool"), True),
         ("NetworkFilesystem pool", PrimaryDataStoreTO(uuid="n", poolType="NetworkFilesystem"), True),
+        ("RBD pool", PrimaryDataStoreTO(uuid="r", poolType="RBD", host="mon", path="pool"), True),
         # A source like any other: its pools have to be directories.
         ("SMB pool", PrimaryDataStoreTO(uuid="s", poolType="SMB", host="host", path="/share"), False),
     ),
@@ -263,13 +265,14 @@ def _cell(handler: HypervisorHandler, case: Case, place: Place) -> str:
         return "—"
     sequential = Kind.RANGE_READER not in place.store.offers(place.info)
     source = ImageSpec(case.source.format, compression=case.source.compression, sequential=sequential)
-    accepted = handler.accepts(case.operation, source, case.target).kinds
+    inside_one_pool = case.operation is Operation.LINK_TEMPLATE and on_devices(place.store)
+    accepted = handler.accepts(case.operation, source, replace(case.target, device=inside_one_pool)).kinds
     found = negotiate(place.store.id, place.store.offers(place.info), accepted, ranges=place.info.ranges)
     if found.via is Via.BRIDGE:
         return "bridge"
     if found.chosen is not None:
         return f"direct: {found.chosen}"
-    return "cached" if found.needs_cache else "refused"
+    return "cached" if found.needs_cache and not on_devices(place.store) else "refused"
 
 
 def formats() -> str:

@@ -140,8 +140,8 @@ def qemu_io(path: Path, image_format: ImageFormat, *commands: str) -> None:
 
 
 @asynccontextmanager
-async def open_for_writing(path: Path, image_format: ImageFormat) -> AsyncIterator[None]:
-    """As a guest has its disk open, of any format."""
+async def open_for_writing(path: Path | str, image_format: ImageFormat) -> AsyncIterator[None]:
+    """As a guest has its disk open, of any format. `path`, or an address of qemu's."""
     process = await asyncio.create_subprocess_exec(
         *("qemu-io", "-f", DRIVERS[image_format], str(path)),
         stdin=asyncio.subprocess.PIPE,

@@ -21,6 +21,8 @@ PLACES = {
     "test_s3_store.py": "SeaweedFS and moto",
     "test_smb_store.py": "Samba",
     "test_swift_store.py": "OpenStack Swift",
+    "test_radosgw_store.py": "Ceph's radosgw",
+    "test_rbd.py": "Ceph's RBD",
 }
 """Where each file's stores are."""
 

@@ -214,14 +214,14 @@ class Container:
 
     def __init__(self, server: SwiftServer, name: str) -> None:
         self.name = name
-        self._server = server
+        self.server = server
         self.log_in()
         self.ask("PUT")
 
     def log_in(self) -> None:
         """Anew: tests have tokens forgotten."""
         login = urllib.request.Request(
-            self._server.auth_url, headers={"X-Auth-User": "test:tester", "X-Auth-Key": self._server.key}
+            self.server.auth_url, headers={"X-Auth-User": "test:tester", "X-Auth-Key": self.server.key}
         )
         with urllib.request.urlopen(login, timeout=WAIT_S) as answer:
             self.account, self.token = answer.headers["X-Storage-Url"], answer.headers["X-Auth-Token"]

@@ -23,7 +23,7 @@ from hypervisors.kvm.passphrases import forget, secret_id, tell
 from hypervisors.narrowing import as_local
 from hypervisors.qemu.nodes import known_format
 from hypervisors.qemu.qemu_img import direct_io_works
-from stores.contract import Kind
+from stores.contract import DEVICES, Kind
 from stores.errors import InvalidReference, NotFound, StorageError, Unavailable
 from stores.secret import Secret
 from stores.to import ImageFormat
@@ -344,6 +344,12 @@ def _images(volume: Source) -> list[Image]:
             format=known_format(volume).value,
         )
     layers = (volume, *volume.backing)
+    if any(each.presentation.kind in DEVICES for each in layers):
+        raise OperationUnsupported(
+            f"guests of KVM are given volumes that are files, and {volume.presentation.info.ref} is a disk of its storage:"
+            " copy it to a pool that is a directory",
+            ref=volume.presentation.info.ref,
+        )
     return [Image(str(as_local(each.presentation).path), DRIVERS[known_format(each)]) for each in layers]
 
 

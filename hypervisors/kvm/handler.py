@@ -154,7 +154,7 @@ class KvmHandler(HypervisorHandler):
             )
         if self.keeps_bytes(source, target):
             return Accepts(
-                (Kind.LOCAL_PATH, Kind.RANGE_READER, Kind.BYTE_STREAM),
+                (Kind.LOCAL_PATH, Kind.RANGE_READER, Kind.BYTE_STREAM, *DEVICES),
                 "source and target have the same format: the bytes go straight into place",
             )
         if source.sequential:
@@ -295,7 +295,7 @@ class KvmHandler(HypervisorHandler):
 
     async def _goes_whole(self, source: Source) -> bool:
         """Whether the image's bytes are what shall be written: a file may hold old snapshots as well."""
-        return not source.backing and (
+        return not (source.backing or isinstance(source.presentation, NetworkImage)) and (
             not isinstance(source.presentation, LocalPath)
             or source.spec.compression is not None
             or await self._files.plain(source)

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
 from stores.contract import (
+    DEVICES,
     Ahead,
     BlockingCalls,
     ByteStream,
     DataStore,
     Extent,
     Kind,
+    NetworkImage,
     ObjectInfo,
     PendingCopy,
     PendingFile,
+    PendingImage,
     PendingStream,
     PendingUpload,
     PendingWrite,
@@ -56,7 +59,7 @@ class StoreObserver(Protocol):
 
 class ReportingStore(WrapperStore):
     """Operations are named like the methods. `present`, `write` and `upload` are over when their context begins; what happens
-    inside is reported as `read`, `send` (a part of an upload) and `commit`."""
+    inside is reported as `read`, `send` (a part of an upload), `make` and `derive` (of a disk) and `commit`."""
 
     def __init__(
         self, inner: DataStore, observer: StoreObserver, *, clock: Callable[[], float] = time.monotonic
@@ -92,6 +95,8 @@ class ReportingStore(WrapperStore):
                 )
             if kind is Kind.BYTE_STREAM:
                 yield _PendingStream(cast(PendingStream, pending), self)
+            elif kind in DEVICES:
+                yield _PendingImage(cast(PendingImage, pending), self)
             else:
                 yield _PendingFile(cast(PendingFile, pending), self)
 
@@ -204,6 +209,29 @@ class _PendingFile:
         self.path = inner.path
         self._inner = inner
         self._report = report
+
+    async def commit(self) -> ObjectInfo:
+        with self._report.measured("commit"):
+            return await self._inner.commit()
+
+
+class _PendingImage:
+    def __init__(self, inner: PendingImage, report: ReportingStore) -> None:
+        self.kind = inner.kind
+        self._inner = inner
+        self._report = report
+
+    @property
+    def blank(self) -> bool:
+        return self._inner.blank
+
+    async def make(self, size: int) -> NetworkImage:
+        with self._report.measured("make"):
+            return await self._inner.make(size)
+
+    async def derive(self, image: NetworkImage, tag: str | None) -> NetworkImage:
+        with self._report.measured("derive"):
+            return await self._inner.derive(image, tag)
 
     async def commit(self) -> ObjectInfo:
         with self._report.measured("commit"):

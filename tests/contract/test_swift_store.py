@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -14,6 +15,7 @@ from stores.contract import DataStore
 from stores.settings import StoreSettings
 from stores.transfer.engine import TransferEngine
 from tests.contract.store_contract import StoreContract
+from tests.contract.store_hooks import WriteHooks
 from tests.swift import Container, SwiftServer
 
 
@@ -24,24 +26,23 @@ def container(swift: SwiftServer) -> Iterator[Container]:
     container.ask("DELETE")
 
 
-class TestSwift(StoreContract):
-    """Segments of the objects that are there are no leftovers; others are."""
+class SwiftHooks(WriteHooks):
+    """Looks past the store with requests of its own. Segments of the objects that are there are no leftovers; others are."""
 
-    @pytest.fixture
-    async def store(
-        self, swift: SwiftServer, container: Container, engine: TransferEngine
-    ) -> AsyncIterator[SwiftStore]:
+    container: Container
+    opened_stores: list[SwiftStore]
+    another: Callable[[], SwiftStore]
+
+    @asynccontextmanager
+    async def opened(self, container: Container, engine: TransferEngine) -> AsyncIterator[SwiftStore]:
         self.container = container
-        self.engine = engine
-        self.server = swift
+        to = container.server.to(container.name)
+        self.another = lambda: SwiftStore(to, StoreSettings(), engine)
         self.opened_stores = [self.another()]
         yield self.opened_stores[0]
         for store in self.opened_stores:
             await store.aclose()
         container.empty()
-
-    def another(self) -> SwiftStore:
-        return SwiftStore(self.server.to(self.container.name), StoreSettings(), self.engine)
 
     async def put_directly(self, ref: str, data: bytes) -> None:
         self.container.put(ref, data)
@@ -64,3 +65,10 @@ class TestSwift(StoreContract):
         if "X-Static-Large-Object" not in headers:
             return set()
         return {entry["name"].removeprefix(f"/{self.container.name}/") for entry in json.loads(body)}
+
+
+class TestSwift(SwiftHooks, StoreContract):
+    @pytest.fixture
+    async def store(self, container: Container, engine: TransferEngine) -> AsyncIterator[SwiftStore]:
+        async with self.opened(container, engine) as store:
+            yield store

@@ -273,7 +273,7 @@ async def test_remote_stores_are_made_without_contacting_them(resolver: Resolver
 @pytest.mark.parametrize(
     ("to", "named"),
     [
-        (pool("RBD", Path("pool")), "RBD"),
+        (pool("Gluster", Path("pool")), "Gluster"),
         (pool("VMFS"), "VMFS"),
         (image("ftp://images.example.org/"), "ftp"),
         (image("relative/path"), "relative"),
