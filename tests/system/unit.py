@@ -85,7 +85,8 @@ def stops(agent: Agent) -> None:
     agent.status()
     machine.run(f"systemctl is-active {UNIT}")
     machine.run(f"systemctl stop {UNIT} storage-agent.socket; test ! -e /run/storage-agent/api.sock", within_s=STOP_S)
-    machine.run("systemctl --failed --no-legend | grep . && exit 1 || true")
+    failed = machine.run("systemctl list-units --failed --no-legend 'storage-agent*'")
+    expect(failed == "", f"failed units are left: {failed}")
 
 
 def _is_nobody(agent: Agent) -> None:
