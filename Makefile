@@ -10,13 +10,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# What the agent itself runs (qemu), what the tests check it with (nbd, nginx, Samba, Swift, Ceph, libvirt, a JDK with gson), and what
+# What the agent itself runs (qemu, LVM), what the tests check it with (nbd, nginx, Samba, Swift, Ceph, tgt, libvirt, a JDK with gson), and what
 # builds the demo's guest and libvirt-python.
 PACKAGES := python3-venv postgresql-15 qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin nginx-light \
             busybox-static cpio kmod mtools syslinux genisoimage zstd xz-utils bzip2 systemd util-linux curl xfsprogs \
             openjdk-17-jdk-headless libgoogle-gson-java samba swift-proxy swift-account swift-container swift-object \
             ceph-mon ceph-mgr ceph-osd ceph-common radosgw \
-            libvirt-daemon libvirt-daemon-driver-qemu libvirt-dev pkg-config gcc python3-dev mmdebstrap e2fsprogs
+            libvirt-daemon libvirt-daemon-driver-qemu libvirt-dev pkg-config gcc python3-dev mmdebstrap e2fsprogs lvm2 tgt
 
 .PHONY: help demo demo-cloudstack demo-xen demo-hyperv test test-stores test-system lint bench packages clean
 

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from agent.config_hyperv import HypervSection
+from agent.config_lvm import LvmSection
 from agent.config_nfs import NfsSection
 from agent.config_values import AbsolutePath, SecretFile, Section
 from agent.config_xen import XenSection
@@ -525,6 +526,7 @@ class Config(Section):
 
     agent: AgentSection = AgentSection()
     pools: PoolsSection = PoolsSection()
+    lvm: LvmSection = LvmSection()
     transfer: TransferSection = TransferSection()
     urls: UrlsSection = UrlsSection()
     cache: CacheSection = CacheSection()

@@ -35,7 +35,7 @@ from hypervisors.registry import handlers
 from stores.leftovers import Leftovers
 from stores.resolver import Resolver
 from stores.secret import Secret
-from stores.settings import CacheSettings, SmbSettings, StoreSettings, UrlSettings
+from stores.settings import CacheSettings, LvmSettings, SmbSettings, StoreSettings, UrlSettings
 from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 
@@ -265,6 +265,7 @@ def store_settings(config: Config) -> StoreSettings:
         roots=config.pools.roots,
         mount_root=config.pools.mount_root,
         nfs_mounts=config.pools.nfs_mounts,
+        notes_dir=config.agent.state_dir / "notes",
         runtime_dir=config.agent.runtime_dir,
         file_mode=int(config.pools.file_mode, 8),
         urls=UrlSettings(
@@ -279,6 +280,7 @@ def store_settings(config: Config) -> StoreSettings:
             wait_s=config.cache.wait_s,
             preferred_wait_s=config.cache.preferred_wait_s,
         ),
+        lvm=LvmSettings(groups=frozenset(config.lvm.groups), thin_pools=config.lvm.thin_pools, wipe=config.lvm.wipe),
         smb=SmbSettings(
             encryption=config.smb.encryption,
             authentication=config.smb.authentication,

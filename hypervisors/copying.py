@@ -138,6 +138,8 @@ def _checksum(request: Copy) -> Checksum | None:
 async def present(pool: Pool, ref: str) -> tuple[ObjectInfo, Record | None] | None:
     """What has that name already. A record alone is what a dead command left behind."""
     record = await pool.records.load(ref)
+    if record is None and pool.store.given:
+        return None
     try:
         return await pool.store.stat(ref), record
     except NotFound:

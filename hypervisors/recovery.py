@@ -155,6 +155,9 @@ async def _probed(ctx: Context, call: Call, to: PrimaryDataStoreTO) -> Recovered
 
 
 async def _size(pool: Pool, ref: str) -> int | None:
+    if pool.store.given:
+        record = await pool.records.load(ref)
+        return record.virtual_size if record is not None else None
     try:
         return (await pool.store.stat(ref)).size
     except NotFound:

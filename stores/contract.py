@@ -415,6 +415,10 @@ class DataStore(abc.ABC):
     writes: frozenset[Kind] = frozenset()
     """The ways in which this store can be written."""
 
+    given: bool = False
+    """Whether its disks are made and removed elsewhere, and are there before anything of ours is in them: what they hold is
+    known by our records alone."""
+
     @abc.abstractmethod
     def offers(self, info: ObjectInfo | None = None) -> frozenset[Kind]:
         """Presentations of that object; with None, of objects in general (used where nothing may be contacted)."""

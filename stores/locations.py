@@ -9,12 +9,17 @@ from stores.errors import InvalidReference
 from stores.secret import Secret
 from stores.to import DataStoreTO, PrimaryDataStoreTO
 
+ISCSI_POOLS = ("Iscsi",)
+"""Pool types that are LUNs of iSCSI targets: reached by host and port, with the credentials of their details."""
+
 SMB_POOLS = ("SMB",)
 """Pool types that are a folder of an SMB share: reached by host and port, with the credentials of their details."""
 
 RBD_POOLS = ("RBD",)
 """Pool types that are a pool of a Ceph cluster: reached by its monitors, with the user and the key of their details."""
 
+REACHED = (*SMB_POOLS, *ISCSI_POOLS, *RBD_POOLS)
+"""Pool types that are reached by host, port and details."""
 
 MOUNTED_POOLS = ("NetworkFilesystem",)
 """Pool types that are mounted by their uuid: an NFS export of host and path, with the options of their details."""
@@ -31,7 +36,7 @@ def identity_of(to: DataStoreTO) -> Hashable:
     if isinstance(to, PrimaryDataStoreTO):
         details = to.details or {}
         reached: tuple[Hashable, ...] = ()
-        if to.poolType in (*SMB_POOLS, *RBD_POOLS):
+        if to.poolType in REACHED:
             reached = (to.host, to.port, *sorted(details.items()))
         elif to.poolType in MOUNTED_POOLS:
             reached = (to.host, details.get(MOUNT_OPTIONS))

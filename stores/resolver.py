@@ -16,12 +16,22 @@ from urllib.parse import unquote, urlsplit
 
 from stores.contract import DataStore, Kind, LocalPath, ObjectInfo, PendingWrite, Presentation, Progress, RangeReader
 from stores.errors import CacheFailure, InvalidReference, PolicyRefused, RequirementNotMet, StoreUnsupported
-from stores.locations import MOUNT_OPTIONS, MOUNTED_POOLS, RBD_POOLS, SMB_POOLS, export_name, identity_of, split_url
+from stores.locations import (
+    ISCSI_POOLS,
+    MOUNT_OPTIONS,
+    MOUNTED_POOLS,
+    RBD_POOLS,
+    SMB_POOLS,
+    export_name,
+    identity_of,
+    split_url,
+)
 from stores.mounts.export import split_options
 from stores.negotiation import CacheUse, Negotiation, Reason, Via, negotiate
 from stores.paths import check_ref
 from stores.settings import StoreSettings
 from stores.to import S3TO, DataStoreTO, ImageStoreTO, NfsTO, PrimaryDataStoreTO, SwiftTO
+from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 from stores.wrappers.mounted import MountedStore
 from stores.wrappers.reporting import ReportingStore, StoreObserver
@@ -41,8 +51,17 @@ __all__ = ["SUPPORTED", "CacheUse", "Durability", "Negotiation", "Reason", "Reso
 DIRECTORY_POOLS = ("Filesystem", "SharedMountPoint")
 """Pool types that are a directory of the host, by their path."""
 
+_SHARED_GROUP = "CLVM"
+LVM_POOLS = ("LVM", _SHARED_GROUP)
+"""Pool types that are a volume group, by their path: of one host, or shared by hosts, which needs LVM's locks (lvmlockd(8))."""
+
+BLOCK_POOLS = ("Block",)
+"""Pool types that are a directory of devices, by their path. No type of CloudStack's."""
+
+_PRIMARY = (*DIRECTORY_POOLS, *MOUNTED_POOLS, *SMB_POOLS, *RBD_POOLS, *LVM_POOLS, *ISCSI_POOLS, *BLOCK_POOLS)
+
 SUPPORTED = (
-    *(f"primary storage of type {pool}" for pool in (*DIRECTORY_POOLS, *MOUNTED_POOLS, *SMB_POOLS, *RBD_POOLS)),
+    *(f"primary storage of type {pool}" for pool in _PRIMARY),
     "image stores with an http://, https:// or file:// URI",
     "S3",
     "Swift",
@@ -357,7 +376,42 @@ class Resolver:
             from stores.backends.rbd import RbdStore
 
             return RbdStore(to, self._settings, self._engine)
+        if to.poolType in LVM_POOLS:
+            return self._lvm(to)
+        if to.poolType in ISCSI_POOLS:
+            from stores.backends.iscsi import IscsiStore
+            from stores.backends.iscsi_place import place_of
+
+            place, timeout_s = place_of(to), self._settings.read_timeout
+            return self._noted(IscsiStore(place, ToolRunner(), id=f"pool:{to.uuid}", timeout_s=timeout_s), to)
+        if to.poolType in BLOCK_POOLS and to.path:
+            from stores.backends.block import BlockStore
+
+            root, allowed = Path(to.path), self._settings.roots
+            return self._noted(BlockStore(root, self._engine, id=f"pool:{to.uuid}", allowed=allowed), to)
         raise _unsupported(f"primary storage of type {to.poolType}")
+
+    def _noted(self, disks: DataStore, to: PrimaryDataStoreTO) -> DataStore:
+        """With what is known of the disks kept on this host."""
+        from stores.backends.filesystem import FilesystemStore
+        from stores.wrappers.noted import NotedStore
+
+        place = self._settings.notes_dir
+        notes = FilesystemStore(place / to.uuid, self._engine, id=disks.id, allowed=[place], made=True)
+        return NotedStore(disks, notes)
+
+    def _lvm(self, to: PrimaryDataStoreTO) -> DataStore:
+        from stores.backends.lvm import LvmStore
+        from stores.backends.lvm_calls import Lvm
+        from stores.backends.lvm_names import group_of
+        from stores.backends.lvm_notes import LvmNotes
+        from stores.wrappers.noted import NotedStore
+
+        settings, shared, identity = self._settings.lvm, to.poolType == _SHARED_GROUP, f"pool:{to.uuid}"
+        group, thin_pool = group_of(to, settings, shared=shared)
+        lvm = Lvm(ToolRunner(), group, exclusive=shared)
+        images = LvmStore(lvm, self._engine, id=identity, thin_pool=thin_pool, wipe=settings.wipe, shared=shared)
+        return NotedStore(images, LvmNotes(lvm, id=identity))
 
     def _image(self, to: ImageStoreTO) -> DataStore:
         uri = split_url(to.uri)

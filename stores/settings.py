@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal
@@ -73,6 +74,27 @@ class SmbSettings:
     come without credentials of their own. Read for each connection."""
 
 
+class Wipe(StrEnum):
+    """What becomes of the content of a thick logical volume that is removed."""
+
+    NONE = "none"
+    ZERO = "zero"  # overwritten with zeroes
+    DISCARD = "discard"  # given back to the device, which may keep it a while
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LvmSettings:
+    """Volume groups as pools."""
+
+    groups: frozenset[str] = frozenset()
+    """Those that pools may be. Empty: none."""
+
+    thin_pools: Mapping[str, str] = field(default_factory=dict)
+    """By the group: the thin pool in it that its images are made in. Without one they are thick."""
+
+    wipe: Wipe = Wipe.NONE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
     """Settings of all stores."""
@@ -86,6 +108,9 @@ class StoreSettings:
     nfs_mounts: Mapping[str, Path] = field(default_factory=dict)
     """Where the host has mounted which secondary storage: `nfs://host/export` -> mount point."""
 
+    notes_dir: Path = Path("/var/lib/storage-agent/notes")
+    """Where what is known of disks is kept, by the uuid of their pool, if their storage has no room for it."""
+
     runtime_dir: Path = Path("/run/storage-agent")
     """Sockets of the bridge are made in its folder `nbd`."""
 
@@ -94,6 +119,7 @@ class StoreSettings:
 
     urls: UrlSettings = UrlSettings()
     smb: SmbSettings = SmbSettings()
+    lvm: LvmSettings = LvmSettings()
     cache: CacheSettings = CacheSettings()
 
     rbd_keyrings: Mapping[str, Path] = field(default_factory=dict)
@@ -113,7 +139,7 @@ class StoreSettings:
     """How often a call is tried in all while its failures are transient; for a transfer, in a row without progress."""
 
     def __post_init__(self) -> None:
-        directories = [*self.roots, self.mount_root, *self.nfs_mounts.values(), self.runtime_dir]
+        directories = [*self.roots, self.mount_root, *self.nfs_mounts.values(), self.runtime_dir, self.notes_dir]
         for directory in directories:
             if not directory.is_absolute():
                 raise ValueError(f"{directory}: must be an absolute path")

@@ -22,6 +22,8 @@ pytest_plugins = [
     "tests.hyperv",
     "tests.libvirtd",
     "tests.kvm_machines",
+    "tests.lvm",
+    "tests.tgt",
 ]
 
 # An example fails for what it does, not for how long it takes on a busy machine.

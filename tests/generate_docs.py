@@ -14,7 +14,13 @@ from pathlib import Path
 
 from agent.config import Config
 from agent.wiring import hyperv_hosts, xen_pools
-from hypervisors.contract import HypervisorHandler, HypervisorType, ImageSpec, Operation, OperationUnsupported
+from hypervisors.contract import (
+    HypervisorHandler,
+    HypervisorType,
+    ImageSpec,
+    Operation,
+    OperationUnsupported,
+)
 from hypervisors.images.formats import DRIVERS
 from hypervisors.primary import on_devices
 from hypervisors.registry import handlers
@@ -22,7 +28,7 @@ from hypervisors.xen.selftest.run import CHECKS
 from stores.contract import DataStore, Kind, ObjectInfo
 from stores.resolver import SUPPORTED, Resolver, Via, negotiate
 from stores.secret import Secret
-from stores.settings import StoreSettings
+from stores.settings import LvmSettings, StoreSettings
 from stores.to import S3TO, DataStoreTO, ImageFormat, ImageStoreTO, NfsTO, PrimaryDataStoreTO, SwiftTO
 from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
@@ -58,6 +64,9 @@ _POOLS: Mapping[HypervisorType, Sequence[tuple[str, PrimaryDataStoreTO, bool]]] 
         ("directory pool", PrimaryDataStoreTO(uuid="p", poolType="Filesystem", path="/srv/pool"), True),
         ("NetworkFilesystem pool", PrimaryDataStoreTO(uuid="n", poolType="NetworkFilesystem"), True),
         ("RBD pool", PrimaryDataStoreTO(uuid="r", poolType="RBD", host="mon", path="pool"), True),
+        ("LVM or CLVM pool", PrimaryDataStoreTO(uuid="l", poolType="LVM", path="/vg"), True),
+        ("Iscsi pool", PrimaryDataStoreTO(uuid="i", poolType="Iscsi", host="host"), True),
+        ("Block pool", PrimaryDataStoreTO(uuid="b", poolType="Block", path="/srv/devices"), True),
         # A source like any other: its pools have to be directories.
         ("SMB pool", PrimaryDataStoreTO(uuid="s", poolType="SMB", host="host", path="/share"), False),
     ),
@@ -87,7 +96,11 @@ def _handlers(engine: TransferEngine) -> Sequence[HypervisorHandler]:
 
 def _places(engine: TransferEngine, *of: HypervisorHandler) -> list[Place]:
     """Every store that there is for these hypervisors, made as the daemon makes it. Nothing is contacted."""
-    settings = StoreSettings(roots=(Path("/srv"),), nfs_mounts={"nfs://host/export": Path("/mnt/export")})
+    settings = StoreSettings(
+        roots=(Path("/srv"),),
+        nfs_mounts={"nfs://host/export": Path("/mnt/export")},
+        lvm=LvmSettings(groups=frozenset({"vg"})),
+    )
     resolver = Resolver(settings, engine)
 
     def store_of(to: PrimaryDataStoreTO, handler: HypervisorHandler) -> DataStore:

@@ -53,10 +53,11 @@ class Disk:
 
 @dataclass(frozen=True)
 class Image:
-    """An image file and what qemu calls its format."""
+    """An image file, or a block device of this host, and what qemu calls its format."""
 
     path: str
     driver: str
+    device: bool = False
 
 
 def disks_of(domain: str) -> list[Disk]:
@@ -112,10 +113,10 @@ def new_disk(
 ) -> str:
     """`images`: the disk's own, then what it is built on, nearest first: libvirt looks for no others. `secret`: libvirt's uuid
     of the passphrase of an encrypted one."""
-    disk = Element("disk", type="file", device="disk")
+    disk = Element("disk", type="block" if images[0].device else "file", device="disk")
     driver = {"name": "qemu", "type": images[0].driver, "discard": "unmap"}
     SubElement(disk, "driver", driver if cache is None else driver | {"cache": cache})
-    source = SubElement(disk, "source", file=images[0].path)
+    source = SubElement(disk, "source", {"dev" if images[0].device else "file": images[0].path})
     if secret is not None:
         SubElement(SubElement(source, "encryption", format="luks"), "secret", type="passphrase", uuid=secret)
     layer = disk

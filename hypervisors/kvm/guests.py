@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import structlog
 
@@ -23,7 +24,7 @@ from hypervisors.kvm.passphrases import forget, secret_id, tell
 from hypervisors.narrowing import as_local
 from hypervisors.qemu.nodes import known_format
 from hypervisors.qemu.qemu_img import direct_io_works
-from stores.contract import DEVICES, Kind
+from stores.contract import Kind, NetworkImage
 from stores.errors import InvalidReference, NotFound, StorageError, Unavailable
 from stores.secret import Secret
 from stores.to import ImageFormat
@@ -71,7 +72,7 @@ class KvmGuests(Guests):
         images = _images(volume)
         path = images[0].path
         cache = tuning.cache
-        if cache is None and await self._engine.run(direct_io_works, as_local(volume.presentation).path):
+        if cache is None and await self._engine.run(direct_io_works, Path(path)):
             cache = "none"
         passphrase = volume.spec.passphrase
         before = await self._libvirt.surely(lambda: self._look_for(vm, path, device, read_only=read_only))
@@ -343,14 +344,20 @@ def _images(volume: Source) -> list[Image]:
             ref=volume.presentation.info.ref,
             format=known_format(volume).value,
         )
-    layers = (volume, *volume.backing)
-    if any(each.presentation.kind in DEVICES for each in layers):
+    return [_image(each) for each in (volume, *volume.backing)]
+
+
+def _image(layer: Source) -> Image:
+    given, driver = layer.presentation, DRIVERS[known_format(layer)]
+    if not isinstance(given, NetworkImage):
+        return Image(str(as_local(given).path), driver)
+    if given.kind is not Kind.BLOCK_DEVICE:
         raise OperationUnsupported(
-            f"guests of KVM are given volumes that are files, and {volume.presentation.info.ref} is a disk of its storage:"
-            " copy it to a pool that is a directory",
-            ref=volume.presentation.info.ref,
+            f"{given.info.ref} is a {given.kind}, which guests of KVM do not get here: they have files and devices of the host",
+            ref=given.info.ref,
+            kind=given.kind.value,
         )
-    return [Image(str(as_local(each.presentation).path), DRIVERS[known_format(each)]) for each in layers]
+    return Image(str(given.options["filename"]), driver, device=given.options["driver"] == "host_device")
 
 
 def _has(machine: Machine, path: str) -> Attachment:

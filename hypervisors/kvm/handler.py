@@ -275,7 +275,11 @@ class KvmHandler(HypervisorHandler):
                 least=present,
             )
         if isinstance(source.presentation, NetworkImage) and new_size != present:
+            if new_size < present:
+                await self._snapshots.require_idle(source)
             await source.presentation.storage.resize(new_size)
+            if self._guests is not None and source.presentation.kind is Kind.BLOCK_DEVICE:
+                await self._guests.resize(source, new_size, present)
         elif new_size != present:
             try:
                 with self._opened(source) as (qemu_img, node):

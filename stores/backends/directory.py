@@ -35,19 +35,23 @@ def info_of(ref: str, status: os.stat_result) -> ObjectInfo:
 class Directory:
     """The directory of one store.
 
-    `allowed`: directories in or below which its real path must lie. `mounted`: it must be a mount point.
+    `allowed`: directories in or below which its real path must lie. `mounted`: it must be a mount point. `made`: it is made
+    where it is missing, for nobody but this process's user.
     """
 
-    def __init__(self, path: Path, *, allowed: Sequence[Path], mounted: bool) -> None:
+    def __init__(self, path: Path, *, allowed: Sequence[Path], mounted: bool, made: bool = False) -> None:
         self._path = path
         self._allowed = tuple(allowed)
         self._mounted = mounted
+        self._made = made
 
     @contextmanager
     def opened(self) -> Iterator[tuple[int, Path]]:
         """A descriptor of the directory, and its path without symbolic links."""
         real = allowed_directory(self._path, self._allowed)
         with translated(f"directory {self._path}", directory=str(self._path)):
+            if self._made:
+                os.makedirs(real, 0o700, exist_ok=True)
             descriptor = open_directory(real)
         try:
             if self._mounted:

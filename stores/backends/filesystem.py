@@ -53,9 +53,9 @@ class Calls(Protocol):
 class FilesystemStore(DataStore):
     """Files below `root`, which must lie in or below one of `allowed` once every symbolic link is resolved.
 
-    `mounted`: refuse to work while nothing is mounted at `root`. `file_mode`: permissions of written files. `calls`: for those
-    that look, list and remove. Those on a file that is open are the engine's, which never leaves one behind: a descriptor that
-    a hanging call still uses must not get another meaning.
+    `mounted`: refuse to work while nothing is mounted at `root`. `made`: make it where it is missing. `file_mode`: permissions
+    of written files. `calls`: for those that look, list and remove. Those on a file that is open are the engine's, which never
+    leaves one behind: a descriptor that a hanging call still uses must not get another meaning.
     """
 
     writes = frozenset({Kind.LOCAL_PATH, Kind.BYTE_STREAM, Kind.UPLOAD})
@@ -68,11 +68,12 @@ class FilesystemStore(DataStore):
         id: str,  # noqa: A002 - the contract's word
         allowed: Sequence[Path],
         mounted: bool = False,
+        made: bool = False,
         file_mode: int = 0o600,
         calls: Calls | None = None,
     ) -> None:
         self.id = id
-        self._directory = Directory(root, allowed=allowed, mounted=mounted)
+        self._directory = Directory(root, allowed=allowed, mounted=mounted, made=made)
         self._engine = engine
         self._calls: Calls = calls or engine
         self._file_mode = file_mode

@@ -28,7 +28,14 @@ from stores.uninterrupted import uninterrupted
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = MappingProxyType({"PATH": SEARCH_PATH, "LC_ALL": "C"})
 PACKAGES = MappingProxyType(
-    {"qemu-img": "qemu-utils", "qemu-nbd": "qemu-utils", "setpriv": "util-linux", "prlimit": "util-linux"}
+    {
+        "blkdiscard": "util-linux",
+        "lvm": "lvm2",
+        "prlimit": "util-linux",
+        "qemu-img": "qemu-utils",
+        "qemu-nbd": "qemu-utils",
+        "setpriv": "util-linux",
+    }
 )
 """Which Debian package has a tool."""
 

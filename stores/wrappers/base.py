@@ -16,6 +16,7 @@ class WrapperStore(DataStore):
         self.inner = inner
         self.id = inner.id
         self.writes = inner.writes
+        self.given = inner.given
 
     def offers(self, info: ObjectInfo | None = None) -> frozenset[Kind]:
         return self.inner.offers(info)

@@ -10,11 +10,14 @@ import pytest
 from hypervisors.documents import About, Documents, StoreDocuments
 from hypervisors.narrowing import as_pending_disk
 from hypervisors.xen.marks import document_key
+from stores.backends.lvm_notes import LvmNotes
 from stores.backends.memory import MemoryStore
 from stores.contract import Kind
 from stores.errors import IntegrityError, NotFound, TooLarge, Unavailable
+from stores.tools.process import ToolRunner
 from tests.contract.documents_contract import RECORD, TOKEN, DocumentsContract
 from tests.doubles.xapi import running
+from tests.lvm import LoopLvm, VolumeGroup
 from tests.xen_pools import SIZE, Site, shared_sr
 
 
@@ -31,6 +34,21 @@ class TestStoreDocuments(DocumentsContract):
 
     async def left(self) -> int:
         return len(self.memory._objects) + len(self.memory._pending)
+
+
+class TestLvmDocuments(DocumentsContract):
+    """In the tags of a volume group."""
+
+    @pytest.fixture
+    def documents(self, volume_group: VolumeGroup) -> Documents:
+        self.notes = LvmNotes(LoopLvm(ToolRunner(), volume_group), id="pool:lvm")
+        return StoreDocuments(self.notes)
+
+    async def image(self, ref: str) -> None:
+        """Documents need none."""
+
+    async def left(self) -> int:
+        return len(await self.notes.refs())
 
 
 @pytest.fixture

@@ -8,16 +8,17 @@ import hashlib
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import libvirt
 import pytest
 
-from hypervisors.contract import ImageLocked, OperationUnsupported, SizeRefused, Source
+from hypervisors.contract import ImageLocked, ImageSpec, OperationUnsupported, SizeRefused, Source
 from hypervisors.guests import Attachment, DeviceTaken, GuestHolds, GuestUnfit, Tuning
 from hypervisors.kvm.guests import KvmGuests
 from hypervisors.kvm.libvirt import Disconnected, Libvirt, LibvirtFailure
-from stores.contract import MiB
+from stores.contract import Kind, MiB, NetworkImage, ObjectInfo
 from stores.errors import InvalidReference, NotFound, Unavailable
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
@@ -145,6 +146,41 @@ async def test_a_volume_grows_while_the_guest_has_it(guests: KvmGuests, stage: S
     until(lambda: stage.seen().get("grows", ("", False, 0))[2] == 16 * MiB)
     with pytest.raises(SizeRefused, match="running"):
         await guests.resize(volume, 8 * MiB, 16 * MiB)
+
+
+async def test_the_guest_has_a_device_of_the_host(guests: KvmGuests, stage: Stage, tmp_path: Path) -> None:
+    backing = tmp_path / "device"
+    backing.write_bytes(b"from the host".ljust(8 * MiB, b"\0"))
+    losetup = ["losetup", "--find", "--show", str(backing)]
+    device = subprocess.run(losetup, check=True, capture_output=True, text=True).stdout.strip()
+    options: dict[str, object] = {"driver": "host_device", "filename": device}
+    given = NetworkImage(options, ObjectInfo("disk", 8 * MiB), Kind.BLOCK_DEVICE)
+    volume = Source(given, ImageSpec(ImageFormat.RAW, 8 * MiB))
+    try:
+        first = await attach(guests, volume, tuning=Tuning(serial="device"))
+        assert await attach(guests, volume) == first
+        until(lambda: "device" in stage.seen())
+        name, _, size = stage.seen()["device"]
+        assert size == 8 * MiB
+        assert stage.console.ask(f"hash {name}", "HASH") == [hashlib.sha256(backing.read_bytes()).hexdigest()]
+        stage.console.ask(f"write {name} from-the-guest", "WROTE")
+        with backing.open("r+b") as file:
+            file.truncate(16 * MiB)
+        subprocess.run(["losetup", "--set-capacity", device], check=True)
+        assert await guests.resize(volume, 16 * MiB, 8 * MiB)
+        until(lambda: stage.seen()["device"][2] == 16 * MiB)
+        await guests.detach("running", volume, within_s=SOON, token="c-2")
+        assert stage.seen() == {}
+    finally:
+        stage.clear()
+        subprocess.run(["losetup", "--detach", device], check=True)
+    assert backing.read_bytes().startswith(b"from-the-guest")
+
+
+async def test_what_only_others_give_to_guests(guests: KvmGuests, lab: Lab) -> None:
+    lun = NetworkImage({"driver": "iscsi"}, ObjectInfo("iqn.x/1", 8 * MiB), Kind.ISCSI_LUN)
+    with pytest.raises(OperationUnsupported, match="IscsiLun"):
+        await attach(guests, Source(lun, ImageSpec(ImageFormat.RAW)))
 
 
 # ------------------------------------------------------------------------------------------------- kinds of machines

@@ -19,7 +19,7 @@ from hypervisors.operations import Operations
 from hypervisors.registry import handlers
 from hypervisors.verbs import Call
 from stores.resolver import Resolver
-from stores.settings import StoreSettings, UrlSettings
+from stores.settings import LvmSettings, StoreSettings, UrlSettings
 from stores.to import DataTO, ImageStoreTO, PrimaryDataStoreTO
 from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
@@ -92,7 +92,11 @@ class World:
 
 @asynccontextmanager
 async def world(
-    *, limits: GateLimits | None = None, ca_file: Path | None = None, root: Path | None = None
+    *,
+    limits: GateLimits | None = None,
+    ca_file: Path | None = None,
+    root: Path | None = None,
+    lvm: LvmSettings | None = None,
 ) -> AsyncIterator[World]:
     """On leaving asserts that no task, socket, descriptor or process is left. A `root` that is given stays."""
     base = Path(tempfile.mkdtemp(prefix="sa-")) if root is None else root
@@ -104,11 +108,13 @@ async def world(
     settings = StoreSettings(
         roots=(directory,),
         runtime_dir=runtime,
+        notes_dir=base / "notes",
         urls=UrlSettings(allow_http=True, allow_networks=(LOOPBACK,), ports=()),
         ca_file=ca_file,
         connect_timeout=5.0,
         read_timeout=10.0,
         attempts=3,
+        lvm=lvm or LvmSettings(),
     )
     engine = TransferEngine()
     counting = Counting()
