@@ -86,6 +86,10 @@ class Digester:
         """`InvalidReference` for a name that is not in `ALGORITHMS`."""
         self._hashes = {name: _new(name) for name in names}
 
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._hashes)
+
     def update(self, view: memoryview) -> None:
         """Takes the next bytes, in order. Blocking; for a thread when `view` is large."""
         for digest in self._hashes.values():

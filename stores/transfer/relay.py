@@ -20,15 +20,13 @@ from stores.contract import BlockingCalls, MiB, PendingStream, Progress, RangeRe
 from stores.transfer.digests import Digester
 from stores.transfer.groups import first_failure
 from stores.transfer.pieces import ZEROES, windows
+from stores.transfer.pump import SPAN
 from stores.transfer.supply import Stopped
 from stores.transfer.threads import StoppingThreads, stopping_threads
 
 STEP = 5 * MiB // 2
 """Most that is read and digested at once: each takes the event loop's time and two changes of threads, which in smaller ones
 is a tenth of all work. Two are a part of an upload, so that one is read while the other is digested."""
-
-SPAN = 8 * MiB
-"""Most that is asked for at once, so that some are under way in the memory of a stream (`stores.transfer.outgoing`)."""
 
 
 class Relay:
@@ -54,7 +52,8 @@ class Relay:
                 group.create_task(self._read_ahead(group, calls), name="read ahead")
                 while (room := await self._rooms.get()) is not None:
                     await room.read.wait()
-                    await self._threads.run(partial(self._digester.update, room.memory))
+                    if self._digester:
+                        await self._threads.run(partial(self._digester.update, room.memory))
                     await self._pending.filled(room.memory)
                     progress.advance(len(room.memory))
 
