@@ -15,7 +15,7 @@ from hypervisors.hyperv.errors import HypervFailure, failure
 from hypervisors.hyperv.powershell import PowerShellPort
 from hypervisors.hyperv.shell import Lost, Shell
 from hypervisors.passwords import current
-from stores.errors import StorageError, Unavailable
+from stores.errors import AccessDenied, StorageError, Unavailable
 from stores.transfer.threads import Threads
 from stores.uninterrupted import uninterrupted
 
@@ -27,7 +27,8 @@ class PsrpPort(PowerShellPort):
 
     A shell is used again until something goes wrong in it. What was lost is tried again in a new one, after pauses from
     `pause_s` on, until the time of the call is up: `Unavailable` and the host's quotas are seen by the caller only then.
-    Wrong credentials are not tried twice: accounts are locked for that.
+    Wrong credentials are not tried twice: accounts are locked for that. Where a host knows a shell of ours no more, a new
+    one is opened with the password as it is now, and no other old one is tried.
     """
 
     def __init__(
@@ -56,6 +57,10 @@ class PsrpPort(PowerShellPort):
                     try:
                         return _result(await self._once(text, told), script, self._endpoint)
                     except Lost as error:
+                        if isinstance(error.error, AccessDenied):
+                            if isinstance(lost, AccessDenied):
+                                raise error.error from error
+                            await self._abandon()
                         lost = error.error
                     await self._sleep(min(self._pause_s * 2**number, _LONGEST_PAUSE_S))
         except TimeoutError as error:
@@ -82,6 +87,13 @@ class PsrpPort(PowerShellPort):
                 raise
             self._idle.append(shell)
             return answer
+
+    async def _abandon(self) -> None:
+        """Those that nobody uses now: without a word to the host, which removes them in time."""
+        while self._idle:
+            shell = self._idle.pop()
+            shell.abandon()
+            await uninterrupted(self._threads.run(shell.close))
 
     async def _as_now(self) -> Endpoint:
         """With the password that its file holds now."""

@@ -59,6 +59,7 @@ class Shell:
             self._wsman, configuration_name=endpoint.configuration, no_profile=True, idle_timeout=_IDLE_S
         )
         self._host_has_it = False
+        self._known = False
         self._broken = False
 
     def _connection(self, line: Line, connect_s: int, answer_s: int) -> WSMan:
@@ -91,15 +92,17 @@ class Shell:
     def run(self, text: str, argument: str) -> str:
         """What the script of that text writes, given `argument`. Connects first if need be.
 
-        `Lost`; errors of `failure` where PowerShell itself ends the script; `TlsFailed`, `AccessDenied`."""
+        `Lost`; errors of `failure` where PowerShell itself ends the script; `TlsFailed`; `AccessDenied` of a host that has not
+        taken these credentials before. One that has may only have ended the session, or have others by now: `Lost`."""
         try:
             if not self._host_has_it:
                 self._host_has_it = True
                 self._pool.open()
+                self._known = True
             return self._ran(text, argument)
         except (AuthenticationError, SpnegoError) as error:
             self._host_has_it = False  # to remove it would be another attempt with the same credentials
-            raise self._denied() from error
+            raise Lost(self._denied()) if self._known else self._denied() from error
         except _TROUBLE as error:
             self._broken = True
             raise _translated(error, self._endpoint) from error
@@ -124,6 +127,10 @@ class Shell:
         """From another thread: whatever is under way ends with `Lost`, and nothing comes after it but `close`."""
         self._broken = True
         self._line.cut()
+
+    def abandon(self) -> None:
+        """`close` will leave it to the host, which removes it after ten minutes."""
+        self._host_has_it = False
 
     def close(self) -> None:
         """Gives it back to the host, over another connection if this one was lost. Failing that, the host removes it after

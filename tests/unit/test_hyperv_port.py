@@ -19,6 +19,7 @@ from stores.contract import MiB
 from stores.errors import AccessDenied, NotFound, Retry, TlsFailed, Unavailable
 from stores.secret import Secret
 from tests.doubles.hyperv import Host, WireFault
+from tests.doubles.hyperv.faults import Message
 from tests.doubles.hyperv.host import PASSWORD
 from tests.doubles.hyperv.wsman import MAX_SHELLS, NO_SUCH_SHELL
 from tests.hyperv import disk, dynamic, port_to, until
@@ -55,6 +56,26 @@ async def test_wrong_credentials_are_tried_once(hyperv: Host) -> None:
         await port.run("get-host", {})
     await port.aclose()
     assert hyperv.server.refused == 1
+
+
+@pytest.mark.parametrize("message", ["Command", "Receive"])
+async def test_a_session_that_ended_is_begun_anew_once(hyperv: Host, powershell: PsrpPort, message: Message) -> None:
+    """With the password as it is now. A host that refuses that one too is not asked again."""
+    for _ in range(2):
+        await powershell.run("get-host", {})
+        hyperv.faults.wire[:] = [WireFault(message, action="unauthorised", times=2)]
+        assert (await powershell.run("get-host", {}))["name"] == "HYPERV"
+        assert hyperv.faults.wire[0].hits == 2
+    refused: list[tuple[Message, int]] = [("Create", 1), (message, 2)]
+    for where, hits in refused:
+        hyperv.faults.wire[:] = [WireFault(message, action="unauthorised", times=2)]
+        hyperv.faults.wire += [WireFault(where, action="unauthorised", times=None)]
+        with pytest.raises(AccessDenied, match="credentials"):
+            await powershell.run("get-host", {})
+        assert [fault.hits for fault in hyperv.faults.wire] == [2, hits]
+        hyperv.faults.wire.clear()
+        await powershell.run("get-host", {})
+    await hyperv.shells.close()
 
 
 @pytest.mark.parametrize("wrong", [{"ca_file": None}, {"fingerprint": bytes(32)}, {"address": "127.1"}])
