@@ -27,7 +27,17 @@ from agent.wiring import build
 from hypervisors.contract import HypervisorType
 from hypervisors.hyperv.psrp import PsrpPort
 from hypervisors.operations import Operations
-from hypervisors.verbs import Call, Copy, Create, Delete, Request, Resize, Revert
+from hypervisors.verbs import (
+    AttachVolume,
+    Call,
+    Copy,
+    Create,
+    Delete,
+    DetachVolume,
+    Request,
+    Resize,
+    Revert,
+)
 from stores.backends.smb_link import Link
 from stores.contract import Silent
 
@@ -73,6 +83,8 @@ async def carried_out(operations: Operations, request: Request, token: str) -> o
         Delete: operations.delete,
         Resize: operations.resize,
         Revert: operations.revert,
+        AttachVolume: operations.attach_volume,
+        DetachVolume: operations.detach_volume,
     }
     return await verbs[type(request)](call, request)
 
@@ -102,12 +114,15 @@ def _counted(die_at: int, tell: Callable[[], object]) -> None:
         if steps == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    send, run = Link.send, PsrpPort.run
+    run = PsrpPort.run
 
-    def sending(self: Link, message: Any, *, payload: int = 0) -> Any:
-        sent = send(self, message, payload=payload)
-        step()
-        return sent
+    def counting(send: Callable[..., Any]) -> Callable[..., Any]:
+        def sending(*args: Any, **kwargs: Any) -> Any:
+            sent = send(*args, **kwargs)
+            step()
+            return sent
+
+        return sending
 
     async def running(self: PsrpPort, *args: Any, **kwargs: Any) -> Any:
         step()
@@ -116,7 +131,7 @@ def _counted(die_at: int, tell: Callable[[], object]) -> None:
         finally:
             step()
 
-    Link.send = sending  # type: ignore[method-assign]
+    Link.send, Link.send_write = counting(Link.send), counting(Link.send_write)  # type: ignore[method-assign]
     PsrpPort.run = running  # type: ignore[method-assign]
 
 

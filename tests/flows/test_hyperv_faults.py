@@ -142,25 +142,6 @@ async def test_every_message_may_be_lost(lab: Lab, name: str, when: str) -> None
     assert step >= 10 or name == "resize"
 
 
-@pytest.mark.parametrize("name", VERBS)
-async def test_sessions_end_between_two_messages(lab: Lab, name: str) -> None:
-    """The host wants to know again who it is, and takes the answer, or only in a session of its own: nobody sees anything."""
-    await prepared(lab)
-    verb, _ = VERBS[name]
-    before = lab.place.files()
-    for times in (1, 2):
-        lab.place.host.faults.wire[:] = [
-            WireFault("Command", action="unauthorised", times=times),
-            WireFault("Receive", "before", "unauthorised", skip=1, times=times),
-        ]
-        await verb(lab)
-        assert [fault.hits for fault in lab.place.host.faults.wire] == [times, times]
-        lab.place.host.faults.wire.clear()
-        await undone(lab, name)
-        await expect_as_before(lab, before)
-    await lab.place.host.shells.close()
-
-
 async def test_a_host_that_does_not_know_us_any_more(lab: Lab) -> None:
     await prepared(lab)
     before = lab.place.files()
