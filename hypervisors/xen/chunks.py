@@ -16,11 +16,18 @@ from stores.contract import KiB, MiB
 FRAME = 2 * MiB
 """The most that is in one frame, and what none crosses a multiple of: XAPI writes in such steps, and VHD has such blocks."""
 
+END = bytes(12)
+
 _HEAD = struct.Struct("<QI")
 _RUN = 64 * KiB
 """Zeroes are left out in multiples of it: to send less of them costs less than another write costs the host."""
 
 _ZEROES = bytes(_RUN)
+
+
+def frame_head(offset: int, length: int) -> bytes:
+    """What goes before `length` bytes of the disk from `offset` on, both multiples of a sector."""
+    return _HEAD.pack(offset, length)
 
 
 class ChunkEncoder:
@@ -53,13 +60,13 @@ class ChunkEncoder:
     def finish(self) -> Iterator[bytes | memoryview]:
         """The rest, and the end."""
         yield from self._frames()
-        yield _HEAD.pack(0, 0)
+        yield END
 
     def _frames(self) -> Iterator[bytes | memoryview]:
         if self._offset % SECTOR or self._length % SECTOR:
             raise ValueError(f"{self._length} bytes at {self._offset} are not whole sectors")
         for start, stop in self._runs():
-            yield _HEAD.pack(self._offset + start, stop - start)
+            yield frame_head(self._offset + start, stop - start)
             yield self._buffer[start:stop]
         self._length = 0
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from hypervisors.contract import ImageRefused, OperationUnsupported
 from hypervisors.images.vhd_reading import Disk, Event, Present, VhdReading
 from hypervisors.xen.hosts import Host
-from hypervisors.xen.streams import DiskStreams
+from hypervisors.xen.streams import DiskStreams, Incoming
 from stores.contract import ByteStream, ObjectInfo
 from stores.errors import IntegrityError
 from stores.streams import presented
 from stores.transfer.engine import TransferEngine
+from stores.transfer.readahead import filled_ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +51,11 @@ class VhdExport:
 
 
 class _Checked(ByteStream):
-    def __init__(self, vdi: str, base: str | None, pieces: AsyncIterator[bytes], engine: TransferEngine) -> None:
+    def __init__(self, vdi: str, base: str | None, content: Incoming, engine: TransferEngine) -> None:
         self.info = ObjectInfo(vdi, None, ranges=False)
         self._vdi = vdi
         self._base = base
-        self._pieces = pieces
+        self._content = content
         self._engine = engine
         self._reading = VhdReading()
         self._size = self._virtual_size = self._marked = 0
@@ -67,13 +68,16 @@ class _Checked(ByteStream):
         return Summary(self._size, self._virtual_size, self._reading.present, self._marked)
 
     async def __aiter__(self) -> AsyncGenerator[memoryview, None]:
-        async for piece in self._pieces:
-            await self._engine.run(self._take, piece)
-            yield memoryview(piece)
+        async with aclosing(filled_ahead(self._engine.buffers, self._fill)) as pieces:
+            async for piece in pieces:
+                yield piece
         await self._engine.run(self._finish)
         self._ended = True
 
-    def _take(self, piece: bytes) -> None:
+    async def _fill(self, buffer: memoryview) -> int:
+        return await self._content.fill(buffer, self._take)
+
+    def _take(self, piece: memoryview) -> None:
         try:
             for event in self._reading.feed(piece):
                 self._count(event)
@@ -122,9 +126,9 @@ async def exported_vhd(
 
     The stream ends properly only when the VHD was whole, its last footer included, and the host's task has succeeded;
     otherwise its reader gets `IntegrityError`, `OperationUnsupported` for a whole disk instead of changes, or whatever
-    `DiskStreams.download` raises. Leaving the context before the end gives the export up.
+    `DiskStreams.receiving` raises. Leaving the context before the end gives the export up.
     """
-    async with streams.download(vdi, image_format="vhd", base=base, host=host) as pieces:
-        checked = _Checked(vdi, base, pieces, engine)
+    async with streams.receiving(vdi, image_format="vhd", base=base, host=host) as content:
+        checked = _Checked(vdi, base, content, engine)
         async with presented(checked) as stream:
             yield VhdExport(stream, checked)

@@ -14,8 +14,8 @@ host takes nothing for done, is sent only when the source was whole and had the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -26,9 +26,11 @@ from hypervisors.images.vhd_reading import Disk, Event, Present, VhdReading
 from hypervisors.landing import verify
 from hypervisors.qemu.disks import ForeignDisks
 from hypervisors.qemu.nodes import known_format
-from hypervisors.xen.chunks import ChunkEncoder
+from hypervisors.xen.chunks import END, ChunkEncoder
 from hypervisors.xen.hosts import Host
+from hypervisors.xen.placing import NewContent
 from hypervisors.xen.streams import DiskStreams
+from hypervisors.xen.wire import Exchange
 from stores.contract import ByteStream, Progress, RangeReader
 from stores.errors import IntegrityError, TooLarge
 from stores.streams import presented
@@ -37,7 +39,7 @@ from stores.tools.process import ToolRunner
 from stores.transfer.compression import expand
 from stores.transfer.digests import Checksum, Digester
 from stores.transfer.engine import TransferEngine
-from stores.transfer.pieces import known_size, zero_views
+from stores.transfer.pieces import known_size
 
 Make: TypeAlias = Callable[[int], Awaitable[str]]
 """Makes the disk, of at least so many bytes, all of them zero; gives its reference or uuid."""
@@ -80,7 +82,7 @@ class Importer:
         `checksum` is of the object's bytes: `ChecksumMismatch`, where they pass through here; where it is read at random,
         the caller sees to it. `ImageRefused` for an image that is damaged or cannot be read as it comes, `TooLarge`,
         `IntegrityError`, `OperationUnsupported` for a format that cannot; otherwise what the source, qemu-nbd and
-        `DiskStreams.upload` raise.
+        `DiskStreams.sending` raise.
         """
         given, spec = source.presentation, source.spec
         image_format = known_format(source)
@@ -109,25 +111,13 @@ class Importer:
         """The bytes of `disk`, of which holes are not read."""
         size = self._bounded(known_size(disk))
         progress.phase("transfer", size)
-        digester = Digester([checksum.algorithm] if checksum is not None else [])
-        encoder = ChunkEncoder(skip_zeroes=True)
-
-        async def body() -> AsyncGenerator[bytes, None]:
-            async with aclosing(self._engine.placed(disk)) as placed:
-                async for piece, data in placed:
-                    if checksum is not None:
-                        for view in zero_views(piece.length) if data is None else [data]:
-                            await self._engine.run(digester.update, view)
-                    if data is not None:
-                        for frame in await self._engine.run(_frames, encoder, piece.offset, data, size):
-                            yield frame
-                    progress.advance(piece.length)
-            verify(checksum, digester.hexdigests(), disk.info.ref)
-            for frame in _end(encoder):
-                yield frame
-
-        await self._send(target, await target.make(size), body())
-        return Imported(size, digester.hexdigests())
+        wanted = [checksum.algorithm] if checksum is not None else []
+        async with _sending(target, await target.make(size)) as exchange:
+            place = NewContent(exchange, size)
+            sent = await self._engine.deliver(disk, place, digests=wanted, progress=progress)
+            verify(checksum, sent.digests, disk.info.ref)
+            await exchange.send(END)
+        return Imported(size, sent.digests)
 
     # ------------------------------------------------------------------------------------------------------ in order
 
@@ -138,25 +128,20 @@ class Importer:
         async with self._content(source, digester, progress) as pieces:
             disk, early = await self._begun(frames, pieces)
 
-            async def body() -> AsyncGenerator[bytes, None]:
-                for frame in early:
-                    yield frame
+            async with _sending(target, await target.make(self._bounded(disk.virtual_size))) as exchange:
+                await _put(exchange, early)
                 async for piece in pieces:
-                    for frame in await self._engine.run(frames.feed, piece):
-                        yield frame
+                    await _put(exchange, frames.feed(piece))
                 last = frames.finish()
                 verify(checksum, digester.hexdigests(), source.presentation.info.ref)
-                for frame in last:
-                    yield frame
-
-            await self._send(target, await target.make(self._bounded(disk.virtual_size)), body())
+                await _put(exchange, last)
         return disk.virtual_size
 
     async def _begun(self, frames: _VhdFrames, pieces: AsyncIterator[memoryview]) -> tuple[Disk, list[bytes]]:
         """What a VHD says of itself, and the frames that came with that."""
         early: list[bytes] = []
         async for piece in pieces:
-            early += await self._engine.run(frames.feed, piece)
+            early += await self._engine.run(lambda some: [bytes(frame) for frame in frames.feed(some)], piece)
             if frames.disk is not None:
                 return frames.disk, early
         raise truncated("VHD dynamic disk header")
@@ -168,22 +153,21 @@ class Importer:
         encoder = ChunkEncoder(skip_zeroes=True)
         ref = source.presentation.info.ref
 
-        async def body(pieces: AsyncIterator[memoryview]) -> AsyncGenerator[bytes, None]:
+        async with (
+            self._content(source, digester, progress) as pieces,
+            _sending(target, await target.make(size)) as exchange,
+        ):
             position = 0
             async for piece in pieces:
                 if position + len(piece) > size:
                     raise _other_size(ref, size, f"at least {position + len(piece)}")
-                for frame in await self._engine.run(_frames, encoder, position, piece, size):
-                    yield frame
+                await _put(exchange, encoder.add(position, piece))
                 position += len(piece)
             if position != size:
                 raise _other_size(ref, size, f"{position}")
             verify(checksum, digester.hexdigests(), ref)
-            for frame in _end(encoder):
-                yield frame
-
-        async with self._content(source, digester, progress) as pieces:
-            await self._send(target, await target.make(size), body(pieces))
+            await _put(exchange, encoder.add(position, bytes(-size % SECTOR)))
+            await _put(exchange, encoder.finish())
         return size
 
     async def _plain_size(self, source: Source, progress: Progress) -> int:
@@ -227,10 +211,6 @@ class Importer:
             async with aclosing(expanding) as expanded:
                 yield expanded
 
-    async def _send(self, target: NewDisk, vdi: str, body: AsyncGenerator[bytes, None]) -> None:
-        async with aclosing(body):
-            await target.streams.upload(vdi, body, image_format="raw", chunked=True, host=target.host)
-
     def _bounded(self, size: int) -> int:
         if size > self._limit:
             raise TooLarge(
@@ -242,15 +222,18 @@ class Importer:
 # ------------------------------------------------------------------------------------------------------------- frames
 
 
-def _frames(encoder: ChunkEncoder, offset: int, data: memoryview, size: int) -> list[bytes]:
-    """Of a part of a disk, whose last sector is filled up with zeroes. Blocking."""
-    padding = bytes(-size % SECTOR) if offset + len(data) == size else b""
-    parts = ((offset, data), (offset + len(data), padding))
-    return [bytes(frame) for start, part in parts for frame in encoder.add(start, part)]
+def _sending(target: NewDisk, vdi: str) -> AbstractAsyncContextManager[Exchange]:
+    return target.streams.sending(vdi, image_format="raw", chunked=True, host=target.host)
 
 
-def _end(encoder: ChunkEncoder) -> list[bytes]:
-    return [bytes(frame) for frame in encoder.finish()]
+async def _put(exchange: Exchange, frames: Iterable[bytes | memoryview]) -> None:
+    """`frames` are made and sent in one thread."""
+
+    def put() -> None:
+        for part in frames:
+            exchange.put(part)
+
+    await exchange.run(put)
 
 
 def _other_size(ref: str, size: int, seen: str) -> IntegrityError:
@@ -265,13 +248,15 @@ class _VhdFrames:
         self._reading = VhdReading()
         self._encoder = ChunkEncoder(skip_zeroes=True)
 
-    def feed(self, piece: memoryview) -> list[bytes]:
-        return [bytes(frame) for event in self._reading.feed(piece) for frame in self._of(event)]
+    def feed(self, piece: memoryview) -> Iterator[bytes | memoryview]:
+        """Each is valid until the next is asked for."""
+        for event in self._reading.feed(piece):
+            yield from self._of(event)
 
-    def finish(self) -> list[bytes]:
+    def finish(self) -> Iterator[bytes | memoryview]:
         """`ImageRefused` unless the VHD was whole."""
         self._reading.finish()
-        return _end(self._encoder)
+        return self._encoder.finish()
 
     def _of(self, event: Event) -> Iterator[bytes | memoryview]:
         match event:

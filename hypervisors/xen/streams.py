@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 from urllib.parse import urlencode, urlsplit
 
@@ -20,8 +21,10 @@ from hypervisors.xen.errors import HANDLE_INVALID, XapiFailure, XapiRefused, fai
 from hypervisors.xen.events import TaskWaiter
 from hypervisors.xen.hosts import Host, Trust, known
 from hypervisors.xen.session import PoolClient
-from hypervisors.xen.wire import Exchange, Head, HostEnded, Patience, connect
+from hypervisors.xen.wire import Exchange, HostEnded, Patience, connect
+from stores.contract import MiB
 from stores.errors import IntegrityError, StorageError, Unavailable
+from stores.transfer.wire import Answer
 from stores.uninterrupted import uninterrupted
 
 _log = structlog.get_logger(__name__)
@@ -37,6 +40,43 @@ class _Transfer:
     """Empty before it is made."""
     running: bool = False
     """Whether a host may be at work on it: from its 200 on."""
+
+
+class Incoming:
+    """What a host sends of a disk."""
+
+    def __init__(self, exchange: Exchange, outcome: Callable[[], Awaitable[None]]) -> None:
+        """`outcome`: raises what the task failed with."""
+        self._exchange = exchange
+        self._outcome = outcome
+
+    async def fill(self, view: memoryview, look: Callable[[memoryview], None] = lambda seen: None) -> int:
+        """Fills `view` with the next bytes, and has `look` see them, in the same thread. Returns its length, or less at the
+        end, and then the host says that all of it was sent: a connection that ends early, as well as whatever the task
+        failed with, is raised. When cancelled, nobody writes into `view` any more. Not to be called after the end."""
+        try:
+            count = await self._exchange.run(partial(self._filled, view, look))
+        except HostEnded as broken:
+            await self._outcome()
+            host = self._exchange.host
+            raise Unavailable(f"host {host} broke the connection and says that all is well", host=str(host)) from broken
+        if count < len(view):
+            await self._outcome()
+        return count
+
+    def _filled(self, view: memoryview, look: Callable[[memoryview], None]) -> int:
+        count = self._exchange.receive(view)
+        look(view[:count])
+        return count
+
+
+async def _pieces(content: Incoming) -> AsyncGenerator[bytes, None]:
+    buffer = memoryview(bytearray(MiB))
+    count = len(buffer)
+    while count == len(buffer):
+        count = await content.fill(buffer)
+        if count:
+            yield bytes(buffer[:count])
 
 
 class DiskStreams:
@@ -72,23 +112,44 @@ class DiskStreams:
         length: int | None = None,
         host: Host | None = None,
     ) -> None:
-        """Write `body` into `vdi`, which is large enough; when this returns, the host says that all of it is written.
+        """As `sending`, of a body that comes in order. Its pieces may be overwritten when the next is asked for; none is asked
+        for before the host has agreed to take it."""
+        async with self.sending(vdi, image_format=image_format, chunked=chunked, length=length, host=host) as exchange:
+            async for piece in body:
+                await exchange.send(piece)
+
+    @asynccontextmanager
+    async def sending(
+        self,
+        vdi: str,
+        *,
+        image_format: Format,
+        chunked: bool = False,
+        length: int | None = None,
+        host: Host | None = None,
+    ) -> AsyncIterator[Exchange]:
+        """What takes a body that is written into `vdi`, which is large enough; when the context has ended, the host says that
+        all of it is written.
 
         `length` in bytes is needed for vhd. For `chunked`, whose body tells its own end, it may be left out, or be more than
-        there is. `host` sees the disk's SR; others send us there. Pieces of `body` may be overwritten when the next is asked
-        for; none is asked for before the host has agreed to take it. After an error, or when cancelled, the content of `vdi`
-        is undefined.
+        there is. `host` sees the disk's SR; others send us there. `HostEnded` is to be let through: it is the host's own
+        reason that is raised. After an error, or when cancelled, the content of `vdi` is undefined.
 
         `XapiFailure` and its kin for what the task failed with. `Unavailable` where a host was silent or broke the
-        connection, `IntegrityError` where it claims success and has not taken everything, or `body` is not `length` long where
-        it has to be.
+        connection, `IntegrityError` where it claims success and has not taken everything, or the body is not `length` long
+        where it has to be.
         """
         query = {"vdi": vdi, "format": image_format} | ({"chunked": "true"} if chunked else {})
         headers = {} if length is None else {"Content-Length": str(length)}
         async with self._transfer() as transfer:
             exchange = await self._agreed("PUT", _IMPORT, query, headers, transfer, host)
+            complete = False
             try:
-                complete = await self._sent(exchange, body, None if chunked else length)
+                yield exchange
+                await self._ended(exchange, None if chunked else length)
+                complete = True
+            except HostEnded:
+                pass  # the task knows why
             finally:
                 await exchange.close()
             await self._outcome(transfer, exchange.host)
@@ -97,24 +158,15 @@ class DiskStreams:
                     f"host {exchange.host} says that {vdi} is written, and has not taken all of it", vdi=vdi
                 )
 
-    async def _sent(
-        self, exchange: Exchange, body: AsyncIterator[bytes | bytearray | memoryview], length: int | None
-    ) -> bool:
-        """Whether all of `body` could be sent."""
-        sent = 0
-        try:
-            async for piece in body:
-                await exchange.send(piece)
-                sent += len(piece)
-        except HostEnded:
-            return False
+    async def _ended(self, exchange: Exchange, length: int | None) -> None:
+        """All of the body was sent."""
+        sent = exchange.sent
         if length is not None and sent != length:  # the host would wait for the rest, or has left something unread
             raise IntegrityError(f"the source has {sent} bytes, and {length} were announced", needed=length, seen=sent)
         try:
             await exchange.end()
         except HostEnded:
             _log.info("xapi connection broken after the last byte", host=str(exchange.host))  # the task knows more
-        return True
 
     @asynccontextmanager
     async def download(
@@ -125,34 +177,35 @@ class DiskStreams:
         base: str | None = None,
         host: Host | None = None,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The pieces of `vdi` in order, each at most 1 MiB. `base`: an earlier snapshot of the same disk; what comes is a
-        differencing VHD of what changed since.
+        """As `receiving`, in pieces of at most 1 MiB."""
+        async with (
+            self.receiving(vdi, image_format=image_format, base=base, host=host) as content,
+            aclosing(_pieces(content)) as pieces,
+        ):
+            yield pieces
 
-        The iterator ends only when the host says that all of it was sent: a connection that ends early, as well as whatever
-        the task failed with, is raised by it. Leaving the context before the end gives the transfer up. XAPI does not announce
-        a length: whoever reads raw compares it with the disk's size, whoever reads VHD looks for the footer at its end.
+    @asynccontextmanager
+    async def receiving(
+        self,
+        vdi: str,
+        *,
+        image_format: Format,
+        base: str | None = None,
+        host: Host | None = None,
+    ) -> AsyncIterator[Incoming]:
+        """The bytes of `vdi` in order. `base`: an earlier snapshot of the same disk; what comes is a differencing VHD of what
+        changed since. Leaving the context before the end gives the transfer up.
+
+        XAPI does not announce a length: whoever reads raw compares it with the disk's size, whoever reads VHD looks for the
+        footer at its end.
         """
         query = {"vdi": vdi, "format": image_format} | ({"base": base} if base is not None else {})
         async with self._transfer() as transfer:
             exchange = await self._agreed("GET", _EXPORT, query, {}, transfer, host)
             try:
-                async with aclosing(self._received(exchange, transfer)) as pieces:
-                    yield pieces
+                yield Incoming(exchange, partial(self._outcome, transfer, exchange.host))
             finally:
                 await exchange.close()
-
-    async def _received(self, exchange: Exchange, transfer: _Transfer) -> AsyncGenerator[bytes, None]:
-        broken: HostEnded | None = None
-        try:
-            while data := await exchange.receive():
-                yield data
-        except HostEnded as error:
-            broken = error
-        await self._outcome(transfer, exchange.host)
-        if broken is not None:
-            raise Unavailable(
-                f"host {exchange.host} broke the connection and says that all is well", host=str(exchange.host)
-            ) from broken
 
     async def _outcome(self, transfer: _Transfer, host: Host) -> None:
         """The connection has ended: what the task says of it."""
@@ -200,7 +253,7 @@ class DiskStreams:
                 raise await self._refusal(target, head, transfer)
         raise Unavailable(f"hosts of the pool send each other's clients in a circle, last {target}", host=str(target))
 
-    async def _asked(self, host: Host, line: str, headers: dict[str, str]) -> tuple[Exchange, Head]:
+    async def _asked(self, host: Host, line: str, headers: dict[str, str]) -> tuple[Exchange, Answer]:
         exchange = await connect(host, self._trust, self._patience)
         try:
             return exchange, await exchange.ask(line, headers)
@@ -208,7 +261,7 @@ class DiskStreams:
             await exchange.close()
             raise
 
-    def _elsewhere(self, host: Host, head: Head) -> Host:
+    def _elsewhere(self, host: Host, head: Answer) -> Host:
         """The session goes to nobody but the configured hosts."""
         location = head.headers.get("location", "")
         address = urlsplit(location).netloc
@@ -221,7 +274,7 @@ class DiskStreams:
             )
         return found
 
-    async def _refusal(self, host: Host, head: Head, transfer: _Transfer) -> StorageError:
+    async def _refusal(self, host: Host, head: Answer, transfer: _Transfer) -> StorageError:
         """What the task says, if it says anything."""
         record = await self._client.call("task.get_record", transfer.task)
         if record["status"] == "failure":

@@ -24,7 +24,7 @@ from stores.transfer.connections import Connections
 from stores.transfer.digests import Digester
 from stores.transfer.outgoing import Outgoing
 from stores.transfer.pieces import Piece, known_size
-from stores.transfer.placed import PlacedFile
+from stores.transfer.placed import Place, PlacedFile
 from stores.transfer.pump import WIDTH_LIMIT, Pump
 from stores.transfer.readahead import ReadAhead
 from stores.transfer.relay import Relay
@@ -95,7 +95,8 @@ class TransferEngine:
         async with self._opened(destination, size, kept=bool(whole)) as file:
             pump = Pump(
                 source,
-                file=file,
+                place=file,
+                kept=file,
                 digester=digester if digests else None,
                 buffers=self.buffers,
                 progress=progress or Silent(),
@@ -104,6 +105,21 @@ class TransferEngine:
             )
             await pump.run()
         return Fetched(size, digester.hexdigests())
+
+    async def deliver(
+        self, source: RangeReader, place: Place, *, digests: Sequence[str] = (), progress: Progress | None = None
+    ) -> Fetched:
+        """The same to a `place` of the caller's: each piece as soon as it is there, in whatever order."""
+        digester = Digester(digests)
+        pump = Pump(
+            source,
+            place=place,
+            digester=digester if digests else None,
+            buffers=self.buffers,
+            progress=progress or Silent(),
+        )
+        await pump.run()
+        return Fetched(known_size(source), digester.hexdigests())
 
     async def store_stream(
         self,
@@ -147,7 +163,7 @@ class TransferEngine:
     ) -> dict[str, str]:
         """Digests of all of `source`, read in parallel, computed in order."""
         digester = Digester(names)
-        pump = Pump(source, file=None, digester=digester, buffers=self.buffers, progress=progress or Silent())
+        pump = Pump(source, place=None, digester=digester, buffers=self.buffers, progress=progress or Silent())
         await pump.run()
         return digester.hexdigests()
 
@@ -181,11 +197,20 @@ class TransferEngine:
         progress = progress or Silent()
         digester = Digester(digests)
         position = 0
-        async for piece in source:
-            await self._calls.run(partial(digester.update, piece))
-            await pending.write(piece)
-            position += len(piece)
-            progress.advance(len(piece))
+
+        def put(piece: memoryview, room: memoryview) -> None:
+            digester.update(piece)
+            room[:] = piece
+
+        async for whole in source:
+            piece = whole
+            while piece:
+                room = await pending.room(len(piece))
+                await self._calls.run(partial(put, piece[: len(room)], room))
+                await pending.filled(room)
+                piece = piece[len(room) :]
+            position += len(whole)
+            progress.advance(len(whole))
         return Fetched(position, digester.hexdigests())
 
     def stream(self, reader: RangeReader) -> ByteStream:

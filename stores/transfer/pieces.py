@@ -76,15 +76,20 @@ def span_pieces(left: int, *, workers: int, limit: int) -> int:
 
 
 def take_span(todo: deque[Piece], *, workers: int, limit: int) -> deque[Piece]:
-    """Moves the next span out of `todo`: pieces to be read without a gap between them, or one that need not be read.
+    """Moves the next span out of `todo`: pieces to be read without a gap between them but holes, or one that need not be read.
 
     Spans end at multiples of their own length, where servers that keep objects in blocks are likely to have borders too.
     """
     span = deque([todo.popleft()])
     number = span[0].offset // PIECE
     most = span_pieces(len(todo) + 1, workers=workers, limit=limit)
-    while span[0].wanted and len(span) < most - number % most and todo and todo[0].wanted:
-        span.append(todo.popleft())
+    left = most - number % most - 1 if span[0].wanted else 0
+    while left and todo:
+        holes = 1 if todo[0].zero and len(todo) > 1 else 0
+        if not todo[holes].wanted:
+            break
+        span.extend(todo.popleft() for _ in range(holes + 1))
+        left -= 1
     return span
 
 

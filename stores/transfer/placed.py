@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from stores.contract import KiB
 from stores.errors import IntegrityError, StoreError
@@ -49,6 +50,22 @@ def _disk_error(error: OSError, path: Path, needed: int) -> StoreError:
     except OSError:
         return no_space(str(path), needed=needed, available=0)  # a detail for the operator; the error stands without it
     return no_space(str(path), needed=needed, available=room.f_bavail * room.f_frsize)
+
+
+class Place(Protocol):
+    """What takes pieces of an object in any order, from several threads at once. All methods but `abort` may block."""
+
+    def write(self, offset: int, view: memoryview) -> None:
+        """Puts `view`, which is overwritten afterwards, at `offset`."""
+        ...
+
+    def zero(self, offset: int, length: int) -> None:
+        """A hole of the object."""
+        ...
+
+    def abort(self) -> None:
+        """Ends whatever a thread waits for in it. Whoever calls this writes no more. From any thread."""
+        ...
 
 
 class PlacedFile:
@@ -107,6 +124,9 @@ class PlacedFile:
             self._clear(offset, length)
         except OSError as error:
             raise _disk_error(error, self._path, length) from error
+
+    def abort(self) -> None:
+        """A disk answers by itself."""
 
     def read(self, offset: int, view: memoryview) -> None:
         """Fills `view` with what a kept file holds at `offset`. `IntegrityError` if it ends before."""

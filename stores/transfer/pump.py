@@ -1,4 +1,4 @@
-"""All of one object, past a file and digests.
+"""All of one object, past a file, or another place, and digests.
 
     worker  | take a span: several pieces that one request brings
             | for each piece: take a buffer, receive, write in place ----> give the buffer back
@@ -25,7 +25,7 @@ from stores.transfer.digests import Digester
 from stores.transfer.groups import first_failure
 from stores.transfer.inorder import InOrder
 from stores.transfer.pieces import Piece, known_size, take_span, windows, zero_views
-from stores.transfer.placed import PlacedFile
+from stores.transfer.placed import Place, PlacedFile
 from stores.transfer.ranges import Ranges
 from stores.transfer.supply import Supply
 from stores.transfer.threads import StoppingThreads, stopping_threads
@@ -50,19 +50,21 @@ class Pump:
         self,
         source: RangeReader,
         *,
-        file: PlacedFile | None,
+        place: Place | None,
         digester: Digester | None,
         buffers: BufferPool,
         progress: Progress,
+        kept: PlacedFile | None = None,
         whole: Sequence[tuple[int, int]] = (),
         arrived: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Data goes to `file`, where there is one, in any order; everything goes to `digester` in order, holes as zeroes.
+        """Data goes to `place`, where there is one, in any order; everything goes to `digester` in order, holes as zeroes.
 
-        `whole` and `arrived`: see `TransferEngine.fetch`.
+        `kept`: that place, where it has some of the content already. `whole` and `arrived`: see `TransferEngine.fetch`.
         """
         self._source = source
-        self._file = file
+        self._place = place
+        self._kept = kept
         self._hashed = InOrder(digester) if digester is not None else None
         self._buffers = buffers
         self._progress = progress
@@ -110,11 +112,13 @@ class Pump:
 
     def _marked(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         for piece in pieces:
-            kept = not piece.zero and self._file is not None
+            kept = not piece.zero and self._kept is not None
             yield replace(piece, here=kept and self._whole.cover(piece.offset, piece.offset + piece.length))
 
     def _stop(self) -> None:
         self._supply.stop()
+        if self._place is not None:
+            self._place.abort()
         if self._hashed is not None:
             self._hashed.stop()
 
@@ -148,19 +152,22 @@ class Pump:
             if span[0].here:
                 self._read_back(span[0])
             elif span[0].zero:
-                if self._file is not None:
-                    self._file.zero(span[0].offset, span[0].length)
-                self._hash(span[0], zero_views(span[0].length), None)
+                self.pass_over(span[0])
             else:
                 return span
 
+    def pass_over(self, hole: Piece) -> None:
+        if self._place is not None:
+            self._place.zero(hole.offset, hole.length)
+        self._hash(hole, zero_views(hole.length), None)
+
     def _read_back(self, piece: Piece) -> None:
         """`piece` is in the file; only a digest needs it once more."""
-        if self._hashed is None or self._file is None:
+        if self._hashed is None or self._kept is None:
             self._finish(piece, None)
             return
         buffer = self.buffer_for(piece)
-        self._file.read(piece.offset, buffer[: piece.length])
+        self._kept.read(piece.offset, buffer[: piece.length])
         self._hash(piece, iter([buffer[: piece.length]]), buffer)
 
     def buffer_for(self, piece: Piece) -> memoryview:
@@ -169,8 +176,8 @@ class Pump:
     def arrived(self, piece: Piece, buffer: memoryview) -> bool:
         """`piece` is at the beginning of `buffer`. Whether the worker keeps the buffer: without a digest it does, unless others
         are in need of it, so that it goes on with its span and no other thread has to wake."""
-        if self._file is not None:
-            self._file.write(piece.offset, buffer[: piece.length])
+        if self._place is not None:
+            self._place.write(piece.offset, buffer[: piece.length])
         kept = self._hashed is None and not self._buffers.pressed(self._owner)
         if kept:
             self._loop.call_soon_threadsafe(self._tell, piece)
@@ -215,6 +222,8 @@ class _Worker:
             if kept is not None:
                 self._pump.give_up(*kept)
             return None
+        while self._span[0].zero:
+            self._pump.pass_over(self._span.popleft())
         piece = self._span.popleft()
         buffer = kept[1] if kept is not None else self._pump.buffer_for(piece)
         self._present = piece, buffer
@@ -226,4 +235,4 @@ class _Worker:
             self._present = None
 
     def ahead(self) -> Iterator[tuple[int, int]]:
-        return ((piece.offset, piece.length) for piece in self._span)
+        return ((piece.offset, piece.length) for piece in self._span if not piece.zero)

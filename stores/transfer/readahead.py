@@ -1,10 +1,10 @@
-"""A range reader read in order, ahead of whoever consumes it."""
+"""Sources read in order, ahead of whoever consumes them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from stores.contract import ByteStream, RangeReader
@@ -77,6 +77,39 @@ class ReadAhead(ByteStream):
             self._buffers.release(self, buffer)
             raise
         return buffer
+
+
+async def filled_ahead(
+    buffers: BufferPool, fill: Callable[[memoryview], Awaitable[int]]
+) -> AsyncGenerator[memoryview, None]:
+    """What `fill` puts into one buffer after another, up to the first that it does not fill: the next one is filled while the
+    last one is used. Each is valid until the next one is asked for. To be closed (`aclosing`)."""
+    owner = object()
+
+    async def filled() -> tuple[memoryview, int]:
+        buffer = await buffers.acquire(owner)
+        try:
+            return buffer, await fill(buffer)
+        except BaseException:
+            buffers.release(owner, buffer)
+            raise
+
+    ahead: asyncio.Task[tuple[memoryview, int]] | None = asyncio.create_task(filled(), name="fill ahead")
+    try:
+        while ahead is not None:
+            buffer, count = await ahead
+            ahead = asyncio.create_task(filled(), name="fill ahead") if count == len(buffer) else None
+            try:
+                if count:
+                    yield buffer[:count]
+            finally:
+                buffers.release(owner, buffer)
+    finally:
+        if ahead is not None:
+            ahead.cancel()
+            (outcome,) = await asyncio.gather(ahead, return_exceptions=True)
+            if not isinstance(outcome, BaseException):
+                buffers.release(owner, outcome[0])
 
 
 async def _each(reader: RangeReader) -> AsyncGenerator[Piece, None]:

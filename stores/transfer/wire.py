@@ -77,22 +77,36 @@ def limit_silence(sock: socket.socket, limit_s: float) -> None:
 class Connection:
     """One connected socket, plain or TLS. One thread at a time uses it; `abort` may come from any."""
 
-    def __init__(self, raw: socket.socket, *, tls: ssl.SSLContext | None, host: str, read_timeout_s: float) -> None:
-        """Takes over `raw`, connected. The TLS handshake happens on the first `exchange`, in its thread."""
+    def __init__(
+        self,
+        raw: socket.socket,
+        *,
+        tls: ssl.SSLContext | None,
+        host: str,
+        read_timeout_s: float,
+        ragged_end: bool = False,
+    ) -> None:
+        """Takes over `raw`, connected. The TLS handshake happens in `secure`, or on the first `exchange`, in its thread.
+
+        `ragged_end`: that the other side ends the connection without TLS's own word for it is no trouble. For those who
+        learn by other means whether all has come."""
         self.reused = False
         self.trouble: str | None = None
         """Why the last `receive` ended early; None after an orderly end of the connection."""
+        self.stalled = False
+        """Whether the last failure was silence."""
         self._aborted = False
         self._head = memoryview(bytearray(HEAD_LIMIT))
         self._rest = self._head[:0]
         self.read_timeout_s = read_timeout_s
         self._handshake = tls is not None
         self._sock: socket.socket
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if raw.family != socket.AF_UNIX:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             raw.settimeout(read_timeout_s)
             self._sock = tls.wrap_socket(
-                raw, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
+                raw, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=ragged_end
             )
             self._flags = 0
         else:
@@ -105,6 +119,24 @@ class Connection:
         """Whether bytes have to pass through this process to be sent."""
         return isinstance(self._sock, ssl.SSLSocket)
 
+    def wait_for(self, read_timeout_s: float) -> None:
+        """From now on, silence may last so long."""
+        self.read_timeout_s = read_timeout_s
+        if self.encrypted:
+            self._sock.settimeout(read_timeout_s)
+        else:
+            limit_silence(self._sock, read_timeout_s)
+
+    def secure(self) -> bytes | None:
+        """Makes the TLS handshake: the certificate that the server showed (DER). None on a plain connection. `ssl.SSLError`
+        where there is no trust, `OSError` where there is no connection."""
+        if not isinstance(self._sock, ssl.SSLSocket):
+            return None
+        if self._handshake:
+            self._sock.do_handshake()
+            self._handshake = False
+        return self._sock.getpeercert(binary_form=True)
+
     def exchange(self, request: bytes) -> Answer:
         """Sends `request` and reads the answer up to its body. Interim answers (1xx) are passed over."""
         self.begin(request)
@@ -114,9 +146,7 @@ class Connection:
         """Sends `request`, whose body may follow."""
         try:
             if self._handshake:
-                assert isinstance(self._sock, ssl.SSLSocket)
-                self._sock.do_handshake()
-                self._handshake = False
+                self.secure()
             self._sock.sendall(request)
         except ssl.SSLCertVerificationError:
             raise
@@ -251,7 +281,8 @@ class Connection:
 
     def _failed(self, error: OSError, did: str = "sent") -> ConnectionFailed:
         # Expired kernel timeouts show as EAGAIN, Python's as TimeoutError.
-        if isinstance(error, BlockingIOError | TimeoutError):
+        self.stalled = isinstance(error, BlockingIOError | TimeoutError)
+        if self.stalled:
             return ConnectionFailed(f"the server {did} nothing for {self.read_timeout_s:g} s")
         return ConnectionFailed(str(error))
 

@@ -5,13 +5,14 @@ Steps are what changes something there, or in its own directories, and some mome
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
+from hypervisors.images.parsing import SECTOR
 from hypervisors.xen.hosts import Host
 from hypervisors.xen.wire import Exchange
 from hypervisors.xen.xapi import Xapi
-from stores.contract import MiB
 from tests.doubles.dying import watch_files
 
 FILES = ("rename", "replace", "link", "unlink")
@@ -45,28 +46,24 @@ def _watch_calls(count: Callable[[], None]) -> None:
 
 
 def _watch_transfers(count: Callable[[], None]) -> None:
-    """Each time that the next MiB begins."""
-    send, receive, end = Exchange.send, Exchange.receive, Exchange.end
-    passed: dict[Exchange, int] = {}
+    """Each frame, in whatever order they go, and each piece that comes."""
+    put, receive, end = Exchange.put, Exchange.receive, Exchange.end
+    turn = threading.Lock()
 
-    def passing(exchange: Exchange, length: int) -> None:
-        before = passed.get(exchange, -1)
-        passed[exchange] = max(0, before) + length
-        if before // MiB != passed[exchange] // MiB:
+    def sent(self: Exchange, *parts: bytes | memoryview) -> None:
+        if sum(map(len, parts)) >= SECTOR:
+            with turn:
+                count()
+        put(self, *parts)
+
+    def received(self: Exchange, view: memoryview) -> int:
+        with turn:
             count()
-
-    async def sent(self: Exchange, data: bytes | bytearray | memoryview) -> None:
-        passing(self, len(data))
-        await send(self, data)
-
-    async def received(self: Exchange) -> bytes:
-        piece = await receive(self)
-        passing(self, len(piece))
-        return piece
+        return receive(self, view)
 
     async def ended(self: Exchange) -> None:
         count()
         await end(self)
 
-    for name, counted in (("send", sent), ("receive", received), ("end", ended)):
+    for name, counted in (("put", sent), ("receive", received), ("end", ended)):
         setattr(Exchange, name, counted)

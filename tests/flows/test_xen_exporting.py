@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from hypervisors.images.vhd_stream import Parent, layout
 from hypervisors.xen.errors import XapiBusy, XapiFailure, XapiRefused
 from hypervisors.xen.exporting import Summary, exported_vhd
 from hypervisors.xen.hosts import Host
-from hypervisors.xen.streams import DiskStreams, Format
+from hypervisors.xen.streams import DiskStreams, Format, Incoming
 from stores.contract import Extent, KiB, MiB
 from stores.errors import IntegrityError, StorageError, Unavailable
 from stores.to import ImageFormat
@@ -177,6 +177,17 @@ async def test_an_export_may_be_left(ours: Agent, engine: TransferEngine, tmp_pa
     await ours.client.call("VDI.destroy", disk)
 
 
+class Script(Incoming):
+    def __init__(self, image: bytes) -> None:
+        self._rest = memoryview(image)
+
+    async def fill(self, view: memoryview, look: Callable[[memoryview], None] = lambda seen: None) -> int:
+        count = min(len(view), len(self._rest))
+        view[:count], self._rest = self._rest[:count], self._rest[count:]
+        look(view[:count])
+        return count
+
+
 class Scripted(DiskStreams):
     """A host that sends this, and says that all is well."""
 
@@ -184,14 +195,10 @@ class Scripted(DiskStreams):
         self._image = image
 
     @asynccontextmanager
-    async def download(
+    async def receiving(
         self, vdi: str, *, image_format: Format, base: str | None = None, host: Host | None = None
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        async def pieces() -> AsyncIterator[bytes]:
-            for offset in range(0, len(self._image), 100_000):
-                yield self._image[offset : offset + 100_000]
-
-        yield pieces()
+    ) -> AsyncIterator[Incoming]:
+        yield Script(self._image)
 
 
 def image_of(extents: Sequence[Extent], parent: Parent | None = None) -> bytes:

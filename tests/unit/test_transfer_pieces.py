@@ -71,11 +71,27 @@ def test_spans_are_all_pieces_once_without_gaps(holes: list[bool], workers: int,
     todo, taken = deque(pieces), list[Piece]()
     while todo:
         span = take_span(todo, workers=workers, limit=limit)
-        assert len(span) == 1 or not any(piece.zero for piece in span)
-        assert len(span) <= limit
-        assert span[0].index // limit == span[-1].index // limit
+        assert len(span) == 1 or not (span[0].zero or span[-1].zero)
+        wanted = [piece for piece in span if piece.wanted]
+        assert len(wanted) <= limit - span[0].index % limit
         taken.extend(span)
     assert taken == pieces
+
+
+def test_a_span_goes_on_behind_a_hole() -> None:
+    """For readers to whom it is none: the two ends lie side by side in what they read."""
+    lengths = [2, 5, 1, 40, 2, 3, 2]  # of data and holes by turns, in pieces
+    places = [sum(lengths[:number]) for number in range(len(lengths))]
+    todo = deque[Piece]()
+    for number, (place, length) in enumerate(zip(places, lengths, strict=True)):
+        if number % 2:
+            todo.append(Piece(len(todo), place * PIECE, length * PIECE, True))
+        else:
+            todo.extend(Piece(len(todo), start * PIECE, PIECE, False) for start in range(place, place + length))
+    spans = []
+    while todo:
+        spans.append([piece.offset // PIECE for piece in take_span(todo, workers=1, limit=4)])
+    assert spans == [[0, 1, 2, 7, 8, 48], [49, 50, 53, 54]]
 
 
 def test_a_small_object_is_still_read_in_parallel() -> None:

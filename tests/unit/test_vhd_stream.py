@@ -192,7 +192,7 @@ async def test_a_chain_is_restored_as_xapi_does_it(history: VhdHistory) -> None:
     """Each image forward only, over the disk that those before it left."""
     disk = bytearray(len(history.versions[0].content))
 
-    def write(offset: int, data: bytes) -> None:
+    def write(offset: int, data: bytes | memoryview) -> None:
         assert offset + len(data) <= len(disk)
         disk[offset : offset + len(data)] = data
 

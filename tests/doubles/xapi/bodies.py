@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
-from tests.doubles.xapi.disks import BLOCK, MiB
+from tests.doubles.xapi.disks import BLOCK
 from tests.doubles.xapi.vhd import SECTOR
 
 _FRAME = struct.Struct("<QI")
+_STEP = 256 << 10
+"""What is read or written at once: it stays in the processor's cache while TLS is put around it or taken off."""
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Incoming:
         self._reader = reader
         self._length = length
         self._trip = trip
+        self._room = memoryview(bytearray(BLOCK))
         self.taken = 0
 
     async def some(self, most: int) -> bytes:
@@ -55,29 +58,33 @@ class Incoming:
         self.taken += len(data)
         return data
 
-    async def exactly(self, count: int) -> bytes:
-        parts, missing = [], count
-        while missing:
-            part = await self.some(missing)
+    async def exactly(self, count: int) -> memoryview:
+        """Valid until the next bytes are taken, if there are more than a sector of them."""
+        room = self._room[:count] if SECTOR < count <= BLOCK else memoryview(bytearray(count))
+        at = 0
+        while at < count:
+            part = await self.some(min(count - at, _STEP))
             if not part:
-                raise BadBody(f"the body ended {missing} bytes early")
-            parts.append(part)
-            missing -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+                raise BadBody(f"the body ended {count - at} bytes early")
+            room[at : at + len(part)] = part
+            at += len(part)
+        return room
 
-    async def frames(self) -> list[tuple[int, bytes]]:
-        """The next pieces (offset, data) of a frame in XenServer's own chunked form; none: that was the last frame."""
-        offset, length = _FRAME.unpack(await self.exactly(_FRAME.size))
-        if (offset, length) == (0, 0):
-            return []
-        if offset % SECTOR or length % SECTOR:
-            raise BadBody(f"{length} bytes at {offset} are not whole sectors")
-        pieces = []
-        while length:
-            data = await self.exactly(min(length, BLOCK))
-            pieces.append((offset, data))
-            offset, length = offset + len(data), length - len(data)
-        return pieces or [(offset, b"")]
+    async def frames(self) -> AsyncIterator[tuple[int, memoryview]]:
+        """Offset and data of the frames of XenServer's own chunked form, in pieces that are valid until the next, up to the
+        last frame, which is empty."""
+        while True:
+            offset, length = _FRAME.unpack(await self.exactly(_FRAME.size))
+            if (offset, length) == (0, 0):
+                return
+            if offset % SECTOR or length % SECTOR:
+                raise BadBody(f"{length} bytes at {offset} are not whole sectors")
+            if not length:
+                yield offset, memoryview(b"")
+            while length:
+                data = await self.exactly(min(length, BLOCK))
+                yield offset, data
+                offset, length = offset + len(data), length - len(data)
 
 
 class Outgoing:
@@ -91,7 +98,7 @@ class Outgoing:
     async def send(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            count = min(len(view), MiB)
+            count = min(len(view), _STEP)
             if self._trip is not None:
                 count = await self._trip.room(self.sent, count)
             self._writer.write(view[:count])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-LIMIT = 1 << 20
+LIMIT = 256 << 10
 """Bytes of a body that are read ahead, about."""
 
 

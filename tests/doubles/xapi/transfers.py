@@ -200,9 +200,8 @@ class DataHandlers:
             elif transfer.format == "raw chunked":
                 if (request.content_length or 0) > disk.size and "length-believed" in self._world.settings.lies:
                     raise BadBody(f"{request.content_length} bytes do not fit into {disk.size}")
-                while frames := await body.frames():
-                    for offset, data in frames:
-                        write(offset, data)
+                async for offset, data in body.frames():
+                    write(offset, data)
             elif transfer.format == "qcow2":
                 await self._receive_qcow2(body, write, request)
             else:
@@ -213,10 +212,12 @@ class DataHandlers:
             transfer.body = body.taken
             self._world.storage.account(sr)
 
-    def _writer(self, vdi: str, disk: Disk, transfer: Transfer, body: Incoming) -> Callable[[int, bytes], None]:
+    def _writer(
+        self, vdi: str, disk: Disk, transfer: Transfer, body: Incoming
+    ) -> Callable[[int, bytes | memoryview], None]:
         charge = self._world.storage.charge(self._db.field("VDI", vdi, "SR"))
 
-        def write(offset: int, data: bytes) -> None:
+        def write(offset: int, data: bytes | memoryview) -> None:
             disk.write(min(offset, disk.size), memoryview(data)[: max(0, disk.size - offset)], charge)
             if offset + len(data) > disk.size and "beyond-taken" not in self._world.settings.lies:
                 raise BadBody(f"{len(data)} bytes at {offset} of a disk of {disk.size}")

@@ -22,9 +22,9 @@ _UNUSED = 0xFFFFFFFF
 _DYNAMIC, _DIFFERENCING = 3, 4
 _MAC_ABSOLUTE_URL = b"MacX"
 
-Read = Callable[[int], Awaitable[bytes]]
-"""Exactly so many bytes of the stream."""
-Write = Callable[[int, bytes], None]
+Read = Callable[[int], Awaitable[bytes | memoryview]]
+"""Exactly so many bytes of the stream, valid until the next are read."""
+Write = Callable[[int, bytes | memoryview], None]
 
 
 class BadVhd(Exception):
@@ -53,7 +53,10 @@ class Plan:
         yield self.head
         for block in self.blocks:
             data = disk.read(block * BLOCK, min(BLOCK, disk.size - block * BLOCK))
-            yield b"\xff" * _BITMAP + data + bytes(BLOCK - len(data))
+            yield b"\xff" * _BITMAP
+            yield data
+            if len(data) < BLOCK:
+                yield bytes(BLOCK - len(data))
         yield self.footer
 
 
@@ -122,7 +125,7 @@ async def receive(read: Read, write: Write, *, length: int | None) -> None:
     size said would end, and finds nothing there."""
     at = 0
 
-    async def take(count: int) -> bytes:
+    async def take(count: int) -> bytes | memoryview:
         nonlocal at
         at += count
         return await read(count)
@@ -133,12 +136,12 @@ async def receive(read: Read, write: Write, *, length: int | None) -> None:
         while at < offset:
             await take(min(BLOCK, offset - at))
 
-    first = await take(SECTOR)
+    first = bytes(await take(SECTOR))
     cookie, header_at, size = struct.unpack_from(">8s8xQ24xQ", first)
     if cookie != b"conectix" or _with_sum(first[:64] + bytes(4) + first[68:], 64) != first:
         raise BadVhd("there is no footer at the beginning")
     await skip_to(header_at)
-    header = await take(1024)
+    header = bytes(await take(1024))
     if header[:8] != b"cxsparse" or _with_sum(header[:36] + bytes(4) + header[40:], 36) != header:
         raise BadVhd("there is no header where the footer says")
     table_at, entries, block_size = struct.unpack_from(">16xQ4xII", header)
@@ -156,7 +159,7 @@ async def receive(read: Read, write: Write, *, length: int | None) -> None:
 
 
 async def _receive_block(take: Read, write: Write, block: int, size: int) -> None:
-    present = await take(_BITMAP)
+    present = bytes(await take(_BITMAP))
     data = await take(BLOCK)
     for start, end in _runs(present):
         offset = block * BLOCK + start
