@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.transports.cloudstack.commands_naming import pool_of
+from agent.transports.cloudstack.models_objects import StorageFilerTO
 from hypervisors.contract import ImageSpec, OperationUnsupported, Source
 from hypervisors.documents import About, document_ref
 from hypervisors.kvm.guests import KvmGuests
@@ -89,6 +91,13 @@ def test_who_we_are(tmp_path: Path) -> None:
     for keyrings in ({}, {"p": tmp_path / "none"}):
         with pytest.raises(AccessDenied):
             login_for(masked, "p", keyrings)
+
+
+@pytest.mark.parametrize(("told", "user"), [(f"vm:{KEY}", "vm"), (None, None), ("vm", None), (f"vm:{MASK}", None)])
+def test_who_we_are_to_cloudstack(told: str | None, user: str | None) -> None:
+    filer = StorageFilerTO.model_validate({"uuid": "p", "type": "RBD", "host": "mon1", "path": "rbd", "userInfo": told})
+    login = place_of_pool(pool_of(filer)).login
+    assert (login.user if login else None, login.key if login else None) == (user, Secret(KEY) if user else None)
 
 
 @pytest.mark.parametrize("text", ["", "[client.vm]\n", f"key = {KEY}\n", "[client.vm]\nkey =\n"])

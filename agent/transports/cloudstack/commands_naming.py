@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from agent.transports.cloudstack.models_objects import StorageFilerTO
 from hypervisors.contract import HypervisorType, OperationUnsupported
 from stores.errors import InvalidReference
+from stores.locations import RBD_POOLS
 from stores.secret import Secret
 from stores.to import (
     DataStoreRole,
@@ -41,6 +42,7 @@ def purpose_of(store: DataStoreTO) -> Purpose:
 
 def pool_of(filer: StorageFilerTO, details: Mapping[str, Secret] | None = None) -> PrimaryDataStoreTO:
     """The one kind of pool that the agent knows."""
+    told = {**(_ceph_login(filer) if filer.type in RBD_POOLS else {}), **(details or {})}
     return PrimaryDataStoreTO(
         uuid=filer.uuid,
         poolType=filer.type,
@@ -48,8 +50,14 @@ def pool_of(filer: StorageFilerTO, details: Mapping[str, Secret] | None = None) 
         host=filer.host,
         path=filer.path,
         port=filer.port,
-        details=dict(details) if details else None,
+        details=told or None,
     )
+
+
+def _ceph_login(filer: StorageFilerTO) -> dict[str, Secret]:
+    """CloudStack has it as `user:key`."""
+    user, _, key = (filer.userInfo.reveal() if filer.userInfo is not None else "").partition(":")
+    return {"user": Secret(user), "secret": Secret(key)} if user and key else {}
 
 
 def hypervisor_of(*data: DataTO) -> HypervisorType | None:
