@@ -138,6 +138,14 @@ class ResizeVolume(_Command):
         )
 
 
+class MigrateVolume(_Command):
+    """MigrateVolumeCommand: the volume is at `destination` and nowhere else; a guest of KVM that runs with it goes on."""
+
+    command: Literal["MigrateVolume"] = "MigrateVolume"
+    source: VolumeObjectTO  # srcData
+    destination: VolumeObjectTO  # destData
+
+
 class Attach(_Command):
     """AttachCommand. A volume: the guest has it, as device `disk.diskSeq` or the first that is free. An ISO: it is in the
     guest's drive, where the hypervisor keeps it; else it is a file of this host that stays until Dettach, and the guest is
@@ -292,6 +300,7 @@ Command: TypeAlias = Annotated[
     | Delete
     | RevertSnapshot
     | ResizeVolume
+    | MigrateVolume
     | CreateStoragePool
     | ModifyStoragePool
     | DeleteStoragePool
@@ -413,7 +422,7 @@ class Outcome(_Model):
 
     durability: Durability | None = None  # of what was written
     upload: str | None = None  # of what is staged: the id of the upload that brings it to its store
-    newData: DataTO | None = None  # Copy
+    newData: DataTO | None = None  # Copy, MigrateVolume
     data: DataTO | None = None  # CreateObject, RevertSnapshot, ResizeVolume, IntroduceObject, Prefetch
     disk: DiskTO | None = None  # Attach, with the path of the file, or the device in the guest; Dettach
     newSize: int | None = None  # ResizeVolume

@@ -40,6 +40,8 @@ def request_of(command: Command) -> verbs.Request | None:
             return verbs.Revert(command.snapshot)
         case commands.ResizeVolume():
             return verbs.Resize(command.volume, command.newSize, command.shrinkOk)
+        case commands.MigrateVolume():
+            return verbs.Migrate(command.source, command.destination)
         case commands.CreateStoragePool():
             return verbs.CreatePool(command.pool)
         case commands.ModifyStoragePool():
@@ -115,12 +117,13 @@ class Execution:
         self._awaited: dict[str, str] = {}  # uploads, by the command that was stopped while it waited for them
 
     def claims(self, command: Command) -> Sequence[Claim]:
-        """What a verb touches it has to itself, except for the source of a copy: many may copy from it at once."""
+        """What a verb touches it has to itself, except for the source of a copy: many may copy from it at once, unless the copy
+        makes a snapshot of it."""
         request = request_of(command)
         if request is None:
             return ()
         touched = verbs.touched(request)
-        if not isinstance(request, verbs.Copy):
+        if not isinstance(request, verbs.Copy) or verbs.is_direct(request):
             return [Claim(key) for key in touched]
         changed = verbs.touched(verbs.Create(request.destination))
         return [Claim(key, exclusive=key in changed) for key in touched]
@@ -200,6 +203,8 @@ class Execution:
                 return await operations.resize(call, request)
             case verbs.Revert():
                 return await operations.revert(call, request)
+            case verbs.Migrate():
+                return await operations.migrate(call, request)
             case verbs.CreatePool():
                 return await operations.create_pool(call, request)
             case verbs.ModifyPool():
@@ -261,6 +266,8 @@ def _outcome(request: verbs.Request, result: Any) -> Outcome:
             return Outcome(durability="stored")
         case verbs.Revert():
             return Outcome(durability="stored", data=result)
+        case verbs.Migrate():
+            return Outcome(durability="stored", newData=result)
         case verbs.Resize():
             return Outcome(durability="stored", data=result, newSize=result.size)
         case verbs.CreatePool(pool) | verbs.ModifyPool(pool):

@@ -23,6 +23,7 @@ NAMES = (
     "upload",
     "stream",
     "backup",
+    "live",
     "xen",
     "hyperv",
     "rbd",

@@ -42,7 +42,7 @@ from benchmarks.tools import TOOLS, aws_environment
 from hypervisors import verbs
 from hypervisors.contract import HypervisorType
 from stores.contract import GiB, KiB, MiB
-from stores.to import S3TO, DataStoreTO, DataTO, PrimaryDataStoreTO, SnapshotObjectTO, VolumeObjectTO
+from stores.to import S3TO, DataStoreTO, DataTO, ImageFormat, PrimaryDataStoreTO, SnapshotObjectTO, VolumeObjectTO
 from tests.servers import S3Server, make_certificates
 
 BUCKET = "bench"
@@ -64,6 +64,9 @@ class Volume:
     def snapshot(self, name: str) -> SnapshotObjectTO:
         return SnapshotObjectTO(path=f"{self.path.name}/{name}", dataStore=self.pool)
 
+    def itself(self) -> VolumeObjectTO:
+        return VolumeObjectTO(path=self.path.name, format=ImageFormat.QCOW2, dataStore=self.pool)
+
     def backup(self, name: str, parent: str | None = None) -> SnapshotObjectTO:
         below = self._key(parent) if parent else None
         return SnapshotObjectTO(path=self._key(name), dataStore=self.to, parentSnapshotPath=below)
@@ -83,8 +86,12 @@ class Bench:
         self.sink = sink
         self.pool = work / "pools" / "pool"
         self.pool.mkdir(parents=True)
-        settings = {"pools": str(work / "pools"), "ca_file": str(sink.ca_file)}
-        (work / "settings.json").write_text(json.dumps(settings))
+        self.settle(libvirt="none")
+
+    def settle(self, *, libvirt: str) -> None:
+        """What the agent is configured with from now on."""
+        settings = {"pools": str(self.pool.parent), "ca_file": str(self.sink.ca_file), "libvirt": libvirt}
+        (self.work / "settings.json").write_text(json.dumps(settings))
 
     def volume(self, name: str) -> Volume:
         pool = PrimaryDataStoreTO(uuid="bench", poolType="Filesystem", path=str(self.pool))
@@ -93,11 +100,14 @@ class Bench:
         return Volume(self.pool / name, pool, to)
 
     def agent(self, title: str, volume: Volume, name: str, parent: str | None = None) -> Contestant:
+        return self.copying(title, volume.snapshot(name), volume, name, parent)
+
+    def copying(self, title: str, source: DataTO, volume: Volume, name: str, parent: str | None) -> Contestant:
         command = self.work / f"{volume.path.name}-{name}.json"
         command.touch(mode=0o600)
         target = _plain(volume.backup(name, parent))
         target["dataStore"]["secretKey"] = self.sink.secret_key
-        copy = {"command": "Copy", "source": _plain(volume.snapshot(name)), "destination": target}
+        copy = {"command": "Copy", "source": _plain(source), "destination": target}
         command.write_text(json.dumps(copy))
         return Contestant(title, [sys.executable, "-m", "benchmarks.copy_client", str(command), str(self.work)])
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from agent.commands import Copy
-from agent.config import AgentSection, ApiSection, Config, PoolsSection, TlsSection, UrlsSection
+from agent.config import AgentSection, ApiSection, Config, KvmSection, PoolsSection, TlsSection, UrlsSection
 from agent.wiring import Parts, build
 from benchmarks.harness import measured
 from hypervisors import verbs
@@ -32,6 +33,7 @@ def main() -> None:
         pools=PoolsSection(roots=(Path(given["pools"]),)),
         urls=UrlsSection(allow_http=True, allow_networks=("127.0.0.0/8",), ports=()),
         tls=TlsSection(ca_file=Path(given["ca_file"])),
+        kvm=KvmSection(libvirt_uri=given.get("libvirt", "none")),
         api=ApiSection(socket=state / "api.sock"),
     )
     with asyncio.Runner() as runner:
@@ -52,7 +54,7 @@ async def warm(parts: Parts, to: DataStoreTO) -> None:
 
 async def copy(parts: Parts, command: Copy) -> Mapping[str, float]:
     before = written()
-    call = verbs.Call("benchmark", HypervisorType.KVM)
+    call = verbs.Call(f"benchmark-{os.getpid()}", HypervisorType.KVM)
     await parts.operations.copy(call, verbs.Copy(command.source, command.destination))
     return {"written": float(written() - before)}
 

@@ -65,7 +65,7 @@ def _operation_of(source: DataTO, destination: DataTO) -> Operation:
             return Operation.COPY_VOLUME
         case "volume", "volume" | "template" if from_pool and not into_pool:
             return Operation.EXPORT_VOLUME
-        case "snapshot", "snapshot" if from_pool and not into_pool:
+        case "snapshot" | "volume", "snapshot" if from_pool and not into_pool:
             return Operation.BACK_UP
         case "snapshot", "volume" | "template" if into_pool:
             return Operation.RESTORE

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hypervisors.contract import HandlerError, Source
-from stores.contract import Kind
+from hypervisors.contract import HandlerError, OperationUnsupported, Source
+from stores.contract import Kind, Progress
 from stores.errors import Retry
 
 DETACH_WITHIN_S = 60.0
@@ -117,6 +117,24 @@ class Guests(abc.ABC):
     @abc.abstractmethod
     async def attached(self, vm: str) -> Sequence[Attachment]:
         """The machine's disks and CD drives, by device."""
+
+    async def runs_with(self, volume: Source) -> bool:
+        """Whether a machine that runs has it, and can change over to another image. Those of which that is not known cannot."""
+        return False
+
+    async def fill(self, volume: Source, target: Source, progress: Progress) -> None:
+        """`target`, an image of the same size that holds nothing, has all that the machine that runs with `volume` has written,
+        and will write until it changes over. Failed or cancelled, it is not being filled any more."""
+        raise OperationUnsupported("this handler does not change the images of machines that run")
+
+    async def change_over(self, volume: Source, target: Source) -> None:
+        """After `fill`: the machine has `target` in the place of `volume`, now and at its next start. Idempotent."""
+        raise OperationUnsupported("this handler does not change the images of machines that run")
+
+    async def resume_changing(self, volume: Source, target: Source) -> bool | None:
+        """After a crash: whether a machine has `target` now; if not, it is not being filled any more. None where no machine has
+        either of them. Idempotent."""
+        return None
 
     @abc.abstractmethod
     async def resume_attaching(self, vm: str, volume: Source, *, token: str) -> Attachment | None:

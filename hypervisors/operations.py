@@ -16,6 +16,7 @@ from hypervisors import (
     exporting,
     guest_volumes,
     introducing,
+    migrating,
     pools,
     recovery,
     relaying,
@@ -24,7 +25,7 @@ from hypervisors import (
     volumes,
 )
 from hypervisors.attaching import Attached
-from hypervisors.backups import carrying, flattening, overview, removing, restoring, sending
+from hypervisors.backups import carrying, direct, flattening, overview, removing, restoring, sending
 from hypervisors.backups.overview import Checked, Node, Tree, Verified
 from hypervisors.context import Context
 from hypervisors.contract import HypervisorHandler, HypervisorType, Operation
@@ -51,11 +52,13 @@ from hypervisors.verbs import (
     GetVolumeStats,
     Introduce,
     ListObjects,
+    Migrate,
     ModifyPool,
     Prefetch,
     Request,
     Resize,
     Revert,
+    is_direct,
 )
 from hypervisors.volumes import VolumeStats
 from stores.contract import Usage
@@ -112,6 +115,10 @@ class Operations:
         success. A backup to a pool is restored with all that it builds on, `BrokenChain` or `BackupDamaged` before a byte is
         written. As durable as the request asks when it returns.
 
+        A volume to a snapshot in an image store is backed up as it is now, also while a guest of KVM runs with it: as by a
+        snapshot that is backed up and deleted at once. The volume knows from then on what changes. To the same name again is
+        success, with the backup that was made before.
+
         A template or a volume from one image store to another goes as it is, and so does a backup, under the same path. A
         snapshot to a template or volume of an image store becomes one image.
         """
@@ -121,7 +128,10 @@ class Operations:
             return await carrying.carry(self._context, call, request)
         if flattening.is_flattening(request):
             return await flattening.flatten(self._context, call, request)
-        match copying.operation_of(request):
+        operation = copying.operation_of(request)
+        if is_direct(request):
+            return await direct.back_up(self._context, call, request)
+        match operation:
             case Operation.EXPORT_VOLUME:
                 return await exporting.export(self._context, call, request)
             case Operation.BACK_UP:
@@ -134,7 +144,8 @@ class Operations:
     async def create(self, call: Call, request: Create) -> DataTO:
         """An empty volume: THIN, SPARSE or FAT. Returns it with path, size and format. Durable when it returns.
 
-        Or a snapshot of a volume that no guest has open, `ImageLocked` otherwise: it comes back with its path, `VOLUME/NAME`,
+        Or a snapshot of a volume: of one that a guest has open it is a copy, made by KVM's guests, and `ImageLocked` where that
+        cannot be. It comes back with its path, `VOLUME/NAME`,
         and the bytes that its volume took as physicalSize.
         """
         if request.data.type == "snapshot":
@@ -170,6 +181,12 @@ class Operations:
     async def resize(self, call: Call, request: Resize) -> VolumeObjectTO:
         """Returns the volume with its new size. `SizeRefused` for shrinking, unless told."""
         return await volumes.resize(self._context, call, request)
+
+    async def migrate(self, call: Call, request: Migrate) -> DataTO:
+        """The volume is at its destination, in another pool or under another name, and nowhere else; also while a guest of KVM
+        runs with it, which goes on. Returns the destination with path, size and format. What changed since earlier backups is
+        not known there. `ImageInUse` for a volume with snapshots or linked clones."""
+        return await migrating.migrate(self._context, call, request)
 
     async def checksum(self, call: Call, request: ComputeChecksum) -> str:
         """The digest of the stored object's bytes, lower-case hex."""

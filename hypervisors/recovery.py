@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from hypervisors import attaching, guest_volumes, reverting, snapshots
-from hypervisors.backups import sending
+from hypervisors import attaching, guest_volumes, migrating, reverting, snapshots
+from hypervisors.backups import direct, sending
 from hypervisors.context import Context
 from hypervisors.contract import HypervisorType, Operation, OperationUnsupported
 from hypervisors.copying import Copied, answer, operation_of
@@ -30,10 +30,12 @@ from hypervisors.verbs import (
     DetachVolume,
     Forget,
     Introduce,
+    Migrate,
     ModifyPool,
     Request,
     Resize,
     Revert,
+    is_direct,
     is_linked,
     ref_of,
 )
@@ -63,6 +65,9 @@ async def recover(ctx: Context, hypervisor: HypervisorType, request: Request, to
 
 async def _recover(ctx: Context, call: Call, request: Request) -> Recovered:
     match request:
+        case Copy() if is_direct(request):
+            taken = await direct.resume(ctx, call, request)
+            return Recovered("finished", Copied(taken)) if taken is not None else _UNDONE
         case Copy() if operation_of(request) is Operation.BACK_UP:
             backup = await sending.resume(ctx, call, request)
             return Recovered("finished", Copied(backup)) if backup is not None else _UNDONE
@@ -85,6 +90,9 @@ async def _recover(ctx: Context, call: Call, request: Request) -> Recovered:
             return await _deleted(ctx, call, data)
         case Resize():
             return await _resized(ctx, call, request)
+        case Migrate():
+            moved = await migrating.resume(ctx, call, request)
+            return Recovered("finished", moved) if moved is not None else _UNDONE
         case CreatePool(pool) | ModifyPool(pool):
             return await _probed(ctx, call, pool)
         case AttachIso():

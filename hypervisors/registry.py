@@ -22,6 +22,7 @@ from stores.transfer.engine import TransferEngine
 if TYPE_CHECKING:
     from hypervisors.hyperv.settings import HypervHostSettings
     from hypervisors.kvm.guests import KvmGuests
+    from hypervisors.kvm.live import LiveDisks
     from hypervisors.xen.config import XenPoolSettings
 
 
@@ -40,15 +41,7 @@ def handlers(
     without it KVM's guests are not touched. `xen`, `hyperv`: their pools and hosts, without which there are no handlers for
     them. `shares`: gives the stores of the shares that Hyper-V's disks are on."""
     limits = limits or GateLimits()
-    qemu_img = QemuImg(runner)
-    snapshots = KvmSnapshots(engine, qemu_img, runner, runtime_dir)
-    devices = KvmDevices(engine, qemu_img, runtime_dir)
-    device_snapshots = DeviceSnapshots(engine, devices, runner, runtime_dir)
-    luks = KvmLuks(runner)
-    guests = _guests(engine, libvirt_uri) if libvirt_uri else None
-    made: list[HypervisorHandler] = [
-        KvmHandler(engine, qemu_img, limits, snapshots, devices, luks, device_snapshots, guests)
-    ]
+    made: list[HypervisorHandler] = [_kvm(engine, runner, runtime_dir, limits, libvirt_uri)]
     if xen:
         made.append(_xen(engine, runner, runtime_dir, limits, xen))
     if hyperv and shares is not None:
@@ -56,12 +49,26 @@ def handlers(
     return {handler.type: handler for handler in made}
 
 
-def _guests(engine: TransferEngine, libvirt_uri: str) -> KvmGuests:
+def _kvm(
+    engine: TransferEngine, runner: ToolRunner, runtime_dir: Path, limits: GateLimits, libvirt_uri: str | None
+) -> HypervisorHandler:
+    qemu_img = QemuImg(runner)
+    devices = KvmDevices(engine, qemu_img, runtime_dir)
+    device_snapshots = DeviceSnapshots(engine, devices, runner, runtime_dir)
+    live, guests = _guests(engine, libvirt_uri) if libvirt_uri else (None, None)
+    snapshots = KvmSnapshots(engine, qemu_img, runner, runtime_dir, live)
+    luks = KvmLuks(runner)
+    return KvmHandler(engine, qemu_img, limits, snapshots, devices, luks, device_snapshots, guests)
+
+
+def _guests(engine: TransferEngine, libvirt_uri: str) -> tuple[LiveDisks, KvmGuests]:
     """Imported where there is a libvirt: it takes time."""
     from hypervisors.kvm.guests import KvmGuests
     from hypervisors.kvm.libvirt import Libvirt
+    from hypervisors.kvm.live import LiveDisks
 
-    return KvmGuests(Libvirt(libvirt_uri), engine)
+    libvirt = Libvirt(libvirt_uri)
+    return LiveDisks(libvirt, engine), KvmGuests(libvirt, engine)
 
 
 def _xen(

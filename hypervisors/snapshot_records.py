@@ -31,6 +31,7 @@ class Kept(StrEnum):
 
     FILE = "file"  # in an image of its own, which shares blocks with the volume where its storage can
     INSIDE = "inside"  # in the volume's image
+    HELD = "held"  # by the machine that has the volume open, as long as that runs and the command that made it
     GONE = "gone"  # nowhere any more: only the point is left, for the next incremental backup
 
 

@@ -23,6 +23,7 @@ from hypervisors.snapshot_records import (
     tag_of,
     tag_prefix,
 )
+from hypervisors.snapshotting import Frozen
 from hypervisors.sources import opened_image
 from hypervisors.verbs import Call, snapshot_name
 from stores.contract import ObjectInfo
@@ -82,8 +83,8 @@ async def found(volume: Volume, name: str) -> SnapshotRecord:
 
 @asynccontextmanager
 async def content(ctx: Context, volume: Volume, record: SnapshotRecord) -> AsyncIterator[tuple[Source, str | None]]:
-    """The image that holds the snapshot, and the tag by which it is inside that, if it is."""
-    if record.kept is Kept.INSIDE:
+    """The image that holds the snapshot, and the tag by which it is inside that, or held, if it is."""
+    if record.kept in (Kept.INSIDE, Kept.HELD):
         yield volume.source, record.tag
         return
     store, spec = volume.pool.store, ImageSpec(record.format, device=volume.pool.devices)
@@ -105,7 +106,16 @@ def answer(data: SnapshotObjectTO, record: SnapshotRecord) -> SnapshotObjectTO:
 # ----------------------------------------------------------------------------------------------------------- create
 
 
-async def create(ctx: Context, call: Call, data: SnapshotObjectTO) -> SnapshotObjectTO:
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """A snapshot that is read at once, and deleted by the same command. `since`: the point from which on changes are wanted."""
+
+    since: str | None
+
+
+async def create(
+    ctx: Context, call: Call, data: SnapshotObjectTO, *, passing: Passing | None = None
+) -> SnapshotObjectTO:
     """See `Operations.create`."""
     volume, name = snapshot_name(data)
     declared = data.volume.format if data.volume is not None else None
@@ -121,7 +131,7 @@ async def create(ctx: Context, call: Call, data: SnapshotObjectTO) -> SnapshotOb
                 f"snapshot {name} of {volume} {what or 'exists already'}; choose another name", ref=name
             )
         try:
-            record = await _freeze(ctx, call, opened, name)
+            record = await _make(ctx, call, opened, name, passing)
         except BaseException:
             await uninterrupted(_undo(opened, volume, name, call.token))
             raise
@@ -129,18 +139,17 @@ async def create(ctx: Context, call: Call, data: SnapshotObjectTO) -> SnapshotOb
     return answer(data, record)
 
 
-async def _freeze(ctx: Context, call: Call, volume: Volume, name: str) -> SnapshotRecord:
+async def _make(ctx: Context, call: Call, volume: Volume, name: str, passing: Passing | None) -> SnapshotRecord:
     ref, created = volume.info.ref, ctx.clock()
     tag = tag_of(ref, name, call.token, created)
     written = await volume.handler.measure(volume.source)
-    kinds = volume.handler.fills(Operation.SNAPSHOT, ImageSpec(written.format, device=volume.pool.devices)).kinds
     call.progress.phase("snapshot")
-    # What lies there without a record is nobody's.
-    write = ctx.resolver.create(volume.pool.store, frozen_ref(ref, name), kinds, token=call.token, replace=True)
-    async with write as pending:
-        frozen = await volume.handler.snapshots.freeze(volume.source, tag, volume.record.points, pending)
-        if frozen.kept is Kept.FILE:
-            await uninterrupted(pending.commit())
+    frozen = None
+    if passing is not None:
+        frozen = await volume.handler.snapshots.hold(volume.source, tag, volume.record.points, passing.since)
+    if frozen is None:
+        spec = ImageSpec(written.format, device=volume.pool.devices)
+        frozen = await _freeze(ctx, call, volume, name, tag, spec)
     record = SnapshotRecord(
         volume=ref,
         name=name,
@@ -158,6 +167,17 @@ async def _freeze(ctx: Context, call: Call, volume: Volume, name: str) -> Snapsh
     await uninterrupted(volume.snapshots.save(record, token=call.token))
     await volume.handler.snapshots.settle(volume.source, tag, frozen.since)
     return record
+
+
+async def _freeze(ctx: Context, call: Call, volume: Volume, name: str, tag: str, spec: ImageSpec) -> Frozen:
+    kinds = volume.handler.fills(Operation.SNAPSHOT, spec).kinds
+    # What lies there without a record is nobody's.
+    ref = frozen_ref(volume.info.ref, name)
+    async with ctx.resolver.create(volume.pool.store, ref, kinds, token=call.token, replace=True) as pending:
+        frozen = await volume.handler.snapshots.freeze(volume.source, tag, volume.record.points, pending)
+        if frozen.kept is Kept.FILE:
+            await uninterrupted(pending.commit())
+    return frozen
 
 
 async def resume(ctx: Context, call: Call, data: SnapshotObjectTO) -> SnapshotObjectTO | None:
@@ -245,7 +265,7 @@ async def resume_deleting(ctx: Context, call: Call, data: SnapshotObjectTO) -> N
 async def _delete(call: Call, volume: Volume, record: SnapshotRecord) -> None:
     handling, ref = volume.handler.snapshots, record.volume
     await volume.pool.store.delete(frozen_ref(ref, record.name))
-    if record.kept is Kept.INSIDE:
+    if record.kept in (Kept.INSIDE, Kept.HELD):
         await handling.drop(volume.source, record.tag)
     if record.tag in volume.record.points and await volume.snapshots.backed_up(record):
         gone = record.model_copy(update={"kept": Kept.GONE})

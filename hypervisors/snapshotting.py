@@ -2,7 +2,8 @@
 
 Tags name snapshots and points (`hypervisors.snapshot_records`): KVM has them as internal snapshots and dirty bitmaps of a qcow2
 file, Xen would have them as VDIs and their changed block tracking, Hyper-V as reference points. Volumes that a guest has open
-are `ImageLocked`. Every method is idempotent, so that a recovery can repeat it, and may be cancelled.
+are `ImageLocked`, but for those of KVM's machines, of which snapshots are made and forgotten while they run. Every method is
+idempotent, so that a recovery can repeat it, and may be cancelled.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ class Snapshots(abc.ABC):
         """The volume as it is now, as snapshot `tag`: as the content of `target` (`Kept.FILE`), which the caller then commits,
         or inside the volume. From now on changes are tracked under `tag`, where that can be. `points` are those that are
         said to be tracked; the ones that really are come back, and the others are given up."""
+
+    async def hold(self, volume: Source, tag: str, points: Sequence[str], since: str | None) -> Frozen | None:
+        """As `freeze`, of what is read at once and then dropped: held without a copy by the machine that has the volume open
+        (`Kept.HELD`), and lost if that stops. What changed is told from the point `since` alone. None where no machine does
+        that, and it is to be frozen."""
+        return None
 
     @abc.abstractmethod
     async def require_idle(self, volume: Source) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypervisors.context import Context
 from hypervisors.contract import HypervisorHandler, ImageSpec, Operation, Source
@@ -143,8 +143,9 @@ async def opened_image(
     *,
     encrypted: bool = False,
 ) -> AsyncIterator[Source]:
-    """An image of a pool with its parents, as its own hypervisor opens it. As `vouched_for`."""
-    examined = await vouched_for(pool, info, declared, encrypted=encrypted)
+    """An image of a pool with its parents, as its own hypervisor opens it: whatever its version is now, since a machine may be
+    writing to it. As `vouched_for`."""
+    examined = await vouched_for(pool, replace(info, version=None), declared, encrypted=encrypted)
     kinds = handler.accepts(Operation.SNAPSHOT, examined.spec, examined.spec).kinds
     async with with_parents(ctx, pool, examined, kinds) as source:
         yield source

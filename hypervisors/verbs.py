@@ -61,6 +61,14 @@ class Resize:
 
 
 @dataclass(frozen=True, slots=True)
+class Migrate:
+    """The volume is to be at another place, and only there."""
+
+    volume: VolumeObjectTO
+    destination: VolumeObjectTO
+
+
+@dataclass(frozen=True, slots=True)
 class ComputeChecksum:
     store: DataStoreTO
     path: str
@@ -187,6 +195,7 @@ Request: TypeAlias = (
     | Delete
     | Revert
     | Resize
+    | Migrate
     | ComputeChecksum
     | GetStorageStats
     | GetVolumeStats
@@ -261,6 +270,8 @@ def touched(request: Request) -> tuple[str, ...]:
             return (_key(data),)
         case Resize(volume):
             return (_key(volume),)
+        case Migrate(volume, destination):
+            return tuple(sorted({_key(volume), _key(destination)}))
         case Revert(snapshot):
             return (_key(snapshot),)
         case AttachIso(iso, vm) | DetachIso(iso, vm):
@@ -296,6 +307,12 @@ def is_linked(source: DataTO, destination: DataTO) -> bool:
         and (source.type, destination.type) == ("template", "volume")
         and not there.fullCloneFlag
     )
+
+
+def is_direct(request: Copy) -> bool:
+    """Whether a copy backs up a volume as it is now, without a snapshot that was made before."""
+    source, destination = request.source, request.destination
+    return (source.type, destination.type) == ("volume", "snapshot") and destination.store.storeType != "primary"
 
 
 def _key(data: DataTO) -> str:

@@ -46,6 +46,7 @@ class AgentHost:
 
     root: Path
     options: str = ""  # more TOML
+    libvirt: str = "none"  # its URI
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
@@ -56,7 +57,7 @@ class AgentHost:
         self.config.write_text(
             f'[agent]\nstate_dir = "{self.root}/state"\nruntime_dir = "{self.root}/run"\nshutdown_s = 1\n'
             f'[pools]\nroots = ["{self.root}/pools", "{self.root}/images"]\n'
-            f'[kvm]\nlibvirt_uri = "none"\n'
+            f'[kvm]\nlibvirt_uri = "{self.libvirt}"\n'
             f'[api]\nsocket = "{self.socket}"\n{self.options}'
         )
 
@@ -151,10 +152,12 @@ class AgentHost:
 
 
 @contextmanager
-def agent_host(options: str = "", *, started: bool = True, **environment: str) -> Iterator[AgentHost]:
+def agent_host(
+    options: str = "", *, started: bool = True, libvirt: str = "none", **environment: str
+) -> Iterator[AgentHost]:
     """Removed at the end, whatever is in it. The path is short: it holds unix sockets."""
     root = Path(tempfile.mkdtemp(prefix="agent-"))
-    host = AgentHost(root, options, environment)
+    host = AgentHost(root, options, libvirt, environment)
     try:
         if started:
             host.start()

@@ -153,7 +153,13 @@ _KVM = (
     ),
     Case(Operation.COPY_VOLUME, "same format", ImageSpec(_QCOW2), ImageSpec(_QCOW2)),
     Case(Operation.COPY_VOLUME, "converted", ImageSpec(_RAW), ImageSpec(_QCOW2)),
-    Case(Operation.SNAPSHOT, "no guest running", ImageSpec(_QCOW2), ImageSpec(_QCOW2), lambda place: place.pool),
+    Case(
+        Operation.SNAPSHOT,
+        "also of running VMs, of files",
+        ImageSpec(_QCOW2),
+        ImageSpec(_QCOW2),
+        lambda place: place.pool,
+    ),
     Case(Operation.BACK_UP, "whole, or what changed", ImageSpec(_QCOW2), ImageSpec(_QCOW2), lambda place: place.pool),
     Case(Operation.EXPORT_VOLUME, "no guest running", ImageSpec(_QCOW2), ImageSpec(_QCOW2), lambda place: place.pool),
     Case(

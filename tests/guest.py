@@ -83,8 +83,10 @@ def fetch_kernel(cache: Path) -> Kernel:
     return Kernel(cache, version)
 
 
-def build_initramfs(kernel: Kernel, work: Path, script: str, drivers: Sequence[str] = MODULES) -> Path:
-    """`script`: what runs in it, with those `drivers` to be loaded."""
+def build_initramfs(
+    kernel: Kernel, work: Path, script: str, drivers: Sequence[str] = MODULES, programs: Sequence[Path] = ()
+) -> Path:
+    """`script`: what runs in it, with those `drivers` to be loaded, and `programs` in /bin."""
     root = work / "initramfs"
     modules = root / "lib" / "modules" / kernel.version
     for name in ("bin", "dev", "proc", "sys"):
@@ -92,6 +94,8 @@ def build_initramfs(kernel: Kernel, work: Path, script: str, drivers: Sequence[s
     modules.mkdir(parents=True, exist_ok=True)
     shutil.copy("/bin/busybox", root / "bin" / "busybox")
     (root / "bin" / "sh").symlink_to("busybox")
+    for program in programs:
+        shutil.copy(program, root / "bin" / program.name)
     source = kernel.root / "lib" / "modules" / kernel.version
     for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
         shutil.copy(source / name, modules / name)

@@ -23,7 +23,7 @@ from tests.guest import Kernel, build_initramfs, fetch_kernel
 from tests.libvirtd import WAIT_S, Libvirtd, remove
 
 ROOT = Path(__file__).parents[1]
-DRIVERS = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "sr_mod", "isofs")
+DRIVERS = ("virtio_pci", "virtio_blk", "virtio_scsi", "virtio_console", "sd_mod", "sr_mod", "isofs")
 
 SCRIPT = """#!/bin/sh
 /bin/busybox --install -s /bin; export PATH=/bin
@@ -32,8 +32,15 @@ for module in {modules}; do modprobe $module 2>/dev/null; done
 exec </dev/ttyS0 >/dev/ttyS0 2>&1; stty -echo -icrnl icrnl
 say() {{ echo "@@ $*"; }}
 gpe() {{ echo $1 > /sys/firmware/acpi/interrupts/gpe01; }}
+reply() {{ echo "{{\\"return\\": $1}}" >&3; }}
+agent() {{ set -- /dev/vport*p1; exec 3<>$1; while :; do line=; read -r line <&3 || sleep 0.1; case "$line" in
+  "") ;;
+  *guest-sync*) id=${{line##*:}}; reply ${{id%%\\}}*}};;
+  *fsfreeze-freeze*) kill -STOP $writer; say FROZE; reply 1;;
+  *fsfreeze-thaw*) kill -CONT $writer; say THAWED; reply 1;;
+  *) reply 0;; esac; done; }}
 mkdir /mnt; say READY
-while read -r cmd a b; do case "$cmd" in
+while read -r cmd a b c; do case "$cmd" in
   disks) say DISKS $(for d in /sys/block/vd* /sys/block/sd*; do
     [ -d $d ] && echo ${{d##*/}}:$(cat $d/serial 2>/dev/null):$(cat $d/ro):$(($(cat $d/size) * 512)); done);;
   hash) say HASH $(dd if=/dev/$a bs=64k iflag=direct 2>/dev/null | sha256sum | cut -d' ' -f1);;
@@ -44,10 +51,15 @@ while read -r cmd a b; do case "$cmd" in
   hold) gpe mask; say HOLDS;;
   free) gpe unmask; say FREE;;
   later) (sleep $a; gpe unmask) & say LATER;;
+  keep-writing) writer /dev/$a $b $c & writer=$!;;
+  written) kill -USR1 $writer;;
+  agent) agent & agent=$!; say AGENT;;
+  no-agent) kill $agent; say NO-AGENT;;
+  stop-writing) kill -TERM $writer; wait $writer;;
 esac; done
 """
 """What runs in a guest: it answers a line with a line. `hold`: it is deaf to the interrupt by which ACPI tells it that a device
-comes or is to go."""
+comes or is to go. `agent`: it answers libvirt from now on, and what comes to rest is what `keep-writing` has begun."""
 
 
 class Console:
@@ -101,7 +113,10 @@ class Lab:
                 f"<kernel>{self._kernel.image}</kernel><initrd>{self._initramfs}</initrd>"
                 "<cmdline>console=ttyS0 quiet</cmdline>"
             )
-            console = f"<serial type='unix'><source mode='bind' path='{self.console_of(name)}'/></serial>"
+            console = (
+                f"<serial type='unix'><source mode='bind' path='{self.console_of(name)}'/></serial>"
+                "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+            )
         return (
             f"<domain type='qemu'><name>{name}</name><memory unit='MiB'>{160 if system else 32}</memory>"
             f"<os><type arch='x86_64' machine='q35'>hvm</type>{boot}</os><features><acpi/><apic/></features>"
@@ -257,13 +272,20 @@ class Stage:
             lab.domain("other").create()
 
 
+def build_writer(work: Path) -> Path:
+    """`tests/guest_writer.c`, which runs anywhere."""
+    program = work / "writer"
+    subprocess.run(["gcc", "-O2", "-static", "-o", str(program), str(ROOT / "tests" / "guest_writer.c")], check=True)
+    return program
+
+
 @pytest.fixture(scope="module")
 def lab(libvirtd: Libvirtd) -> Iterator[Lab]:
     kernel = fetch_kernel(ROOT / "build" / "guest" / "kernel")
     work = libvirtd.folder / f"w{time.monotonic_ns()}"
     work.mkdir()
     script = SCRIPT.format(modules=" ".join(DRIVERS))
-    lab = Lab(libvirtd, kernel, build_initramfs(kernel, work, script, DRIVERS))
+    lab = Lab(libvirtd, kernel, build_initramfs(kernel, work, script, DRIVERS, [build_writer(work)]))
     yield lab
     for name in lab.names():
         lab.remove(name)

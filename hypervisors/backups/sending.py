@@ -66,13 +66,8 @@ async def back_up(ctx: Context, call: Call, request: Copy) -> Copied:
     async with opened_volume(ctx, call, source.store, ref, source.format) as volume:
         record = await found(volume, name)
         fills = _fills(volume, target)
-        under_way = await _under_way(ctx, volume, record, store, backup)
-        if under_way is not None:
-            earlier, pending = under_way
-            return Copied(answer(target, earlier), pending)
-        existing = await load_manifest(store, backup)
-        if existing is not None:
-            return Copied(await _as_before(call, volume, record, store, existing, target))
+        if (earlier := await made_before(ctx, call, volume, record, target)) is not None:
+            return earlier
         outgoing = Outgoing(ctx, call, target.store, backup, request.durability)
         async with outgoing.both_or_neither() as commit:
             manifest, plan, upload = await _content(outgoing, volume, record, parent_of(target), fills, commit)
@@ -112,7 +107,9 @@ async def resume(ctx: Context, call: Call, request: Copy) -> DataTO | None:
     ref, name = snapshot_name(source)
     try:
         async with opened_volume(ctx, call, source.store, ref, source.format) as volume:
-            record, store = await found(volume, name), ctx.resolver.id_of(target.store)
+            record, store = await volume.snapshots.load(ref, name), ctx.resolver.id_of(target.store)
+            if record is None:
+                return None
             backup = _backup_ref(target)
             await volume.snapshots.discard_note(record, store, backup, token=call.token)
             sent = await volume.snapshots.sent(record, store, backup)
@@ -134,6 +131,21 @@ def _backup_ref(target: SnapshotObjectTO) -> str:
 
 def _fills(volume: Volume, target: SnapshotObjectTO) -> Accepts:
     return volume.handler.fills(Operation.BACK_UP, ImageSpec(target.format or volume.handler.snapshots.backup_format))
+
+
+async def made_before(
+    ctx: Context, call: Call, volume: Volume, record: SnapshotRecord, target: SnapshotObjectTO
+) -> Copied | None:
+    """This very backup, if it is in the store, or on its way there. `AlreadyExists` for another one under its name."""
+    store, backup = ctx.resolver.store(target.store), _backup_ref(target)
+    under_way = await _under_way(ctx, volume, record, store, backup)
+    if under_way is not None:
+        earlier, pending = under_way
+        return Copied(answer(target, earlier), pending)
+    existing = await load_manifest(store, backup)
+    if existing is not None:
+        return Copied(await _as_before(call, volume, record, store, existing, target))
+    return None
 
 
 async def _under_way(

@@ -160,6 +160,32 @@ def with_medium(drive: Disk, path: str | None) -> str:
     return tostring(element, encoding="unicode")
 
 
+def copy_target(image: Image) -> str:
+    """What a disk is copied to while its machine runs: a file that is there."""
+    disk = Element("disk", type="file")
+    SubElement(disk, "driver", name="qemu", type=image.driver)
+    SubElement(disk, "source", file=image.path)
+    return tostring(disk, encoding="unicode")
+
+
+def mirror_of(domain: str, target: str) -> str | None:
+    """The file that the disk is being copied to."""
+    mirror = _mirror(domain, target)
+    source = None if mirror is None else mirror.find("source")
+    return None if source is None else source.get("file")
+
+
+def is_whole(domain: str, target: str) -> bool:
+    """Whether what the disk is being copied to holds all of it, and gets what is written from now on."""
+    mirror = _mirror(domain, target)
+    return mirror is not None and mirror.get("ready") == "yes"
+
+
+def _mirror(domain: str, target: str) -> Element | None:
+    disk = next((each for each in disks_of(domain) if each.target == target), None)
+    return None if disk is None else disk.element.find("mirror")
+
+
 def as_it_is(disk: Disk) -> str:
     """To say which one is meant."""
     return tostring(disk.element, encoding="unicode")

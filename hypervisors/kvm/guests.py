@@ -17,6 +17,7 @@ import structlog
 from hypervisors.contract import ImageLocked, OperationUnsupported, SizeRefused, Source
 from hypervisors.guests import UNTUNED, Attachment, DeviceTaken, GuestHolds, Guests, GuestUnfit, Tuning
 from hypervisors.images.formats import DRIVERS
+from hypervisors.kvm.changing import Changing
 from hypervisors.kvm.domain_xml import Disk, Image, as_it_is, new_disk, with_medium
 from hypervisors.kvm.domains import Machine, State, acting, disk_in, find, find_all, flags
 from hypervisors.kvm.libvirt import Libvirt, LibvirtFailure
@@ -24,7 +25,7 @@ from hypervisors.kvm.passphrases import forget, secret_id, tell
 from hypervisors.narrowing import as_local
 from hypervisors.qemu.nodes import known_format
 from hypervisors.qemu.qemu_img import direct_io_works
-from stores.contract import Kind, NetworkImage
+from stores.contract import Kind, LocalPath, NetworkImage, Progress
 from stores.errors import InvalidReference, NotFound, StorageError, Unavailable
 from stores.secret import Secret
 from stores.to import ImageFormat
@@ -53,6 +54,7 @@ class KvmGuests(Guests):
     def __init__(self, libvirt: Libvirt, engine: TransferEngine) -> None:
         self._libvirt = libvirt
         self._engine = engine
+        self._changing = Changing(libvirt)
 
     async def aclose(self) -> None:
         await self._libvirt.aclose()
@@ -205,6 +207,25 @@ class KvmGuests(Guests):
             await self._resized(machine, disk.target, path, new_size)
             return True
         return False
+
+    async def runs_with(self, volume: Source) -> bool:
+        return isinstance(volume.presentation, LocalPath) and await self._changing.runs_with(_images(volume)[0].path)
+
+    async def fill(self, volume: Source, target: Source, progress: Progress) -> None:
+        if not isinstance(target.presentation, LocalPath):
+            raise OperationUnsupported(
+                f"the volume of a machine that runs moves to a file, and {target.presentation.info.ref} is none; stop it",
+                ref=target.presentation.info.ref,
+            )
+        await self._changing.fill(_images(volume)[0].path, _images(target)[0], progress)
+
+    async def change_over(self, volume: Source, target: Source) -> None:
+        await self._changing.change_over(_images(volume)[0].path, _images(target)[0])
+
+    async def resume_changing(self, volume: Source, target: Source) -> bool | None:
+        if not all(isinstance(each.presentation, LocalPath) for each in (volume, target)):
+            return None
+        return await self._changing.resume(_images(volume)[0].path, _images(target)[0])
 
     async def _resized(self, machine: Machine, target: str, path: str, size: int) -> None:
         in_bytes = 1  # VIR_DOMAIN_BLOCK_RESIZE_BYTES

@@ -4,8 +4,8 @@ Elsewhere they are raw disks: `hypervisors.kvm.devices`."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +51,7 @@ from stores.contract import (
     RangeReader,
 )
 from stores.to import ImageFormat, ProvisioningType
+from stores.tools.process import ToolMissing
 from stores.transfer.digests import Checksum
 from stores.transfer.engine import TransferEngine
 
@@ -115,6 +116,10 @@ class KvmHandler(HypervisorHandler):
                 hypervisor=self.type.value,
             )
         return self._guests
+
+    async def reconcile(self, claimed: Collection[str] = ()) -> None:
+        with suppress(ToolMissing):  # no libvirt, no guests
+            await self._files.reconcile()
 
     async def aclose(self) -> None:
         if self._guests is not None:

@@ -1,20 +1,23 @@
 """Snapshots of KVM volumes in directory pools, and what changed between them.
 
 A snapshot is a file of its own where blocks can be shared (reflink) and for raw volumes; else it is inside its qcow2 file.
-Points are persistent dirty bitmaps of qcow2: each is `recording` from its snapshot to the next one. A file of its own has those
-of its moment in it, so that its past is read from itself, whatever becomes of the volume.
+Points are persistent dirty bitmaps of qcow2: each is `recording` from its snapshot on, so that it tells by itself what may have
+changed since, and needs none of the others. A file of its own has those of its moment in it, so that its past is read from
+itself, whatever becomes of the volume. qemu gives a bitmap up (`broken`) when its writer died or did not know of it.
 
-Never is there a moment at which a change would be noted nowhere: a new bitmap records before the one before it stops, and one
-that is to go is merged into that one first. qemu gives a bitmap up (`broken`) when its writer died or did not know of it.
+Of a volume that a machine of this host's libvirt has open, a moment is held by the machine's own qemu (`hypervisors.kvm.live`):
+read from there at once, or copied to a file of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hypervisors.contract import ImageSpec, Source, Written
+from hypervisors.contract import ImageLocked, ImageSpec, Source, Written
 from hypervisors.images.disk_image import DiskImage, delta_laid_out, laid_out
 from hypervisors.images.sized import Sized
 from hypervisors.kvm.image_locks import require_no_writer
@@ -33,6 +36,9 @@ from stores.transfer.engine import TransferEngine
 from stores.transfer.pieces import known_size
 from stores.uninterrupted import uninterrupted
 
+if TYPE_CHECKING:  # it takes time to import, and is only needed where there is a libvirt
+    from hypervisors.kvm.live import LiveDisks, Place
+
 MOST_POINTS = 16
 """Bitmaps that a volume keeps; with one more snapshot the oldest is given up. 8 TiB take 16 MiB for each."""
 
@@ -40,18 +46,27 @@ MOST_POINTS = 16
 class KvmSnapshots(Snapshots):
     backup_format = ImageFormat.QCOW2
 
-    def __init__(self, engine: TransferEngine, qemu_img: QemuImg, runner: ToolRunner, runtime_dir: Path) -> None:
-        """Sockets of exports live below `runtime_dir`."""
+    def __init__(
+        self,
+        engine: TransferEngine,
+        qemu_img: QemuImg,
+        runner: ToolRunner,
+        runtime_dir: Path,
+        live: LiveDisks | None = None,
+    ) -> None:
+        """Sockets of exports live below `runtime_dir`. Without `live`, volumes of machines that run are `ImageLocked`."""
         self._engine = engine
         self._qemu_img = qemu_img
         self._runner = runner
         self._runtime_dir = runtime_dir
+        self._live = live
 
     # ------------------------------------------------------------------------------------------------------ moments
 
     async def freeze(self, volume: Source, tag: str, points: Sequence[str], target: PendingWrite) -> Frozen:
         node, path = own_node(volume), as_pending_file(target).path
-        await self.require_idle(volume)
+        if await self._place(volume) is not None:
+            return await self._copy_live(volume, tag, points, target)
         if known_format(volume) is not ImageFormat.QCOW2:
             await copy_file(self._engine, as_local(volume.presentation), path, (), Silent())
             return Frozen(Kept.FILE, since=(), tracked=False)
@@ -68,35 +83,80 @@ class KvmSnapshots(Snapshots):
             await self._snapshot(node, tag, "-c")
         return Frozen(Kept.INSIDE, since, tracked=True)
 
+    async def hold(self, volume: Source, tag: str, points: Sequence[str], since: str | None) -> Frozen | None:
+        place = await self._place(volume)
+        if place is None or self._live is None:
+            return None
+        tracked = known_format(volume) is ImageFormat.QCOW2
+        path = as_local(volume.presentation).path
+        held = await self._live.hold(place, path, tag, tracked=tracked, since=since if since in points else None)
+        kept = [point for point in points if point != since or held.since == since]
+        for point in kept[: -(MOST_POINTS - 1)]:
+            await self._live.forget(place, point)
+        return Frozen(Kept.HELD, tuple(kept[-(MOST_POINTS - 1) :]), tracked)
+
+    async def _copy_live(self, volume: Source, tag: str, points: Sequence[str], target: PendingWrite) -> Frozen:
+        frozen = await self.hold(volume, tag, points, None)
+        if frozen is None:
+            raise _not_running_any_more(volume)
+        try:
+            async with self.disk(volume, tag) as disk:
+                await self.fill(disk, target, ImageSpec(known_format(volume)), Silent())
+        finally:
+            await uninterrupted(self.drop(volume, tag))
+        return replace(frozen, kept=Kept.FILE)
+
+    async def reconcile(self) -> None:
+        """Machines are let be by what no command of this process does with them. Idempotent."""
+        if self._live is not None:
+            await self._live.reconcile()
+
+    async def _place(self, volume: Source) -> Place | None:
+        """The machine of this host's libvirt that runs and has the volume. None where nobody has; `ImageLocked` where somebody
+        else has."""
+        try:
+            await self.require_idle(volume)
+        except ImageLocked:
+            place = await self._live.place_of(as_local(volume.presentation).path) if self._live is not None else None
+            if place is None:
+                raise
+            return place
+        return None
+
     async def require_idle(self, volume: Source) -> None:
         await self._engine.run(require_no_writer, as_local(volume.presentation).path)
 
     async def tags(self, volume: Source) -> frozenset[str]:
-        history = await self._history(volume)
-        return frozenset(name for name in (*history.snapshots, *history.bitmaps) if name.startswith(TAG))
+        place = await self._place(volume)
+        history = await self._history(volume, running=place is not None)
+        known = await self._live.tags(place) if place is not None and self._live is not None else frozenset()
+        return frozenset(name for name in (*known, *history.snapshots, *history.bitmaps) if name.startswith(TAG))
 
     async def settle(self, volume: Source, tag: str, points: Sequence[str]) -> None:
-        node = own_node(volume)
-        bitmaps = (await self._history(volume)).bitmaps
-        for point in points:
-            if point != tag and point in bitmaps and bitmaps[point].recording:
-                await self._bitmap(node, point, "--disable")
+        if self._live is not None and (place := await self._place(volume)) is not None:
+            await self._live.settle(place, tag)
 
     async def drop(self, volume: Source, tag: str) -> None:
-        if tag in (await self._history(volume)).snapshots:
+        held = self._live.held(tag) if self._live is not None else None
+        if held is not None and self._live is not None:
+            await self._live.drop(held)
+            return
+        place = await self._place(volume)
+        if place is not None and self._live is not None:
+            await self._live.end(place, as_local(volume.presentation).path, tag)
+        if tag in (await self._history(volume, running=place is not None)).snapshots:
             await self._snapshot(own_node(volume), tag, "-d")
 
     async def merge_point(self, volume: Source, tag: str, points: Sequence[str]) -> tuple[str, ...]:
-        node = own_node(volume)
-        bitmaps = (await self._history(volume)).bitmaps
-        kept = usable(points, bitmaps)
-        for point in kept[: kept.index(tag)][-1:] if tag in kept else ():
-            goes_on = ("--enable",) if bitmaps[tag].recording else ()
-            await self._bitmap(node, point, "--merge", tag, *goes_on)
-        return tuple(point for point in kept if point != tag)
+        if await self._place(volume) is None:
+            points = usable(points, (await self._history(volume)).bitmaps)
+        return tuple(point for point in points if point != tag)
 
     async def forget_point(self, volume: Source, tag: str) -> None:
-        if tag in (await self._history(volume)).bitmaps:
+        place = await self._place(volume)
+        if place is not None and self._live is not None:
+            await self._live.forget(place, tag)
+        elif tag in (await self._history(volume)).bitmaps:
             await self._bitmap(own_node(volume), tag, "--remove")
 
     async def forget_points(self, volume: Source) -> None:
@@ -118,10 +178,10 @@ class KvmSnapshots(Snapshots):
     async def _snapshot(self, node: Node, name: str, action: str) -> None:
         await uninterrupted(self._qemu_img.snapshot(node, name, action))
 
-    async def _history(self, volume: Source) -> History:
+    async def _history(self, volume: Source, *, running: bool = False) -> History:
         if known_format(volume) is not ImageFormat.QCOW2:
             return History()
-        return await self._qemu_img.history(own_node(volume))
+        return await self._qemu_img.history(own_node(volume), running=running)
 
     # ------------------------------------------------------------------------------------------------------ content
 
@@ -134,7 +194,7 @@ class KvmSnapshots(Snapshots):
     async def delta(
         self, image: Source, tag: str | None, points: Sequence[str], virtual_size: int
     ) -> AsyncIterator[DiskImage | None]:
-        changed = await self.changes(image, points)
+        changed = await self.changes(image, tag, points)
         if changed is None:
             yield None
             return
@@ -167,27 +227,39 @@ class KvmSnapshots(Snapshots):
 
     @asynccontextmanager
     async def disk(self, image: Source, tag: str | None = None) -> AsyncIterator[RangeReader]:
-        """The disk with its extents, parents included; of the snapshot `tag` inside the image if it is given."""
-        async with (
-            self._exported(image, snapshot=tag) as (socket, export),
-            connect(socket, export, engine=self._engine) as disk,
-        ):
+        """The disk with its extents, parents included; of the snapshot `tag` inside the image, or held, if it is given."""
+        async with self._served(image, tag) as (socket, export), connect(socket, export, engine=self._engine) as disk:
             yield disk
 
-    async def changes(self, image: Source, points: Sequence[str]) -> Sequence[tuple[int, int]] | None:
-        """(offset, length) of what changed since the first of `points`, in order and apart."""
-        bitmaps = (await self._history(image)).bitmaps
-        if any(point not in bitmaps or bitmaps[point].broken for point in points):
-            return None
-        found: list[tuple[int, int]] = []
-        for point in points:
-            context = f"{DIRTY_BITMAP}{point}"
-            async with (
-                self._exported(image, bitmap=point) as (socket, export),
-                connect(socket, export, engine=self._engine, connections=1, contexts=[context]) as disk,
-            ):
-                found += await disk.dirty(context, 0, disk.size)
-        return joined(found)
+    @asynccontextmanager
+    async def _served(self, image: Source, tag: str | None) -> AsyncIterator[Exported]:
+        held = self._live.held(tag) if self._live is not None else None
+        if held is None or self._live is None:
+            async with self._exported(image, snapshot=tag) as export:
+                yield export
+        else:
+            async with self._live.guarded(held):
+                yield Exported(held.socket, held.tag)
+
+    async def changes(self, image: Source, tag: str | None, points: Sequence[str]) -> Sequence[tuple[int, int]] | None:
+        """(offset, length) of what changed since the first of `points`, in order and apart. It records still, so that what came
+        after the last one is in it as well."""
+        first, held = points[0], self._live.held(tag) if self._live is not None else None
+        context = f"{DIRTY_BITMAP}{first}"
+        async with AsyncExitStack() as stack:
+            if held is not None:
+                if held.since != first:
+                    return None
+                socket, export = held.socket, held.tag
+            else:
+                bitmap = (await self._history(image)).bitmaps.get(first)
+                if bitmap is None or bitmap.broken or not bitmap.recording:
+                    return None
+                socket, export = await stack.enter_async_context(self._exported(image, bitmap=first))
+            disk = await stack.enter_async_context(
+                connect(socket, export, engine=self._engine, connections=1, contexts=[context])
+            )
+            return await disk.dirty(context, 0, disk.size)
 
     def _exported(
         self, image: Source, *, snapshot: str | None = None, bitmap: str | None = None
@@ -196,25 +268,12 @@ class KvmSnapshots(Snapshots):
 
 
 def usable(points: Sequence[str], bitmaps: Mapping[str, Bitmap]) -> tuple[str, ...]:
-    """Those of `points`, oldest first, from which on nothing is missing: a gap makes all that came before it useless, and so
-    does a last one that does not record."""
-    kept: list[str] = []
-    if points and points[-1] in bitmaps and not bitmaps[points[-1]].recording:
-        return ()
-    for point in reversed(points):
-        if point not in bitmaps or bitmaps[point].broken:
-            break
-        kept.insert(0, point)
-    return tuple(kept)
+    """Those of `points` that tell what was written since: each by itself."""
+    return tuple(
+        point for point in points if point in bitmaps and bitmaps[point].recording and not bitmaps[point].broken
+    )
 
 
-def joined(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The union of (offset, length) in any order, as parts in order that do not touch one another."""
-    union: list[tuple[int, int]] = []
-    for offset, length in sorted(parts):
-        if union and offset <= sum(union[-1]):
-            start = union[-1][0]
-            union[-1] = (start, max(sum(union[-1]), offset + length) - start)
-        else:
-            union.append((offset, length))
-    return union
+def _not_running_any_more(volume: Source) -> ImageLocked:
+    ref = volume.presentation.info.ref
+    return ImageLocked(f"the machine that had {ref} open has just let go of it; try again", ref=ref)

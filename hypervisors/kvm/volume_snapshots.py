@@ -27,6 +27,9 @@ class VolumeSnapshots(Snapshots):
     async def freeze(self, volume: Source, tag: str, points: Sequence[str], target: PendingWrite) -> Frozen:
         return await self._of(volume).freeze(volume, tag, points, target)
 
+    async def hold(self, volume: Source, tag: str, points: Sequence[str], since: str | None) -> Frozen | None:
+        return await self._of(volume).hold(volume, tag, points, since)
+
     async def require_idle(self, volume: Source) -> None:
         await self._of(volume).require_idle(volume)
 

@@ -147,9 +147,11 @@ class QemuImg:
             virtual, physical=int(info.get("actual-size", virtual))
         )  # a storage that does not say has all of it
 
-    async def history(self, node: Node) -> History:
-        """`ImageLocked` while a running guest writes the image."""
-        info = json.loads(await self._run(["qemu-img", "info", "--output=json", *node.arguments()]))
+    async def history(self, node: Node, *, running: bool = False) -> History:
+        """`ImageLocked` while a running guest writes the image; `running`: then as it was when the guest opened it, with all
+        bitmaps `broken`."""
+        argv = ["qemu-img", "info", *(["-U"] if running else []), "--output=json"]
+        info = json.loads(await self._run([*argv, *node.arguments()]))
         bitmaps = info.get("format-specific", {}).get("data", {}).get("bitmaps", [])
         return History(
             frozenset(found["name"] for found in info.get("snapshots", [])),

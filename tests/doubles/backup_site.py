@@ -122,8 +122,12 @@ class BackupSite:
 
 
 @contextmanager
-def backup_site(server: S3Server, directory: Path, *, started: bool = True, options: str = "") -> Iterator[BackupSite]:
+def backup_site(server: S3Server, directory: Path, *, options: str = "", libvirt: str = "none") -> Iterator[BackupSite]:
     """`directory`: of the cache. A bucket of its own, removed at the end."""
     text = OPTIONS.format(directory=directory) + options
-    with made_bucket(server) as (client, bucket), fault_proxy(server.port) as line, agent_host(text) as host:
+    with (
+        made_bucket(server) as (client, bucket),
+        fault_proxy(server.port) as line,
+        agent_host(text, libvirt=libvirt) as host,
+    ):
         yield BackupSite(host, line, client, bucket, server)

@@ -110,24 +110,24 @@ async def test_back_and_forth(here: World, image_format: ImageFormat) -> None:
     assert here.files() == set()
 
 
-async def test_only_the_last_point_records(here: World) -> None:
+async def test_every_point_records(here: World) -> None:
     disk = await volume(here)
     for number in (1, 2, 3):
         await snapshot(here, disk, f"s{number}")
     points = record(here, disk)["points"]
     assert len(points) == 3
     inside, bitmaps = history(here, disk)
-    assert bitmaps == {points[0]: [], points[1]: [], points[2]: ["auto"]}
+    assert bitmaps == {point: ["auto"] for point in points}
     assert inside == (0 if any("frozen" in name for name in here.files()) else 3)
 
 
-async def test_a_deleted_point_counts_for_the_one_before(here: World) -> None:
-    """In the middle, the last one, and the first one, which has nobody before it."""
+async def test_a_deleted_point_is_not_needed_by_others(here: World) -> None:
+    """In the middle, the last one, and the first one."""
     disk = await volume(here)
     made = [await snapshot(here, disk, f"s{number}") for number in (1, 2, 3)]
     points = record(here, disk)["points"]
     await here.operations.delete(here.call(), Delete(made[1]))
-    assert history(here, disk)[1] == {points[0]: [], points[2]: ["auto"]}
+    assert history(here, disk)[1] == {points[0]: ["auto"], points[2]: ["auto"]}
     await here.operations.delete(here.call(), Delete(made[2]))
     assert history(here, disk)[1] == {points[0]: ["auto"]}
     assert record(here, disk)["points"] == [points[0]]

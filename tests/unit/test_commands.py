@@ -25,6 +25,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Delete": {"data": VOLUME},
     "RevertSnapshot": {"data": SNAPSHOT, "dataOnPrimaryStorage": SNAPSHOT},
     "ResizeVolume": {"data": VOLUME, "newSize": 4096},
+    "MigrateVolume": {"source": VOLUME, "destination": {**VOLUME, "path": "v-2"}},
     "CreateStoragePool": {"pool": POOL},
     "ModifyStoragePool": {"pool": POOL, "add": True},
     "DeleteStoragePool": {"pool": POOL},

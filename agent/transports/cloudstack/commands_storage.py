@@ -195,29 +195,21 @@ def _resized(command: ResizeVolumeCommand, answer: Answer) -> WireAnswer:
 
 
 def _migrate(command: MigrateVolumeCommand) -> Command:
-    if command.attachedVmName:
-        raise OperationUnsupported("a volume in use by a guest is not moved by this agent; stop the guest first")
-    source, destination = _moved(command)
-    return commands.Copy(source=source, destination=destination)
-
-
-def _moved(command: MigrateVolumeCommand) -> tuple[DataTO, DataTO]:
-    if command.srcData is not None and command.destData is not None:
-        return command.srcData, command.destData
-    if command.volumePath is None or command.sourcePool is None or command.pool is None:
-        raise InvalidReference("a volume to be moved needs its path, the pool it is in and the one it goes to")
-    source = VolumeObjectTO(path=command.volumePath, dataStore=pool_of(command.sourcePool))
-    return source, VolumeObjectTO(path=command.volumePath, dataStore=pool_of(command.pool))
+    """With its guest, where one runs with it: which that is, the hypervisor knows."""
+    source, destination = command.srcData, command.destData
+    if source is None or destination is None:
+        if command.volumePath is None or command.sourcePool is None or command.pool is None:
+            raise InvalidReference("a volume to be moved needs its path, the pool it is in and the one it goes to")
+        source = VolumeObjectTO(path=command.volumePath, dataStore=pool_of(command.sourcePool))
+        destination = VolumeObjectTO(path=command.volumePath, dataStore=pool_of(command.pool))
+    if source.type != "volume" or destination.type != "volume":
+        raise InvalidReference("only volumes are moved")
+    return commands.MigrateVolume(source=source, destination=destination)
 
 
 def _migrated(command: MigrateVolumeCommand, answer: Answer) -> WireAnswer:
     path = answer.newData.path if answer.newData is not None else None
     return MigrateVolumeAnswer(result=True, volumePath=path, volumeChain=command.chainInfo)
-
-
-def _leave(command: MigrateVolumeCommand, answer: Answer) -> Command:
-    """What was moved is not where it was any more."""
-    return commands.Delete(data=_moved(command)[0])
 
 
 # ---------------------------------------------------------------------------------------- templates straight to a pool
@@ -278,7 +270,7 @@ ROUTES: dict[type[WireCommand], Route] = {
     DeleteCommand: Route(_delete, done),
     RevertSnapshotCommand: Route(_revert, done),
     ResizeVolumeCommand: Route(_resize, _resized),
-    MigrateVolumeCommand: Route(_migrate, _migrated, then=_leave),
+    MigrateVolumeCommand: Route(_migrate, _migrated),
     HttpDirectDownloadCommand: _DIRECT,
     HttpsDirectDownloadCommand: _DIRECT,
     NfsDirectDownloadCommand: _DIRECT,
