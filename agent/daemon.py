@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -66,7 +67,7 @@ async def serve(
         stack.push_async_callback(parts.aclose)
         await stack.enter_async_context(parts.journal)
         notifier.status("recovering")
-        await _clear_exports(config.agent.runtime_dir)
+        await _clear(config.agent.runtime_dir)
         await parts.leftovers.load()
         await stack.enter_async_context(parts.cache_in_use())
         report = await recover(parts.journal, parts.execution)
@@ -128,12 +129,11 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-async def _clear_exports(runtime_dir: Path) -> None:
-    """Sockets of exports that a killed agent left. The journal's lock is held: nobody else's are there."""
-    exports = runtime_dir / "nbd"
-    if await aiofiles.os.path.isdir(exports):
-        for leftover in await aiofiles.os.listdir(exports):
-            await aiofiles.os.unlink(exports / leftover)
+async def _clear(runtime_dir: Path) -> None:
+    """Sockets of exports, and keys for tools of Ceph, that a killed agent left. The journal's lock is held: nobody else's are
+    there."""
+    for name in ("nbd", "rbd"):
+        await asyncio.to_thread(shutil.rmtree, runtime_dir / name, ignore_errors=True)
 
 
 def _first(group: BaseExceptionGroup[StorageError]) -> StorageError:

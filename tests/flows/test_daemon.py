@@ -305,8 +305,12 @@ async def test_what_a_killed_agent_left_in_its_runtime_directory_is_removed(plac
     exports.mkdir(parents=True, mode=0o700)
     with socket.socket(socket.AF_UNIX) as leftover:
         leftover.bind(str(exports / "0123456789ab.sock"))
+    keyring = place.root / "run" / "rbd" / "0123456789ab" / "keyring"
+    keyring.parent.mkdir(parents=True, mode=0o700)
+    keyring.write_text("[client.cloud]\n\tkey = secret\n")
     async with daemon(place) as agent:
         assert list(exports.glob("*.sock")) == []
+        assert not keyring.exists()
         agent.process.kill()
         await agent.ended()
     async with daemon(place) as agent:  # the API's own socket was left as well
