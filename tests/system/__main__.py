@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.demo.stage import say
 from tests.guest import run
 from tests.servers import S3Server, run_seaweed
-from tests.system import nfs, unit
+from tests.system import lvm, nfs, unit
 from tests.system.agent import Agent
 from tests.system.image import image
 from tests.system.machine import booted
@@ -24,7 +24,7 @@ from tests.system.package import package
 
 BUILD = Path(__file__).parents[2] / "build"
 LIMIT_S = 60 * 60  # five minutes on an idle machine
-FLOWS = {"unit": unit.works, "nfs": nfs.works}
+FLOWS = {"unit": unit.works, "nfs": nfs.works, "lvm": lvm.works}
 
 
 def main(*named: str) -> None:
