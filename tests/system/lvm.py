@@ -14,7 +14,7 @@ from tests.system.machine import Machine
 from tests.system.unit import SIZE, template, volume
 
 GROUPS = """
-modprobe -a loop dm_mod dm_thin_pool
+modprobe -a loop dm_mod dm_thin_pool dm_snapshot
 for name in thick thin; do
   truncate -s 256M /srv/$name.img
   device=$(losetup --find --show /srv/$name.img)
