@@ -1,9 +1,9 @@
 """READ THIRD. What a hypervisor's handler does for snapshots and backups, as far as it is peculiar to the hypervisor.
 
 Tags name snapshots and points (`hypervisors.snapshot_records`): KVM has them as internal snapshots and dirty bitmaps of a qcow2
-file, Xen would have them as VDIs and their changed block tracking, Hyper-V as reference points. Volumes that a guest has open
-are `ImageLocked`, but for those of KVM's machines, of which snapshots are made and forgotten while they run. Every method is
-idempotent, so that a recovery can repeat it, and may be cancelled.
+file, or leaves them to the storage, XenServer has VDIs and their changed blocks, Hyper-V checkpoints. Volumes that a guest has
+open are `ImageLocked`, but for those of KVM's machines, of which snapshots are made and forgotten while they run. Every method
+is idempotent, so that a recovery can repeat it, and may be cancelled.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
@@ -65,17 +65,21 @@ async def laid_out(
     )
 
 
-async def delta_laid_out(engine: TransferEngine, disk: RangeReader, size: int, extents: Sequence[Extent]) -> DiskImage:
-    """What `extents` of a disk of `size` bytes hold, as a qcow2 image that says nothing of the rest."""
+async def delta_laid_out(
+    engine: TransferEngine, disk: RangeReader, size: int, changed: Iterable[tuple[int, int]]
+) -> DiskImage:
+    """What a disk of `size` bytes has in the ranges (offset, length) that have changed, in order, as a qcow2 image that says
+    nothing of the rest."""
+    inside = [(offset, min(length, size - offset)) for offset, length in changed if offset < size]
+    extents = [extent for offset, length in inside for extent in await disk.extents(offset, length)]
     layout = await engine.run(partial(qcow2_stream.layout, size, extents, cluster=CLUSTER, delta=True))
-    changed = sum(extent.length for extent in extents)
-    return _read_from(engine, disk, layout, ImageFormat.QCOW2, size, CLUSTER, changed)
+    return _read_from(engine, disk, layout, ImageFormat.QCOW2, size, CLUSTER, sum(extent.length for extent in extents))
 
 
 async def vhd_delta_laid_out(
     engine: TransferEngine, disk: RangeReader, size: int, extents: Sequence[Extent], parent: vhd_stream.Parent
 ) -> DiskImage:
-    """The same as a differencing VHD."""
+    """What `extents` of the disk hold, as a differencing VHD."""
     layout = await engine.run(partial(vhd_stream.layout, size, extents, unique_id=uuid4(), parent=parent))
     changed = sum(extent.length for extent in extents)
     return _read_from(engine, disk, layout, ImageFormat.VHD, size, vhd_stream.BLOCK, changed)

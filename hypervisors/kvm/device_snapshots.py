@@ -110,13 +110,7 @@ class DeviceSnapshots(Snapshots):
             return
         changed = await storage.changed(points[0], tag)
         async with self.disk(image, tag) as disk:
-            extents = [
-                extent
-                for offset, length in changed
-                if offset < virtual_size
-                for extent in await disk.extents(offset, min(length, virtual_size - offset))
-            ]
-            yield await delta_laid_out(self._engine, disk, virtual_size, extents)
+            yield await delta_laid_out(self._engine, disk, virtual_size, changed)
 
     async def extract(
         self, image: Source, tag: str | None, target: PendingWrite, spec: ImageSpec, progress: Progress

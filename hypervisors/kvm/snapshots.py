@@ -199,13 +199,7 @@ class KvmSnapshots(Snapshots):
             yield None
             return
         async with self.disk(image, tag) as disk:
-            extents = [
-                extent
-                for offset, length in changed
-                if offset < virtual_size
-                for extent in await disk.extents(offset, min(length, virtual_size - offset))
-            ]
-            yield await delta_laid_out(self._engine, disk, virtual_size, extents)
+            yield await delta_laid_out(self._engine, disk, virtual_size, changed)
 
     async def extract(
         self, image: Source, tag: str | None, target: PendingWrite, spec: ImageSpec, progress: Progress
