@@ -57,7 +57,7 @@ def _kvm(
     device_snapshots = DeviceSnapshots(engine, devices, runner, runtime_dir)
     live, guests = _guests(engine, libvirt_uri) if libvirt_uri else (None, None)
     snapshots = KvmSnapshots(engine, qemu_img, runner, runtime_dir, live)
-    luks = KvmLuks(runner)
+    luks = KvmLuks(qemu_img)
     return KvmHandler(engine, qemu_img, limits, snapshots, devices, luks, device_snapshots, guests)
 
 

@@ -287,8 +287,8 @@ class KvmHandler(HypervisorHandler):
                 await self._guests.resize(source, new_size, present)
         elif new_size != present:
             try:
-                with self._opened(source) as (qemu_img, node):
-                    await qemu_img.resize(node, new_size, shrink=new_size < present)
+                with self._opened(source) as node:
+                    await self._qemu_img.resize(node, new_size, shrink=new_size < present)
             except ImageLocked:
                 if self._guests is None or not await self._guests.resize(source, new_size, present):
                     raise
@@ -336,8 +336,8 @@ class KvmHandler(HypervisorHandler):
             return
         whole = (await self._qemu_img.sizes(own_node(source))).virtual
         await self._luks.create(path, whole, ProvisioningType.THIN, spec.passphrase)
-        with self._opened(_finished_source(path, spec)) as (qemu_img, node):
-            await qemu_img.convert_into(
+        with self._opened(_finished_source(path, spec)) as node:
+            await self._qemu_img.convert_into(
                 source_node(source),
                 node,
                 size=size,
@@ -350,13 +350,13 @@ class KvmHandler(HypervisorHandler):
     async def _finished(self, path: Path, spec: ImageSpec, digests: dict[str, str], progress: Progress) -> Written:
         """Grown if it shall be larger, and checked."""
         progress.phase("check")
-        with self._opened(_finished_source(path, spec)) as (qemu_img, node):
-            size = (await qemu_img.sizes(node)).virtual
+        with self._opened(_finished_source(path, spec)) as node:
+            size = (await self._qemu_img.sizes(node)).virtual
             refuse_cut(size, spec.virtual_size)
             if spec.virtual_size is not None and spec.virtual_size > size:
-                await qemu_img.resize(node, spec.virtual_size, shrink=False)
+                await self._qemu_img.resize(node, spec.virtual_size, shrink=False)
             if spec.format is ImageFormat.QCOW2:
-                await qemu_img.check(node)
+                await self._qemu_img.check(node)
         return await self._written(path, spec, digests)
 
     async def _written(self, path: Path, spec: ImageSpec, digests: dict[str, str]) -> Written:
@@ -365,10 +365,10 @@ class KvmHandler(HypervisorHandler):
         return Written(_format(spec), sizes.virtual, sizes.physical, digests, encryption)
 
     @contextmanager
-    def _opened(self, source: Source) -> Iterator[tuple[QemuImg, Node]]:
-        """The image, with its passphrase where it has one, and the tool that can open it."""
+    def _opened(self, source: Source) -> Iterator[Node]:
+        """The image, with its passphrase where it has one."""
         if source.spec.passphrase is None:
-            yield self._qemu_img, source_node(source)
+            yield source_node(source)
             return
         with self._luks.unlocked(as_local(source.presentation).path, source.spec.passphrase) as opened:
             yield opened

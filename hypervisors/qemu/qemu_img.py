@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,10 +65,8 @@ class History:
 class QemuImg:
     """Stateless; every method is one process, gone when the method ends."""
 
-    def __init__(self, runner: ToolRunner, *, pass_fds: Sequence[int] = ()) -> None:
-        """`pass_fds`: descriptors that qemu-img inherits, of secrets that its arguments name."""
+    def __init__(self, runner: ToolRunner) -> None:
         self._runner = runner
-        self._pass_fds = pass_fds
 
     async def convert(
         self,
@@ -196,8 +194,7 @@ class QemuImg:
         on_progress: Callable[[float], None] | None = None,
     ) -> bytes:
         try:
-            done = await self._runner.run(argv, deadline_s=deadline_s, on_progress=on_progress, pass_fds=self._pass_fds)
-            return done.stdout
+            return (await self._runner.run(argv, deadline_s=deadline_s, on_progress=on_progress)).stdout
         except ToolFailed as error:
             raise explained(error) from error
 

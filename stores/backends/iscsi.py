@@ -8,7 +8,6 @@ no disk, and is gone with the process.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -18,7 +17,7 @@ from stores.backends.iscsi_place import IscsiPlace, lun_of
 from stores.contract import Kind, NetworkImage, ObjectInfo
 from stores.errors import AccessDenied, NotFound, StorageError, Unavailable
 from stores.given import GivenDisks, GivenSide
-from stores.secret import Secret
+from stores.tools.in_memory import in_memory
 from stores.tools.process import ToolFailed, ToolRunner, ToolTimeout
 
 _SAID: tuple[tuple[str, type[StorageError], str], ...] = (
@@ -101,7 +100,7 @@ class IscsiStore(GivenDisks):
             yield None, ()
             return
         name = f"chap{secrets.token_hex(6)}"
-        with _in_memory(self._place.secret) as path:
+        with in_memory(self._place.secret) as path:
             yield name, (f"secret,id={name},file={path}",)
 
     async def _size(self, ref: str, argv: list[str]) -> int:
@@ -112,17 +111,6 @@ class IscsiStore(GivenDisks):
         except ToolTimeout as error:
             raise Unavailable(f"{ref} at {self._place.portal} does not answer: {error.message}", ref=ref) from error
         return int(json.loads(result.stdout)["virtual-size"])
-
-
-@contextmanager
-def _in_memory(secret: Secret) -> Iterator[str]:
-    """A file that has the secret, for processes of the same user, and that is nowhere but in memory."""
-    descriptor = os.memfd_create("chap", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, secret.reveal().encode())
-        yield f"/proc/{os.getpid()}/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
 
 
 def explained(error: ToolFailed, ref: str, portal: str) -> StorageError:
