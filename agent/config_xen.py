@@ -54,6 +54,12 @@ class XenPool(Section):
         " agents of the pool, whose clocks may differ by a quarter of it.",
     )
 
+    verify_imports: bool = Field(
+        False,
+        description="Read each disk that was written back from its host, and compare. It takes about as long again. For storage"
+        " that is not trusted: a host says that a disk is written whether or not its storage kept it.",
+    )
+
     @field_validator("hosts")
     @classmethod
     def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:

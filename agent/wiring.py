@@ -330,6 +330,7 @@ def xen_pools(config: Config) -> Sequence[XenPoolSettings]:
             stall_timeout_s=pool.stall_timeout_s,
             grace_s=pool.grace_s,
             lock_s=pool.lock_s,
+            verify_imports=pool.verify_imports,
         )
         for pool in config.xen.pools
     ]

@@ -132,10 +132,10 @@ async def create(
             )
         try:
             record = await _make(ctx, call, opened, name, passing)
+            await _forget_lost_points(opened)
         except BaseException:
             await uninterrupted(_undo(opened, volume, name, call.token))
             raise
-        await _forget_lost_points(opened)
     return answer(data, record)
 
 

@@ -11,7 +11,8 @@ import struct
 from collections.abc import Iterator
 
 from hypervisors.images.parsing import SECTOR
-from stores.contract import KiB, MiB
+from hypervisors.xen.content_sum import CELL, ContentSum
+from stores.contract import MiB
 
 FRAME = 2 * MiB
 """The most that is in one frame, and what none crosses a multiple of: XAPI writes in such steps, and VHD has such blocks."""
@@ -19,7 +20,7 @@ FRAME = 2 * MiB
 END = bytes(12)
 
 _HEAD = struct.Struct("<QI")
-_RUN = 64 * KiB
+_RUN = CELL
 """Zeroes are left out in multiples of it: to send less of them costs less than another write costs the host."""
 
 _ZEROES = bytes(_RUN)
@@ -33,9 +34,11 @@ def frame_head(offset: int, length: int) -> bytes:
 class ChunkEncoder:
     """Pieces of a disk in, the bytes to send out. One for each body."""
 
-    def __init__(self, *, skip_zeroes: bool) -> None:
-        """`skip_zeroes`: the disk is new, and what is not sent reads as zero. Otherwise zeroes are sent as all data is."""
+    def __init__(self, *, skip_zeroes: bool, sums: ContentSum | None = None) -> None:
+        """`skip_zeroes`: the disk is new, and what is not sent reads as zero. Otherwise zeroes are sent as all data is. `sums`
+        gets all that is sent."""
         self._skip_zeroes = skip_zeroes
+        self._sums = sums
         self._buffer = memoryview(bytearray(FRAME))
         self._offset = 0  # in the disk, of the buffer's first byte
         self._length = 0  # how much of the buffer is filled
@@ -66,6 +69,8 @@ class ChunkEncoder:
         if self._offset % SECTOR or self._length % SECTOR:
             raise ValueError(f"{self._length} bytes at {self._offset} are not whole sectors")
         for start, stop in self._runs():
+            if self._sums is not None:
+                self._sums.add(self._offset + start, self._buffer[start:stop])
             yield frame_head(self._offset + start, stop - start)
             yield self._buffer[start:stop]
         self._length = 0

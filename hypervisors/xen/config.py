@@ -48,6 +48,9 @@ class XenPoolSettings:
     """How long a name that is being written stays locked to other hosts' agents when this one dies. Clocks of agents that share
     a pool may differ by a quarter of it."""
 
+    verify_imports: bool = False
+    """Whether each disk that was written is read back and compared."""
+
     def __post_init__(self) -> None:
         if not self.hosts:
             raise ValueError(f"pool {self.name} needs at least one host")

@@ -25,7 +25,7 @@ from hypervisors.narrowing import as_managed
 from hypervisors.primary import Pool
 from hypervisors.qemu.nodes import driver_of
 from hypervisors.xen.guests import XenGuests
-from hypervisors.xen.importing import Importer, NewDisk
+from hypervisors.xen.importing import Importer, new_disk
 from hypervisors.xen.moving import copied
 from hypervisors.xen.pending import as_pending_vdi
 from hypervisors.xen.pool import XenPool
@@ -34,7 +34,7 @@ from hypervisors.xen.reconciling import reconcile
 from hypervisors.xen.repository import Repository
 from hypervisors.xen.snapshots import XenSnapshots
 from hypervisors.xen.sr import pool_of_sr
-from hypervisors.xen.vdis import find_vdi, host_of
+from hypervisors.xen.vdis import find_vdi
 from stores.contract import Kind, ManagedDisk, PendingWrite, Progress
 from stores.to import ImageFormat, PrimaryDataStoreTO, ProvisioningType
 from stores.transfer.digests import Checksum
@@ -179,8 +179,7 @@ class XenHandler(HypervisorHandler):
             made.append(await pending.make(spec.virtual_size or size))
             return made[-1].id
 
-        connection = await pending.sr.pool.connection()
-        new = NewDisk(connection.streams, make, await host_of(pending.sr))
+        new = await new_disk(pending.sr, make)
         brought = await self._importer.bring(source, new, checksum=checksum, progress=progress)
         return replace(await self._finished(made[-1], spec), digests=brought.digests)
 

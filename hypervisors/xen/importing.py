@@ -9,7 +9,8 @@ file in between.
 | anything else: ranges, a file, the bridge's NBD export | as ranges of its disk (`hypervisors.qemu.disks`) |
 
 However large the disk, memory is that of the engine's buffers and a few pieces more. The end of the body, without which the
-host takes nothing for done, is sent only when the source was whole and had the right checksum.
+host takes nothing for done, is sent only when the source was whole and had the right checksum. Where the pool's settings want
+it, the disk is then read back and compared with what was sent.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ from hypervisors.landing import verify
 from hypervisors.qemu.disks import ForeignDisks
 from hypervisors.qemu.nodes import known_format
 from hypervisors.xen.chunks import END, ChunkEncoder
+from hypervisors.xen.content_sum import CellJoiner, ContentSum
+from hypervisors.xen.exporting import exported_vhd
 from hypervisors.xen.hosts import Host
 from hypervisors.xen.placing import NewContent
+from hypervisors.xen.repository import Repository
 from hypervisors.xen.streams import DiskStreams
+from hypervisors.xen.vdis import host_of
 from hypervisors.xen.wire import Exchange
 from stores.contract import ByteStream, Progress, RangeReader
 from stores.errors import IntegrityError, TooLarge
@@ -50,11 +55,13 @@ _IN_ORDER = _PLAIN | {ImageFormat.VHD}
 
 @dataclass(frozen=True, slots=True)
 class NewDisk:
-    """A disk of the pool that is made as soon as its size is known. `host`: one that sees its SR, if that is known."""
+    """A disk of the pool that is made as soon as its size is known. `host`: one that sees its SR, if that is known. `verified`:
+    it is to be read back and compared."""
 
     streams: DiskStreams
     make: Make
     host: Host | None = None
+    verified: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,13 @@ class Imported:
 
     virtual_size: int
     digests: dict[str, str]
+
+
+async def new_disk(sr: Repository, make: Make) -> NewDisk:
+    """Of that SR, as its pool's settings want it. ISOs, which XAPI exports in no form of its own, are not verified."""
+    connection = await sr.pool.connection()
+    verified = sr.pool.settings.verify_imports and not sr.library
+    return NewDisk(connection.streams, make, await host_of(sr), verified)
 
 
 class Importer:
@@ -112,11 +126,13 @@ class Importer:
         size = self._bounded(known_size(disk))
         progress.phase("transfer", size)
         wanted = [checksum.algorithm] if checksum is not None else []
-        async with _sending(target, await target.make(size)) as exchange:
-            place = NewContent(exchange, size)
+        vdi, sums = await target.make(size), _sums(target)
+        async with _sending(target, vdi) as exchange:
+            place = NewContent(exchange, size, sums)
             sent = await self._engine.deliver(disk, place, digests=wanted, progress=progress)
             verify(checksum, sent.digests, disk.info.ref)
             await exchange.send(END)
+        await self._read_back(target, vdi, sums, progress)
         return Imported(size, sent.digests)
 
     # ------------------------------------------------------------------------------------------------------ in order
@@ -124,17 +140,19 @@ class Importer:
     async def _vhd(
         self, source: Source, target: NewDisk, digester: Digester, checksum: Checksum | None, progress: Progress
     ) -> int:
-        frames = _VhdFrames()
+        sums = _sums(target)
+        frames = _VhdFrames(sums)
         async with self._content(source, digester, progress) as pieces:
             disk, early = await self._begun(frames, pieces)
-
-            async with _sending(target, await target.make(self._bounded(disk.virtual_size))) as exchange:
+            vdi = await target.make(self._bounded(disk.virtual_size))
+            async with _sending(target, vdi) as exchange:
                 await _put(exchange, early)
                 async for piece in pieces:
                     await _put(exchange, frames.feed(piece))
                 last = frames.finish()
                 verify(checksum, digester.hexdigests(), source.presentation.info.ref)
                 await _put(exchange, last)
+        await self._read_back(target, vdi, sums, progress)
         return disk.virtual_size
 
     async def _begun(self, frames: _VhdFrames, pieces: AsyncIterator[memoryview]) -> tuple[Disk, list[bytes]]:
@@ -150,24 +168,24 @@ class Importer:
         self, source: Source, target: NewDisk, digester: Digester, checksum: Checksum | None, progress: Progress
     ) -> int:
         size = self._bounded(await self._plain_size(source, progress))
-        encoder = ChunkEncoder(skip_zeroes=True)
+        sums = _sums(target)
+        encoder = ChunkEncoder(skip_zeroes=True, sums=sums)
         ref = source.presentation.info.ref
-
-        async with (
-            self._content(source, digester, progress) as pieces,
-            _sending(target, await target.make(size)) as exchange,
-        ):
-            position = 0
-            async for piece in pieces:
-                if position + len(piece) > size:
-                    raise _other_size(ref, size, f"at least {position + len(piece)}")
-                await _put(exchange, encoder.add(position, piece))
-                position += len(piece)
-            if position != size:
-                raise _other_size(ref, size, f"{position}")
-            verify(checksum, digester.hexdigests(), ref)
-            await _put(exchange, encoder.add(position, bytes(-size % SECTOR)))
-            await _put(exchange, encoder.finish())
+        async with self._content(source, digester, progress) as pieces:
+            vdi = await target.make(size)
+            async with _sending(target, vdi) as exchange:
+                position = 0
+                async for piece in pieces:
+                    if position + len(piece) > size:
+                        raise _other_size(ref, size, f"at least {position + len(piece)}")
+                    await _put(exchange, encoder.add(position, piece))
+                    position += len(piece)
+                if position != size:
+                    raise _other_size(ref, size, f"{position}")
+                verify(checksum, digester.hexdigests(), ref)
+                await _put(exchange, encoder.add(position, bytes(-size % SECTOR)))
+                await _put(exchange, encoder.finish())
+        await self._read_back(target, vdi, sums, progress)
         return size
 
     async def _plain_size(self, source: Source, progress: Progress) -> int:
@@ -211,6 +229,34 @@ class Importer:
             async with aclosing(expanding) as expanded:
                 yield expanded
 
+    # --------------------------------------------------------------------------------------------------- afterwards
+
+    async def _read_back(self, target: NewDisk, vdi: str, sent: ContentSum | None, progress: Progress) -> None:
+        """`IntegrityError` unless the disk holds what was sent, where that is to be known."""
+        if sent is None:
+            return
+        progress.phase("verify", None)
+        found = ContentSum()
+        reading, joiner = VhdReading(), CellJoiner(found)
+
+        def read(piece: memoryview) -> None:
+            for event in reading.feed(piece):
+                match event:
+                    case Present(offset, data):
+                        joiner.add(offset, data)
+
+        async with exported_vhd(target.streams, vdi, engine=self._engine, host=target.host) as export:
+            async for piece in export.stream:
+                await self._engine.run(read, piece)
+                progress.advance(len(piece))
+        await self._engine.run(joiner.end)
+        if found.value != sent.value:
+            raise IntegrityError(
+                f"the host says that all of {vdi} is written, and gives back other content: its storage, or the way to it,"
+                " loses writes; look at the host's SMlog, and try on another SR",
+                vdi=vdi,
+            )
+
     def _bounded(self, size: int) -> int:
         if size > self._limit:
             raise TooLarge(
@@ -220,6 +266,11 @@ class Importer:
 
 
 # ------------------------------------------------------------------------------------------------------------- frames
+
+
+def _sums(target: NewDisk) -> ContentSum | None:
+    """For what is sent, where that will be asked for."""
+    return ContentSum() if target.verified else None
 
 
 def _sending(target: NewDisk, vdi: str) -> AbstractAsyncContextManager[Exchange]:
@@ -243,10 +294,10 @@ def _other_size(ref: str, size: int, seen: str) -> IntegrityError:
 class _VhdFrames:
     """A VHD in, frames out. Blocking."""
 
-    def __init__(self) -> None:
+    def __init__(self, sums: ContentSum | None) -> None:
         self.disk: Disk | None = None
         self._reading = VhdReading()
-        self._encoder = ChunkEncoder(skip_zeroes=True)
+        self._encoder = ChunkEncoder(skip_zeroes=True, sums=sums)
 
     def feed(self, piece: memoryview) -> Iterator[bytes | memoryview]:
         """Each is valid until the next is asked for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypervisors.contract import ImageSpec, Source
 from hypervisors.xen.exporting import exported_vhd
-from hypervisors.xen.importing import Importer, NewDisk
+from hypervisors.xen.importing import Importer, new_disk
 from hypervisors.xen.longer import carried_out
 from hypervisors.xen.pending import PendingVdi
 from hypervisors.xen.tasks import let_go
@@ -32,11 +32,11 @@ async def copied(
         made_here.append(await target.make(size))
         return made_here[-1].id
 
-    there, here = await source.sr.pool.connection(), await target.sr.pool.connection()
+    there = await source.sr.pool.connection()
     host = await host_of(source.sr)
     async with exported_vhd(there.streams, source.disk.uuid, engine=engine, host=host) as export:
         passing = Source(export.stream, ImageSpec(ImageFormat.VHD, source.disk.virtual_size))
-        new = NewDisk(here.streams, make, await host_of(target.sr))
+        new = await new_disk(target.sr, make)
         await importer.bring(passing, new, checksum=None, progress=progress)
     await let_go(source.sr, source.disk)
     return made_here[-1]

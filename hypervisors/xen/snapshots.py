@@ -23,7 +23,7 @@ from hypervisors.snapshotting import Frozen, Snapshots
 from hypervisors.xen.changed_blocks import changed_blocks
 from hypervisors.xen.errors import XapiRefused
 from hypervisors.xen.exporting import VhdExport, exported_vhd
-from hypervisors.xen.importing import Importer, NewDisk
+from hypervisors.xen.importing import Importer, new_disk
 from hypervisors.xen.marks import METADATA, TAG, Disk, Tagged
 from hypervisors.xen.nbd import nbd_disk
 from hypervisors.xen.pending import as_pending_vdi
@@ -136,8 +136,7 @@ class XenSnapshots(Snapshots):
             made.append(await pending.make(max(size, spec.virtual_size or 0)))
             return made[-1].id
 
-        connection = await pending.sr.pool.connection()
-        new = NewDisk(connection.streams, make, await host_of(pending.sr))
+        new = await new_disk(pending.sr, make)
         await self._importer.fill(disk, new, checksum=None, progress=progress)
         return (await find_vdi(self._pools, made[-1])).written
 

@@ -138,7 +138,7 @@ async def test_hosts_that_share_a_pool_upload_each_object_once(
     def ledger() -> PostgresDatabase:
         return PostgresDatabase(postgres.url(postgres_database), "pool", password=Secret(PASSWORD))
 
-    hosts = [Host(memory, lease_s=2.0, name=name, shared=ledger) for name in "ab"]
+    hosts = [Host(memory, lease_s=5.0, name=name, shared=ledger) for name in "ab"]
     store = hosts[1].store = hosts[0].store
     for each in hosts:
         await each.start()

@@ -10,8 +10,8 @@ import pytest
 
 from tests.doubles.xapi import Remote
 from tests.doubles.xapi.faults import switches
-from tests.flows.test_xen_faults import CALLS, CHANGES, COPIES, HANGS, TRANSFERS, UNAVAILABLE, case, walk
-from tests.xen_scene import furnished
+from tests.flows.test_xen_faults import CALLS, CHANGES, COPIES, DAMAGED, HANGS, TRANSFERS, UNAVAILABLE, case, walk
+from tests.xen_scene import IMPORTING, furnished
 
 SILENT = {
     "template from raw": [case("connect", "start", "hang", UNAVAILABLE)],
@@ -32,9 +32,9 @@ PLUGGED = {
 """A host that cannot detach the disk: nobody is told, and it is done by us."""
 
 STUCK = case("async", "start", "hang")
-UNNOTICED = ("import", "attach", "short")
-"""A host that says it has written what it has not: to the self-test's checks "import" and "vhd" it shows
-(`test_xen_selftest`), to a command it does not."""
+LOST = case("import", "attach", "short", DAMAGED, at_byte=512)
+"""A host that says it has written what it has not. It shows where imports are verified, and to the self-test's checks "import"
+and "vhd" (`test_xen_selftest`)."""
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def stage() -> Iterator[tuple[Path, Remote]]:
 
 
 def test_every_switch_has_a_test() -> None:
-    tables = [*TRANSFERS.values(), *HANGS.values(), *SILENT.values(), COPIES, CALLS, PLUGGED.values(), [STUCK]]
+    tables = [*TRANSFERS.values(), *HANGS.values(), *SILENT.values(), COPIES, CALLS, PLUGGED.values(), [STUCK, LOST]]
     tested = {(one.fault["where"], one.fault["step"], one.fault["action"]) for table in tables for one in table}
-    assert tested == switches() - {UNNOTICED}
+    assert tested == switches()
 
 
 @pytest.mark.parametrize("name", SILENT)
@@ -60,6 +60,12 @@ async def test_hosts_that_say_nothing(stage: tuple[Path, Remote], name: str) -> 
 async def test_disks_that_a_host_does_not_detach(stage: tuple[Path, Remote], name: str) -> None:
     async with walk(stage, name) as made:
         assert await made.meets(PLUGGED[name])
+
+
+@pytest.mark.parametrize("name", IMPORTING)
+async def test_writes_that_a_host_loses(stage: tuple[Path, Remote], name: str) -> None:
+    async with walk(stage, name, verify_imports=True) as made:
+        assert await made.meets(LOST)
 
 
 async def test_a_copy_that_is_stuck(stage: tuple[Path, Remote]) -> None:

@@ -135,7 +135,9 @@ async def test_reading_ahead_takes_only_memory_that_nobody_needs() -> None:
     reader = Recorder()
     async with opened(reader) as cache:
         cache.begin(0, SIZE, sequential=True)
-        await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            while len(reader.reads) < 4:
+                await asyncio.sleep(0.001)
         assert reader.reads == [(n * RUN, RUN) for n in range(4)]
         cache.begin(4 * RUN, SIZE, sequential=True)
         assert len(reader.reads) == 4, "what was read ahead is not dropped for more of the same"

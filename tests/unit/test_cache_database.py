@@ -76,10 +76,10 @@ async def test_a_cancelled_transaction_is_whole_and_over_before_the_next(book: B
         await asyncio.sleep(0.001)
     task.cancel()
     loop.call_later(0.05, go_on.set)
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task])
     known = await book.do(lambda tx: tx.connection.execute(text("SELECT id FROM pools")).scalars().all())
     assert set(known) in ({POOL, "one", "two"}, {POOL})
+    assert task.cancelled() or "two" in known  # a server may be done with it before the word reaches it
 
 
 async def test_cancelled_failures_are_not_reported_to_nobody(book: Book) -> None:

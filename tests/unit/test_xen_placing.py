@@ -41,7 +41,7 @@ def test_the_disk_is_what_the_pieces_were(size: int, seed: int, extents: list[tu
         disk[offset:stop] = chance.randbytes(max(0, stop - offset))
     disk = disk[:rounded]
     body = Body()
-    place = NewContent(cast(Exchange, body), size)
+    place = NewContent(cast(Exchange, body), size, None)
     starts = list(range(0, size, FRAME))
     chance.shuffle(starts)
     for start in starts:
