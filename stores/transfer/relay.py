@@ -20,9 +20,11 @@ from stores.contract import BlockingCalls, MiB, PendingStream, Progress, RangeRe
 from stores.transfer.digests import Digester
 from stores.transfer.groups import first_failure
 from stores.transfer.pieces import ZEROES, windows
-from stores.transfer.pump import SPAN
 from stores.transfer.supply import Stopped
 from stores.transfer.threads import StoppingThreads, stopping_threads
+
+SPAN = 16 * MiB
+"""Most that one request asks for. Rooms are given in order, so that in larger ones fewer would be read at once."""
 
 STEP = 5 * MiB // 2
 """Most that is read and digested at once: each takes the event loop's time and two changes of threads, which in smaller ones

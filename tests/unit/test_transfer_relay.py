@@ -16,7 +16,7 @@ from stores.errors import IntegrityError, StorageError, Unavailable
 from stores.transfer.buffers import PIECE
 from stores.transfer.engine import TransferEngine
 from stores.transfer.outgoing import Outgoing, Share
-from stores.transfer.pump import SPAN
+from stores.transfer.relay import SPAN
 from tests.images import AskedReader
 
 CONTENT = os.urandom(5 * PIECE) + bytes(3 * PIECE) + os.urandom(PIECE + 12345)
