@@ -4,9 +4,9 @@
 
 The classical way goes through files of whoever is between the store and the pool: download, `qemu-img convert` to VHD, PUT by
 curl; and GET by curl, upload. Once with AWS's own tool for the store, once with s5cmd, the fastest there is. The pool is a
-double (`tests/doubles/xapi`), so no figure says how fast a real host is. It is the same for all, in a process of its own, over TLS, and
-keeps its disks in memory. All share the machine's processors, the double too: what it costs all ways makes the ratios smaller
-than they would be beside a real host.
+double (`tests/doubles/xapi`), so no figure says how fast a real host is. It is the same for all, in a process of its own, over
+TLS, and keeps its disks in memory. All share the machine's processors, the double too: what it costs all ways makes the ratios
+smaller than they would be beside a real host.
 """
 
 from __future__ import annotations
