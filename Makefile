@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 PACKAGES := python3-venv postgresql-15 qemu-utils qemu-block-extra qemu-system-x86 nbdkit libnbd-bin nginx-light \
             busybox-static cpio kmod mtools syslinux genisoimage zstd xz-utils bzip2 systemd util-linux curl xfsprogs \
             openjdk-17-jdk-headless libgoogle-gson-java samba smbclient swift-proxy swift-account swift-container swift-object \
-            ceph-mon ceph-mgr ceph-osd ceph-common radosgw \
+            ceph-mon ceph-mgr ceph-osd ceph-common python3-rados python3-rbd radosgw \
             libvirt-daemon libvirt-daemon-driver-qemu libvirt-dev pkg-config gcc python3-dev mmdebstrap e2fsprogs lvm2 tgt
 
 .PHONY: help demo demo-cloudstack demo-xen demo-hyperv test test-stores test-system lint bench packages clean

@@ -321,7 +321,7 @@ class SmbSection(Section):
 
 
 class RbdSection(Section):
-    """Pools of type RBD: a pool of a Ceph cluster, by Ceph's own tools."""
+    """Pools of type RBD: a pool of a Ceph cluster, by Ceph's own Python modules."""
 
     keyrings: dict[str, SecretFile] = Field(
         {},

@@ -1,10 +1,12 @@
 """A template in S3 becomes an image of Ceph's RBD, and a clone of it a volume, against the classical way.
 
-    python -m benchmarks.rbd [--rounds N] [--directory DIRECTORY] [--json FILE]
+    python -m benchmarks.rbd [--rounds N] [--directory DIRECTORY] [--own-disk] [--json FILE]
 
-The classical way goes through files of the host: download, `qemu-img convert` to raw, `rbd import`; then a clone by `rbd`. The
-cluster is a real one on loopback that keeps everything in memory; it shares the machine's processors with both ways, which
-makes the ratio smaller than it would be beside a cluster of its own. The host's files are on a disk in memory.
+The classical way goes through files of the host: download, `qemu-img convert` to raw, `rbd import`; then a clone by `rbd`.
+Beside it runs what CloudStack does today: download to secondary storage, `qemu-img convert` from there into the cluster; clone.
+The cluster is a real one on loopback that keeps everything in memory. It shares the machine's processors with the store and
+with all ways, which makes every ratio smaller than it would be beside servers of their own. The host's files are on a disk
+in memory or, with `--own-disk`, on that of DIRECTORY.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +84,32 @@ def ours(work: Path, ceph: Ceph, pool: str, store: S3Server) -> Contestant:
 
 
 def classical(work: Path, ceph: Ceph, pool: str, store: S3Server) -> Contestant:
-    got, raw, rbd = work / "image", work / "image.raw", f"rbd -c {ceph.conf}"
+    raw = work / "image.raw"
+    write = [
+        f"qemu-img convert -f qcow2 -O raw {work / 'image'} {raw}",
+        f"rbd -c {ceph.conf} import --no-progress {raw} {pool}/template",
+        f"rm {raw}",
+    ]
+    return downloaded("s5cmd + qemu-img + rbd import", write, work, ceph, pool, store)
+
+
+def straight(work: Path, ceph: Ceph, pool: str, store: S3Server) -> Contestant:
+    write = [f"qemu-img convert -f qcow2 -O raw {work / 'image'} rbd:{pool}/template:conf={ceph.conf}"]
+    return downloaded("s5cmd + qemu-img to RBD", write, work, ceph, pool, store)
+
+
+def downloaded(name: str, write: Sequence[str], work: Path, ceph: Ceph, pool: str, store: S3Server) -> Contestant:
+    """`write` makes the template of the file `image` in `work`."""
+    got, rbd = work / "image", f"rbd -c {ceph.conf}"
     script = [
         f"{TOOLS / 's5cmd'} --endpoint-url {store.endpoint} cp s3://{BUCKET}/{KEY} {got}",
-        f"qemu-img convert -f qcow2 -O raw {got} {raw}",
-        f"{rbd} import --no-progress {raw} {pool}/template",
+        *write,
         f"{rbd} snap create --no-progress {pool}/template@base",
         f"{rbd} snap protect {pool}/template@base",
         f"{rbd} clone {pool}/template@base {pool}/volume",
-        f"rm {got} {raw}",
+        f"rm {got}",
     ]
-    return Contestant("s5cmd + qemu-img + rbd", ["sh", "-ec", "; ".join(script)], aws_environment(store))
+    return Contestant(name, ["sh", "-ec", "; ".join(script)], aws_environment(store))
 
 
 def remove(ceph: Ceph, pool: str) -> None:
@@ -117,22 +134,33 @@ def race(work: Path, image: Path, ceph: Ceph, store: S3Server, rounds: int) -> t
             raise ContestantFailed(f"{contestant.name} made another disk")
         remove(ceph, pool)
 
-    contestants: Sequence[Contestant] = [ours(work / "agent", ceph, pool, store), classical(files, ceph, pool, store)]
+    contestants = [
+        ours(work / "agent", ceph, pool, store),
+        classical(files, ceph, pool, store),
+        straight(files, ceph, pool, store),
+    ]
     rows = compare(contestants, rounds=rounds, after=after)
     title = f"template of {DATA / GiB:g} GiB and a clone, disk of {write_rate(work) / 1e6:.0f} MB/s"
     show(title, rows, size=DATA)
     return rows, title
 
 
+@contextmanager
+def own_disk(directory: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="rbd-", dir=directory.resolve()) as made:
+        yield Path(made)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--directory", type=Path, default=Path("build/bench"), help="for the images")
+    parser.add_argument("--own-disk", action="store_true", help="keep the host's files there too")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     _, image = make_images(options.directory)
     with ExitStack() as stack:
-        work = stack.enter_context(ram_disk(16 * GiB))
+        work = stack.enter_context(own_disk(options.directory) if options.own_disk else ram_disk(16 * GiB))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rbd-")))
         for name in ("s3", "ceph"):
             (folder / name).mkdir()
@@ -143,7 +171,7 @@ def main() -> int:
         client.close()
         ceph = stack.enter_context(run_ceph(folder / "ceph"))
         rows, title = race(work, image, ceph, store, options.rounds)
-    mine, theirs = rows
+    mine, theirs, _ = rows
     verdicts: list[Verdict] = [
         at_least("template to RBD and clone: time of the classical way / ours", theirs.wall_s / mine.wall_s, 3),
         at_most("template to RBD: bytes written to disks of the host, MiB", mine.extra["written"] / MiB, 1),

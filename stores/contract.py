@@ -123,6 +123,10 @@ class StorageSide:
     it returns.
     """
 
+    async def size(self) -> int | None:
+        """Bytes that a guest sees. None: qemu is to be asked."""
+        return None
+
     async def used(self) -> int | None:
         """Bytes that it takes there. None: as many as it has."""
         return None

@@ -66,7 +66,7 @@ mgr tick period = 1
 [osd]
 osd data = {dir}/osd
 osd objectstore = memstore
-memstore device bytes = 4294967296
+memstore device bytes = 17179869184
 [client.rgw.a]
 rgw frontends = beast endpoint=127.0.0.1:{rgw}
 rgw swift account in url = true

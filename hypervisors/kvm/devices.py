@@ -74,7 +74,8 @@ class KvmDevices:
 
     async def size(self, image: NetworkImage) -> int:
         """Bytes that a guest sees. Also while one has it."""
-        return (await self._qemu_img.sizes(raw_node(image), running=True)).virtual
+        told = await image.storage.size()
+        return told if told is not None else (await self._qemu_img.sizes(raw_node(image), running=True)).virtual
 
     async def _write(
         self, source: Node, size: int, made: NetworkImage, *, blank: bool, direct: bool, progress: Progress

@@ -57,8 +57,8 @@ class RbdStore(DataStore):
         check_ref(ref)
         if is_note(ref):
             return ObjectInfo(ref, len(await self._notes.read(ref)))
-        found = await self._cluster.asked("info", self._cluster.spec(name_of(ref)), ref=ref)
-        return ObjectInfo(ref, int(found["size"]), version=found["id"])
+        found = await self._cluster.call("info", image=name_of(ref), ref=ref)
+        return ObjectInfo(ref, found["size"], version=found["id"])
 
     @asynccontextmanager
     async def present(self, info: ObjectInfo, kind: Kind) -> AsyncIterator[Presentation]:
@@ -101,15 +101,15 @@ class RbdStore(DataStore):
             for ref in await self._notes.below(prefix):
                 yield ObjectInfo(ref, None)
             return
-        found = await self._cluster.asked("ls", "--long", self._cluster.pool, ref=prefix or self._cluster.pool)
-        sizes = {unquote(each["image"]): int(each["size"]) for each in found if "snapshot" not in each}
+        found: dict[str, int] = await self._cluster.call("sizes", ref=prefix or self._cluster.pool)
+        sizes = {unquote(name): size for name, size in found.items()}
         for ref in sorted(sizes):
             if not ref.startswith(UNFINISHED) and in_listing(ref, prefix):
                 yield ObjectInfo(ref, sizes[ref])
 
     async def usage(self) -> Usage:
         """As the cluster counts it: every copy of what is there, and what it would take more."""
-        found = await self._cluster.statistics()
+        found = await self._cluster.call("statistics", ref=self._cluster.pool)
         if found is None:
             raise Unavailable(
                 f"the cluster has no statistics of pool {self._cluster.pool}: it needs a manager (ceph-mgr) that runs",

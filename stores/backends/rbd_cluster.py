@@ -1,15 +1,14 @@
-"""Ceph's own tools on one pool, and what they say as our errors.
+"""One pool of a Ceph cluster: who we are there, and what Ceph says as our errors.
 
-A tool finds monitors, user and key in files of a folder that nobody else may enter: nothing of that is in an argv. A cluster
-that does not answer is given up after the connection's time, whatever the tool.
+Whoever calls Ceph, qemu too, finds monitors, user and key in files of a folder that nobody else may enter: nothing of that is
+in an argv. A cluster that does not answer is given up after the connection's time, whatever is asked of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import errno
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable
@@ -17,23 +16,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from stores.backends.rbd_calls import CallFailed, RbdCalls
 from stores.backends.rbd_place import RbdLogin, RbdPlace
-from stores.contract import MiB
 from stores.errors import AccessDenied, AlreadyExists, NoSpace, NotFound, StorageError, Unavailable
 from stores.os_errors import translated
-from stores.tools.process import ToolFailed, ToolLimits, ToolRunner, ToolTimeout
+from stores.tools.process import ToolFailed, ToolRunner
 from stores.transfer.engine import TransferEngine
 from stores.uninterrupted import uninterrupted
 
 _QUICK_S = 120.0
 """Deadline of what only touches metadata, beyond what connecting may take."""
 
-_LIMITS = ToolLimits(address_space=None, output=64 * MiB)
-"""librados reserves much more address space than it uses; what changed in a large image is a long text."""
-
-_ERRNO = re.compile(r"\((\d+)\) [A-Z]")
-
-_NOT_REACHED = ("couldn't connect", "error connecting", "failed to fetch mon config")
+_NOT_REACHED = (errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.EHOSTUNREACH)
+"""ESHUTDOWN: the cluster has shut this client out."""
 
 _CONF = """[global]
 mon host = {monitors}
@@ -66,7 +61,7 @@ class Cluster:
         self._place = place
         self._login = login
         self._engine = engine
-        self._tools = tools
+        self._calls = RbdCalls(tools)
         self._folder = runtime_dir / "rbd" / secrets.token_hex(6)
         self._connect_s = connect_s
         self._silent_s = silent_s
@@ -86,53 +81,23 @@ class Cluster:
         assert self._user is not None
         return self._user
 
-    def spec(self, name: str, tag: str | None = None) -> str:
-        """An image, or its snapshot, to the tool `rbd`."""
-        return f"{self.pool}/{name}" + ("" if tag is None else f"@{tag}")
-
-    async def rbd(self, *argv: str, ref: str, long: bool = False) -> bytes:
-        """`long`: as long as the command itself may take."""
-        return await self._run(["rbd", *argv], ref, None if long else _QUICK_S)
-
-    async def asked(self, *argv: str, ref: str, long: bool = False) -> Any:
-        """What `rbd` says, parsed."""
-        return json.loads(await self.rbd(*argv, "--format", "json", ref=ref, long=long))
-
-    async def rados(self, *argv: str, ref: str) -> bytes:
-        return await self._run(["rados", "-p", self.pool, *argv], ref, _QUICK_S)
-
-    async def statistics(self) -> dict[str, int] | None:
-        """Of the pool, as `ceph df` tells them; None where the cluster has none (yet)."""
-        found = json.loads(await self._run(["ceph", "df", "--format", "json"], self.pool, _QUICK_S))
-        return next((pool["stats"] for pool in found["pools"] if pool["name"] == self.pool), None)
-
-    async def shut_out(self, address: str) -> None:
-        """A client of the cluster, which is dead, is not waited for any more."""
-        await self._run(["ceph", "osd", "blocklist", "add", address, "300"], address, _QUICK_S)
-
-    async def given(self, content: bytes) -> Path:
-        """A new file of the folder for a tool to read. Whoever asked for it removes it."""
-        path = self._folder / secrets.token_hex(6)
-        await self._engine.run(lambda: _write(path, content))
-        return path
+    async def call(self, name: str, *, ref: str, long: bool = False, **arguments: object) -> Any:
+        """What `rbd_worker` does by that name. `long`: as long as the command itself may take."""
+        told = (str(self.conf), await self.entered(), self.pool)
+        deadline = None if long else self._connect_s + _QUICK_S
+        try:
+            return await self._calls.call(told, name, arguments, deadline)
+        except CallFailed as error:
+            raise explained(error, self.pool, ref) from error
+        except TimeoutError as error:
+            raise Unavailable(f"pool {self.pool} of Ceph did not answer within {deadline:g} s", ref=ref) from error
 
     async def aclose(self) -> None:
         """Idempotent."""
+        await self._calls.aclose()
         if self._user is not None:
             self._user = None
             await uninterrupted(self._engine.run(self._remove_files))
-
-    async def _run(self, argv: list[str], ref: str, deadline_s: float | None) -> bytes:
-        tool, *arguments = argv
-        user = await self.entered()
-        told = [tool, "--conf", str(self.conf), "--id", user, *arguments]
-        deadline = None if deadline_s is None else self._connect_s + deadline_s
-        try:
-            return (await self._tools.run(told, deadline_s=deadline, limits=_LIMITS)).stdout
-        except ToolFailed as error:
-            raise explained(error, self.pool, ref) from error
-        except ToolTimeout as error:
-            raise Unavailable(f"pool {self.pool} of Ceph did not answer: {error.message}", ref=ref) from error
 
     def _enter(self) -> None:
         login = self._login()
@@ -170,23 +135,22 @@ def _write(path: Path, content: bytes) -> None:
             file.write(content)
 
 
-def explained(error: ToolFailed, pool: str, ref: str) -> StorageError:
-    """By the number that Ceph's tools put before its text, or end with."""
-    said = str(error.details.get("stderr", ""))
-    told = _ERRNO.findall(said)
-    numbers = {*map(int, told), error.details.get("exit_code")}
-    if any(text in said for text in _NOT_REACHED) or numbers & {110, 111, 113}:
+def explained(error: CallFailed, pool: str, ref: str) -> StorageError:
+    """By the number that Ceph gives beside its text."""
+    said, number = error.said, error.number
+    if error.connecting or number in _NOT_REACHED:
         return Unavailable(
             f"pool {pool} of Ceph cannot be reached, or does not know the user and the key: {said}", pool=pool, ref=ref
         )
-    if 28 in numbers or 122 in numbers:
-        return NoSpace(f"pool {pool} of Ceph is full: {said}; free space or use another pool", pool=pool, said=said)
-    if 2 in numbers:
-        return NotFound(f"pool {pool} of Ceph does not have {ref}: {said}", pool=pool, ref=ref)
-    if 17 in numbers:
-        return AlreadyExists(f"{ref} exists already in pool {pool} of Ceph", pool=pool, ref=ref)
-    if 13 in numbers or "Operation not permitted" in said:
-        return AccessDenied(f"the user may not do that in pool {pool} of Ceph: {said}", pool=pool, ref=ref)
-    if 16 in numbers or 30 in numbers or "watchers" in said:
-        return Unavailable(f"{ref} is in use in pool {pool} of Ceph: {said}; try again later", pool=pool, ref=ref)
-    return error
+    match number:
+        case errno.ENOSPC | errno.EDQUOT:
+            return NoSpace(f"pool {pool} of Ceph is full: {said}; free space or use another pool", pool=pool, said=said)
+        case errno.ENOENT:
+            return NotFound(f"pool {pool} of Ceph does not have {ref}: {said}", pool=pool, ref=ref)
+        case errno.EEXIST:
+            return AlreadyExists(f"{ref} exists already in pool {pool} of Ceph", pool=pool, ref=ref)
+        case errno.EPERM | errno.EACCES:
+            return AccessDenied(f"the user may not do that in pool {pool} of Ceph: {said}", pool=pool, ref=ref)
+        case errno.EBUSY | errno.EROFS:
+            return Unavailable(f"{ref} is in use in pool {pool} of Ceph: {said}; try again later", pool=pool, ref=ref)
+    return ToolFailed(f"pool {pool} of Ceph refused what was to be done with {ref}: {said}", exit_code=number)

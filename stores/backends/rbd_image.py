@@ -51,60 +51,52 @@ class RbdImage(StorageSide):
         }
         return NetworkImage(options, self._info, Kind.RBD_IMAGE, storage=self)
 
-    async def used(self) -> int | None:
-        found = await self._asked("du", self._spec())
-        return sum(int(each["used_size"]) for each in found["images"])
+    async def size(self) -> int:
+        size: int = (await self._call("info"))["size"]
+        return size
+
+    async def used(self) -> int:
+        used: int = await self._call("used")
+        return used
 
     async def in_use(self) -> bool:
-        return bool((await self._asked("status", self._spec()))["watchers"])
+        return bool(await self._call("watchers"))
 
     async def resize(self, size: int) -> None:
-        await self._rbd("resize", "--no-progress", "--allow-shrink", "--size", f"{size}B", self._spec())
+        await self._call("resize", size=size)
 
     # --------------------------------------------------------------------------------------------------- snapshots
 
     async def tags(self) -> frozenset[str]:
-        return frozenset(each["name"] for each in await self._asked("snap", "ls", self._spec()))
+        return frozenset(await self._call("tags"))
 
     async def freeze(self, tag: str) -> None:
         try:
-            await uninterrupted(self._rbd("snap", "create", "--no-progress", self._spec(tag)))
+            await uninterrupted(self._call("freeze", tag=tag))
         except AlreadyExists:
             return  # an earlier try made it
 
     async def forget(self, tag: str) -> None:
         """Images that share its blocks get them for themselves before."""
-        found = await self._snapshot(tag)
-        if found is None:
-            return
-        if found.get("protected") == "true":
-            for child in await self._asked("children", self._spec(tag)):
-                spec = f"{child['pool']}/{child['image']}"
-                await self._rbd("flatten", "--no-progress", spec, long=True)
-            await self._rbd("snap", "unprotect", self._spec(tag))
-        await uninterrupted(self._rbd("snap", "rm", "--no-progress", self._spec(tag), long=True))
+        await self._call("unshare", tag=tag, long=True)
+        await uninterrupted(self._call("forget", tag=tag, long=True))
 
     async def rewind(self, tag: str) -> None:
-        await uninterrupted(self._rbd("snap", "rollback", "--no-progress", self._spec(tag), long=True))
+        await uninterrupted(self._call("rewind", tag=tag, long=True))
 
     def frozen(self, tag: str) -> NetworkImage:
         return self.presented(tag)
 
     async def changed(self, since: str, until: str | None) -> Sequence[tuple[int, int]]:
-        found = await self._asked("diff", "--from-snap", since, self._spec(until), long=True)
-        return [(int(each["offset"]), int(each["length"])) for each in found]
+        found = await self._call("changed", since=since, until=until, long=True)
+        return [(offset, length) for offset, length in found]
 
     # ------------------------------------------------------------------------------------------------------- clones
 
     async def cloned(self, tag: str | None, name: str) -> None:
         """A clone called `name` of what the image is now, or was at `tag`."""
         base = tag if tag is not None else await self._moment()
-        found = await self._snapshot(base)
-        if found is None:
-            raise NotFound(f"{self._info.ref} has no snapshot {base}", ref=self._info.ref)
-        if found.get("protected") != "true":
-            await self._rbd("snap", "protect", self._spec(base))
-        await uninterrupted(self._rbd("clone", self._spec(base), self._cluster.spec(name)))
+        await uninterrupted(self._call("clone", tag=base, to=name))
 
     async def remove(self) -> None:
         """With its snapshots; idempotent."""
@@ -113,42 +105,31 @@ class RbdImage(StorageSide):
                 raise Unavailable(f"{self._info.ref} is in use; detach it first, or wait", ref=self._info.ref)
             for tag in sorted(await self.tags()):
                 await self.forget(tag)
-            await uninterrupted(self._rbd("rm", "--no-progress", self._spec(), long=True))
+            await uninterrupted(self._call("remove", long=True))
         except NotFound:
             return
 
     async def abandon(self) -> None:
-        """The same of an image that has no name yet: a tool of ours that was killed still counts as using it for a while
+        """The same of an image that has no name yet: a process of ours that was killed still counts as using it for a while
         (osd_client_watch_timeout), unless the cluster is told that it is gone."""
         try:
-            watchers = (await self._asked("status", self._spec()))["watchers"]
-            for watcher in watchers:
-                await self._cluster.shut_out(str(watcher["address"]))
-            await uninterrupted(self._rbd("rm", "--no-progress", self._spec(), long=True))
+            for address in await self._call("watchers"):
+                await self._cluster.call("shut_out", address=address, ref=self._info.ref)
+            await uninterrupted(self._call("remove", long=True))
         except NotFound:
             return
 
     async def _moment(self) -> str:
         """A snapshot of what the image is now: the last one that clones were made from, where nothing was written since."""
         made = sorted(tag for tag in await self.tags() if tag.startswith(_LINKED))
-        if made and not await self._asked("diff", "--whole-object", "--from-snap", made[-1], self._spec(), long=True):
+        if made and not await self._call("is_changed", since=made[-1], long=True):
             return made[-1]
         tag = f"{_LINKED}{len(made):06}"
         await self.freeze(tag)
         return tag
 
-    async def _snapshot(self, tag: str) -> dict[str, Any] | None:
-        found: list[dict[str, Any]] = await self._asked("snap", "ls", self._spec())
-        return next((each for each in found if each["name"] == tag), None)
-
-    def _spec(self, tag: str | None = None) -> str:
-        return self._cluster.spec(self.name, tag)
-
-    async def _rbd(self, *argv: str, long: bool = False) -> bytes:
-        return await self._cluster.rbd(*argv, ref=self._info.ref, long=long)
-
-    async def _asked(self, *argv: str, long: bool = False) -> Any:
-        return await self._cluster.asked(*argv, ref=self._info.ref, long=long)
+    async def _call(self, name: str, *, long: bool = False, **arguments: object) -> Any:
+        return await self._cluster.call(name, image=self.name, ref=self._info.ref, long=long, **arguments)
 
 
 class PendingRbdImage:
@@ -165,9 +146,7 @@ class PendingRbdImage:
 
     async def make(self, size: int) -> NetworkImage:
         image = await self._begin(size)
-        await uninterrupted(
-            self._cluster.rbd("create", "--size", f"{size}B", self._cluster.spec(self._name), ref=self._ref)
-        )
+        await uninterrupted(self._cluster.call("create", image=self._name, size=size, ref=self._ref))
         return image.presented()
 
     async def derive(self, image: NetworkImage, tag: str | None) -> NetworkImage:
@@ -192,9 +171,8 @@ class PendingRbdImage:
         return self._made
 
     async def _commit(self, made: RbdImage) -> ObjectInfo:
-        target = self._cluster.spec(name_of(self._ref))
         try:
-            await self._cluster.rbd("rename", self._cluster.spec(made.name), target, ref=self._ref)
+            found = await self._cluster.call("rename", image=made.name, to=name_of(self._ref), ref=self._ref)
         except AlreadyExists as error:
             if not self._replace:
                 raise
@@ -203,5 +181,4 @@ class PendingRbdImage:
                 ref=self._ref,
             ) from error
         self._made = None
-        found = await self._cluster.asked("info", target, ref=self._ref)
-        return ObjectInfo(self._ref, int(found["size"]), version=found["id"])
+        return ObjectInfo(self._ref, found["size"], version=found["id"])

@@ -6,15 +6,14 @@ look at the rest of the pool.
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from stores.backends.rbd_cluster import Cluster
 from stores.contract import Kind, MiB, ObjectInfo, RangeReader
 from stores.errors import AlreadyExists, IntegrityError, NotFound, TooLarge
 from stores.paths import RECORDS
-from stores.tools.process import ToolFailed
 from stores.uninterrupted import uninterrupted
 
 HIDDEN = f"{RECORDS}/"
@@ -48,33 +47,23 @@ class Notes:
     async def read(self, ref: str) -> bytes:
         """`NotFound`."""
         name, key = where(ref)
-        try:
-            return await self._cluster.rados("getomapval", name, key, "-", ref=ref)
-        except ToolFailed as error:
-            if error.details.get("exit_code") == 1 and not error.details.get("stderr"):
-                # rados says "No such key" where the value would be.
-                raise NotFound(f"there is no {ref} in pool {self._cluster.pool} of Ceph", ref=ref) from error
-            raise
+        found = await self._cluster.call("read", note=name, key=key, ref=ref)
+        if found is None:
+            raise NotFound(f"there is no {ref} in pool {self._cluster.pool} of Ceph", ref=ref)
+        return b64decode(found)
 
     async def put(self, ref: str, content: bytes, *, replace: bool) -> None:
         """Durable when it returns. `AlreadyExists`, unless `replace`."""
         name, key = where(ref)
         if not replace and key in await self._keys(name, ref):
             raise AlreadyExists(f"{ref} exists already", ref=ref)
-        path = await self._cluster.given(content)
-        try:
-            await uninterrupted(self._cluster.rados("setomapval", name, key, "--input-file", str(path), ref=ref))
-        finally:
-            Path.unlink(path, missing_ok=True)
+        value = b64encode(content).decode()
+        await uninterrupted(self._cluster.call("put", note=name, key=key, value=value, ref=ref))
 
     async def remove(self, ref: str) -> None:
         """Idempotent."""
         name, key = where(ref)
-        keys = await self._keys(name, ref)
-        if key in keys and len(keys) > 1:
-            await self._cluster.rados("rmomapkey", name, key, ref=ref)
-        elif key in keys:
-            await self._cluster.rados("rm", name, ref=ref)
+        await self._cluster.call("erase", note=name, key=key, ref=ref)
 
     async def below(self, folder: str) -> Sequence[str]:
         """The refs of all notes in a folder about one image, in order."""
@@ -84,10 +73,8 @@ class Notes:
         return [f"{base}/{key}" for key in sorted(await self._keys(name, folder)) if key.startswith(prefix)]
 
     async def _keys(self, name: str, ref: str) -> list[str]:
-        try:
-            return (await self._cluster.rados("listomapkeys", name, ref=ref)).decode().splitlines()
-        except NotFound:
-            return []
+        keys: list[str] = await self._cluster.call("keys", note=name, ref=ref)
+        return keys
 
 
 class NoteReader(RangeReader):

@@ -82,7 +82,7 @@ async def place(ceph: Ceph, pool: str, tmp_path: Path, engine: TransferEngine) -
     store = RbdStore(to, StoreSettings(runtime_dir=runtime), engine)
     login = RbdLogin("vm", Secret(ceph.key))
     cluster = Cluster(place_of_pool(to), lambda: login, engine, ToolRunner(), runtime, connect_s=10, silent_s=30)
-    await cluster.entered()
+    await cluster.call("sizes", ref=pool)  # whoever calls Ceph for it is there from now on
     yield Place(ceph, pool, store, cluster, tmp_path)
     await cluster.aclose()
     await store.aclose()

@@ -15,6 +15,7 @@ from hypervisors.documents import About, document_ref
 from hypervisors.kvm.guests import KvmGuests
 from hypervisors.kvm.libvirt import Libvirt
 from hypervisors.snapshot_records import frozen_ref
+from stores.backends.rbd_calls import CallFailed
 from stores.backends.rbd_cluster import explained
 from stores.backends.rbd_image import UNFINISHED, name_of, unfinished_name
 from stores.backends.rbd_notes import is_note, where
@@ -130,22 +131,23 @@ def test_names_of_notes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "code", "kind"),
+    ("number", "connecting", "kind"),
     [
-        ("rbd: error opening image nope: (2) No such file or directory", 2, NotFound),
-        ("librbd: rbd image img1 already exists | (17) File exists", 17, AlreadyExists),
-        ("rbd: couldn't connect to the cluster! | (5) Input/output error", 5, Unavailable),
-        ("failed to fetch mon config (--no-mon-config to skip)", 1, Unavailable),
-        ("rbd: create error: (110) Connection timed out", 110, Unavailable),
-        ("rbd: error: image still has watchers", 16, Unavailable),
-        ("rbd: create error: (28) No space left on device", 28, NoSpace),
-        ("rbd: error: (1) Operation not permitted", 1, AccessDenied),
-        ("rbd: something else: (22) Invalid argument", 22, ToolFailed),
+        (2, False, NotFound),
+        (2, True, Unavailable),  # no file with the key, perhaps
+        (13, True, Unavailable),
+        (17, False, AlreadyExists),
+        (110, False, Unavailable),
+        (108, False, Unavailable),
+        (16, False, Unavailable),
+        (28, False, NoSpace),
+        (1, False, AccessDenied),
+        (22, False, ToolFailed),
+        (None, False, ToolFailed),
     ],
 )
-def test_what_the_tools_say(said: str, code: int, kind: type[Exception]) -> None:
-    failure = ToolFailed(f"rbd ended: {said}", tool="rbd", exit_code=code, stderr=said)
-    assert type(explained(failure, "pool", "ref")) is kind
+def test_what_ceph_says(number: int | None, connecting: bool, kind: type[Exception]) -> None:
+    assert type(explained(CallFailed("said", number, connecting=connecting), "pool", "ref")) is kind
 
 
 async def test_guests_are_not_given_such_disks(engine: TransferEngine) -> None:
