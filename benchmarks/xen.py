@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -250,6 +251,21 @@ async def prepare(bench: Bench, store: S3Server, image: Path, name: str) -> None
         await operations.create(call, verbs.Create(SnapshotObjectTO(name="delta", volume=volume, dataStore=pool.sr)))
 
 
+def blocks(raw: Path) -> int:
+    """How many blocks of a VHD have any data of a sparse file: what XAPI exports are whole ones."""
+    found = set[int]()
+    with raw.open("rb") as file:
+        end, size = 0, raw.stat().st_size
+        while end < size:
+            try:
+                start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError:  # no data behind `end`
+                break
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            found.update(range(start // len(CHANGE), -(-end // len(CHANGE))))
+    return len(found)
+
+
 def snapshot(pool: Pool, volume: str, name: str) -> SnapshotObjectTO:
     return SnapshotObjectTO(path=f"{volume}/{name}", dataStore=pool.sr)
 
@@ -263,9 +279,10 @@ def backups(bench: Bench, store: S3Server, sink: S3Server, images: Sequence[Path
     """Of all of a disk, and of what changed. Of the largest disk too, as a VHD goes in order whatever its size."""
     verdicts = []
     times: dict[str, float] = {}
+    held = blocks(images[0].with_suffix(".raw")) * len(CHANGE)
     for name, image in zip(("usual", "large"), images, strict=True):
         asyncio.run(prepare(bench, store, image, name))
-        for kind, parent, size in (("full", None, DATA), ("delta", "full", CHANGED * len(CHANGE))):
+        for kind, parent, size in (("full", None, held), ("delta", "full", CHANGED * len(CHANGE))):
             source, target = snapshot(bench.pool, name, kind), backup(sink, name, kind, parent)
             ours = bench.agent(f"{kind} of {name}", source, target)
             others = _staged(bench, sink, name, kind, parent) if name == "usual" else []
@@ -285,7 +302,9 @@ def backups(bench: Bench, store: S3Server, sink: S3Server, images: Sequence[Path
                 at_least(f"{what}: time of {row.name} / ours", row.wall_s / rows[0].wall_s, 2) for row in rows[1:]
             ]
             verdicts += [
-                at_most(f"{what}: bytes that crossed / data", bench.pool.crossed() / size, 1.01 if others else 1.1),
+                at_most(
+                    f"{what}: bytes that crossed / in blocks", bench.pool.crossed() / size, 1.01 if others else 1.1
+                ),
                 at_most(f"{what}: bytes written to disks, MiB", rows[0].extra["written"] / MiB, 1),
                 at_most(f"{what}: memory for the transfer, MiB", rows[0].extra["held"], HELD),
             ]

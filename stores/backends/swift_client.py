@@ -74,7 +74,7 @@ class SwiftClient:
         self._ca_file = settings.ca_file
         self._engine = engine
         self._resolve = resolve
-        self._sleep = sleep
+        self.sleep = sleep
         self._spread = spread
         self._turns = itertools.count()
         self._session: aiohttp.ClientSession | None = None
@@ -121,7 +121,7 @@ class SwiftClient:
             error.details["tries"] = tries
             if not again or tries >= self.patience.attempts:
                 raise error
-            await self._sleep(self.patience.wait_s(tries, self._spread()))
+            await self.sleep(self.patience.wait_s(tries, self._spread()))
 
     async def container(self) -> Mapping[str, str]:
         """What the container's headers tell. Not by a HEAD, to which Swift answers 204 with a transfer encoding: no HTTP."""
@@ -217,7 +217,7 @@ class SwiftClient:
                 error, again = failed, True
             if not again or tries >= self.patience.attempts:
                 raise error
-            await self._sleep(self.patience.wait_s(tries, self._spread()))
+            await self.sleep(self.patience.wait_s(tries, self._spread()))
 
     async def _send(self, method: str, url: URL, headers: Mapping[str, str], body: bytes, *, tries: int = 1) -> Answer:
         if self._tls is None:

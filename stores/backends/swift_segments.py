@@ -112,22 +112,26 @@ async def remove(client: SwiftClient, write: str) -> None:
     await remove_all(client, [listed.name async for listed in listing(client, f"{SEGMENTS}/{write}/")])
 
 
-async def remove_all(client: SwiftClient, names: Sequence[str]) -> None:
-    """Removes objects, but not what their manifests name. Idempotent."""
-    waiting = iter(names)
+async def remove_all(client: SwiftClient, names: Sequence[str]) -> set[str]:
+    """Removes objects, but not what their manifests name. Idempotent. Returns which of them were there."""
+    waiting, removed = iter(names), set[str]()
     with first_failure():
         async with asyncio.TaskGroup() as group:
             for turn in range(min(AT_ONCE, len(names))):
-                group.create_task(_remove_some(client, waiting), name=f"remove segments {turn}")
+                group.create_task(_remove_some(client, waiting, removed), name=f"remove segments {turn}")
+    return removed
 
 
-async def _remove_some(client: SwiftClient, names: Iterable[str]) -> None:
+async def _remove_some(client: SwiftClient, names: Iterable[str], removed: set[str]) -> None:
     for name in names:
-        await remove_one(client, name)
+        if await remove_one(client, name):
+            removed.add(name)
 
 
-async def remove_one(client: SwiftClient, name: str) -> None:
+async def remove_one(client: SwiftClient, name: str) -> bool:
+    """Whether it was there."""
     try:
         await client.call("DELETE", name)
     except NotFound:
-        return
+        return False
+    return True

@@ -22,6 +22,9 @@ from stores.transfer.put import Views
 
 _log = structlog.get_logger(__name__)
 
+LATE_S = 1.0
+"""How long a server may take to store what it had received when its client went away."""
+
 
 @asynccontextmanager
 async def streaming(
@@ -98,11 +101,19 @@ class SegmentedObject(PartedObject):
         return info
 
     async def abort(self) -> None:
-        """Removes the segments by their names, which is more than a listing may know of by now: a segment whose request was
-        cut off may still be on its way, and is then older than its removal."""
+        """Removes the segments by their names, which is more than a listing may know of by now.
+
+        A segment whose request was cut off may still be on its way. For Swift it is then older than its removal, and gone;
+        Ceph's radosgw knows no such thing, and the segment comes to stay. So it is looked for once more, a moment later.
+        """
         names, self._tried = self._tried, []
+        answered = {segment.name for segment in self._sent.values()}
         try:
-            await segments.remove_all(self._client, names)
+            removed = await segments.remove_all(self._client, names)
+            late = [name for name in names if name not in answered | removed]
+            if late:
+                await self._client.sleep(LATE_S)
+                await segments.remove_all(self._client, late)
         except StoreError as error:
             _log.warning("segments of a write were not removed", ref=self._ref, error=error.message)
 
