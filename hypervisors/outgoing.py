@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from hypervisors.context import Context
 from hypervisors.contract import Accepts
@@ -21,6 +23,11 @@ from stores.uninterrupted import uninterrupted
 
 DIGEST = "sha256"
 
+T = TypeVar("T")
+
+
+async def _nothing() -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
@@ -32,6 +39,9 @@ class Outgoing:
     ref: str
     durability: Durability = Durability.STORED
     replaces: bool = False
+    let_go: Callable[[], Coroutine[Any, Any, None]] = _nothing
+    """Of what is sent, once it has been read or nobody wants it any more, and before the store completes or removes anything,
+    which takes as long as the store likes."""
 
     @property
     def store(self) -> DataStore:
@@ -43,24 +53,28 @@ class Outgoing:
         """All of the image, and its size and digest. The object is there as a whole when this returns, and stays if the context
         that gave `commit` (`both_or_neither`) ends well.
         `ChecksumMismatch` when `checksum` is not that of the image."""
-        engine, progress = self.ctx.engine, self.call.progress
+        progress = self.call.progress
         wanted = [DIGEST] if checksum is None else [*{DIGEST, checksum.algorithm}]
         progress.phase("send", image.info.size)
         async with self._create(fills.kinds, image.info.size) as pending:
-            match image, pending.kind:
-                case RangeReader(), Kind.LOCAL_PATH:
-                    sent = await engine.fetch(image, as_pending_file(pending).path, digests=wanted, progress=progress)
-                case RangeReader(), _:
-                    sent = await engine.send(image, as_pending_stream(pending), digests=wanted, progress=progress)
-                case ByteStream(), Kind.LOCAL_PATH:
-                    path = as_pending_file(pending).path
-                    sent = await engine.store_stream(image, path, digests=wanted, progress=progress)
-                case ByteStream(), _:
-                    stream = as_pending_stream(pending)
-                    sent = await engine.send_stream(image, stream, digests=wanted, progress=progress)
+            sent = await letting_go(self._fill(pending, image, wanted), self.let_go)
             verify(checksum, sent.digests, image.info.ref)
             progress.phase("publish")
             return await commit.of(pending), sent
+
+    async def _fill(self, pending: PendingWrite, image: RangeReader | ByteStream, digests: Sequence[str]) -> Fetched:
+        engine, progress = self.ctx.engine, self.call.progress
+        match image, pending.kind:
+            case RangeReader(), Kind.LOCAL_PATH:
+                return await engine.fetch(image, as_pending_file(pending).path, digests=digests, progress=progress)
+            case RangeReader(), _:
+                return await engine.send(image, as_pending_stream(pending), digests=digests, progress=progress)
+            case ByteStream(), Kind.LOCAL_PATH:
+                path = as_pending_file(pending).path
+                return await engine.store_stream(image, path, digests=digests, progress=progress)
+            case ByteStream(), _:
+                stream = as_pending_stream(pending)
+                return await engine.send_stream(image, stream, digests=digests, progress=progress)
 
     def both_or_neither(self) -> AbstractAsyncContextManager[Commit]:
         """See the function of that name."""
@@ -99,6 +113,29 @@ class Outgoing:
             store_to=self.to,
             follows=follows,
         )
+
+
+async def letting_go(work: Coroutine[Any, Any, T], let_go: Callable[[], Coroutine[Any, Any, None]]) -> T:
+    """What `work` returns or raises, after `let_go`. When cancelled, `let_go` comes first, since `work` may be at something
+    that is not interrupted, and waits for a store; then `work` is cancelled, and waited for."""
+    task = asyncio.ensure_future(work)
+
+    async def given_up() -> None:
+        try:
+            await let_go()
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # nobody is interested; asyncio wants it looked at
+
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        await uninterrupted(given_up())
+        raise
+    await uninterrupted(let_go())
+    return task.result()
 
 
 class Commit:

@@ -295,8 +295,8 @@ class PendingStream(Protocol):
     kind: ClassVar[Kind] = Kind.BYTE_STREAM
 
     def rereads(self, source: RangeReader) -> None:
-        """What will be given, from the first byte on, is all of `source`, which can be read until the context ends: a store
-        that needs some of it twice, and has no memory to keep it, reads it there. Before the first byte, or never."""
+        """What will be given, from the first byte on, is all of `source`, which can be read until all was given: a store that
+        needs some of it twice, and has no memory to keep it, reads it there. Before the first byte, or never."""
         ...
 
     async def write(self, data: memoryview) -> None:
@@ -313,7 +313,8 @@ class PendingStream(Protocol):
         ...
 
     async def filled(self, room: memoryview) -> None:
-        """All of `room`, the earliest that is out, holds the object's bytes."""
+        """All of `room`, the earliest that is out, holds the object's bytes. Of an object whose size is known the last one may
+        take as long as all of it takes to the store, so that the commit, which is not interrupted, does not."""
         ...
 
     async def commit(self) -> ObjectInfo:

@@ -31,7 +31,7 @@ from hypervisors.contract import Accepts, ImageSpec, Operation, Source
 from hypervisors.copying import Copied
 from hypervisors.images.disk_image import DiskImage
 from hypervisors.outgoing import DIGEST, Commit, Outgoing
-from hypervisors.snapshot_records import Sent, SnapshotRecord
+from hypervisors.snapshot_records import Kept, Sent, SnapshotRecord
 from hypervisors.snapshots import Volume, content, found, opened_volume
 from hypervisors.verbs import Call, Copy, parent_of, ref_of, snapshot_name
 from stores.cache.writeback.errors import UploadCancelled
@@ -68,7 +68,12 @@ async def back_up(ctx: Context, call: Call, request: Copy) -> Copied:
         fills = _fills(volume, target)
         if (earlier := await made_before(ctx, call, volume, record, target)) is not None:
             return earlier
-        outgoing = Outgoing(ctx, call, target.store, backup, request.durability)
+
+        async def let_go() -> None:
+            if record.kept is Kept.HELD:
+                await volume.handler.snapshots.drop(volume.source, record.tag)
+
+        outgoing = Outgoing(ctx, call, target.store, backup, request.durability, let_go=let_go)
         async with outgoing.both_or_neither() as commit:
             manifest, plan, upload = await _content(outgoing, volume, record, parent_of(target), fills, commit)
             sent = _sent(call, store, manifest)

@@ -180,8 +180,8 @@ class LiveDisks:
             raise (why[0] if why else error) from error
 
     async def _watch(self, held: Held, why: list[NoSpace]) -> None:
-        """What ends the backup makes its readers fail first."""
-        while True:
+        """What ends the backup makes its readers fail first. Of one that was dropped nothing grows any more."""
+        while held.tag in self._held:
             await asyncio.sleep(_LOOK_S)
             try:
                 await self._require_room(held.path.parent)

@@ -178,7 +178,7 @@ class TransferEngine:
         """All of `source` into `pending`, whose `commit` is left to the caller: read in parallel into memory of the stream's,
         digested there, sent in order. Raises what the two do, and `IntegrityError` when the size is unknown.
 
-        `source` stays open until the context of `pending` ends: parts of it may be read again (`PendingStream.rereads`)."""
+        Nothing of `source` is read any more when this returns, however it ends."""
         pending.rereads(source)
         digester = Digester(digests)
         relay = Relay(source, pending, digester, self._calls, width=min(source.parallel, WIDTH_LIMIT))

@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import structlog
+
 from stores.contract import Kind, ObjectInfo, RangeReader
 from stores.errors import IntegrityError
 from stores.transfer.groups import first_failure
@@ -23,6 +25,12 @@ from stores.uninterrupted import uninterrupted
 LARGE_AT_ONCE = 2
 """Large parts of one stream that are in work at once: one is filled while another is sent. Those of a source that cannot be
 read again take so much room on a disk."""
+
+ABORT_S = 60.0
+"""For removing what was begun and is no object: a store that is away does not keep whoever gave up. What is left there then is
+removed by its token (`DataStore.discard`)."""
+
+_log = structlog.get_logger(__name__)
 
 
 class Cutting(Protocol):
@@ -112,8 +120,16 @@ async def parted(
                 yield stream
                 stream.stop()
     finally:
-        await uninterrupted(target.abort())
+        await uninterrupted(_aborted(target, ref))
         await uninterrupted(stream.release())
+
+
+async def _aborted(target: PartedObject, ref: str) -> None:
+    try:
+        async with asyncio.timeout(ABORT_S):
+            await target.abort()
+    except TimeoutError:
+        _log.warning("what was begun is left in the store", ref=ref, why=f"the store took more than {ABORT_S:g} s")
 
 
 @dataclass(slots=True)
@@ -151,6 +167,7 @@ class PartedStream:
         self._outgoing = outgoing
         self._ref = ref
         self._size = size
+        self._whole = size  # as far as it is known
         self._cut = cut
         self._source: RangeReader | None = None
         self._memory = Share(outgoing)
@@ -169,6 +186,7 @@ class PartedStream:
 
     def rereads(self, source: RangeReader) -> None:
         self._source = source
+        self._whole = source.info.size
 
     async def write(self, data: memoryview) -> None:
         data = data.cast("B")
@@ -194,26 +212,21 @@ class PartedStream:
         return room
 
     async def filled(self, room: memoryview) -> None:
+        """With the last room of an object whose size is known, all parts are confirmed when this returns."""
         self._filling[0].filled += len(room)
         self._sent += len(room)
         await self._pass_ready()
+        if self._sent == self._whole and not self._goes_at_once:
+            await self._send_rest()
 
     async def commit(self) -> ObjectInfo:
         """A cancellation that comes once the object is being published is raised after that was decided either way."""
         if self._size is not None and self._sent != self._size:
             raise self._wrong_size(self._sent)
-        if not self._last and self._sent <= self._target.single:
+        if self._goes_at_once:
             content = self._filling[0].content if self._filling else memoryview(b"")
             return await uninterrupted(self._target.put(content))
-        await self._begin()
-        for part in self._filling:
-            if part.filled:
-                await self._pass(part)
-        for large in self._large:
-            if 0 < large.filled < large.length:
-                self._send(large.number, self._upload_large(large))
-        while self._sending:
-            await asyncio.wait(self._sending)
+        await self._send_rest()
         return await uninterrupted(self._target.complete(self._last, self._sent))
 
     def stop(self) -> None:
@@ -228,6 +241,24 @@ class PartedStream:
         for large in self._large:
             await large.close()
         self._large.clear()
+
+    @property
+    def _goes_at_once(self) -> bool:
+        """All of it, by a single request."""
+        return not self._last and self._sent <= self._target.single
+
+    async def _send_rest(self) -> None:
+        """All that was filled is confirmed. Idempotent."""
+        await self._begin()
+        while self._filling:
+            part = self._filling.popleft()
+            if part.filled:
+                await self._pass(part)
+        for large in self._large:
+            if 0 < large.filled < large.length:
+                self._send(large.number, self._upload_large(large))
+        while self._sending:
+            await asyncio.wait(self._sending)
 
     async def _next(self) -> _Filling:
         """Memory for what follows."""

@@ -261,6 +261,10 @@ class Connection:
         return not self._aborted and not self._rest and not poll.poll(0)
 
     def close(self) -> None:
+        """Idempotent. What an aborted one has not sent yet is dropped, and the other side told so (RST): the kernel would go on
+        sending it, to a slow server for minutes, and that might even find it whole."""
+        if self._aborted and self._sock.fileno() >= 0:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._sock.close()
 
     def _receive_head(self) -> bytes:

@@ -24,12 +24,13 @@ class FaultProxy(LoopbackServer):
         self._upstream = (host, port)
         self.cut_after: int | None = None  # RST towards the client after that many bytes of a connection
         self.cut_times: int | None = None  # so many times, then never again; None: always
-        self.stall_after: int | None = None  # stop sending after that many bytes, connection kept open
+        self.stall_after: int | None = None  # stop sending after that many bytes, connection kept open; None: go on
         self.flip_at: int | None = None  # invert one byte at this offset of a connection's answer
         self.rate: float | None = None  # bytes per second and connection
         self.rate_up: float | None = None  # the same from the client to the server
         self.refuse = False  # accept, then reset at once
         self.bytes_down = 0
+        self.bytes_up = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -51,6 +52,7 @@ class FaultProxy(LoopbackServer):
         while chunk := await reader.read(CHUNK):
             writer.write(chunk)
             await writer.drain()
+            self.bytes_up += len(chunk)
             if self.rate_up is not None:
                 await asyncio.sleep(len(chunk) / self.rate_up)
         writer.write_eof()
@@ -63,16 +65,19 @@ class FaultProxy(LoopbackServer):
                 chunk = chunk[:at] + bytes([chunk[at] ^ 0xFF]) + chunk[at + 1 :]
             limit = self._limit()
             if limit is not None and sent + len(chunk) >= limit:
-                chunk = chunk[: limit - sent]
-                writer.write(chunk)
+                first, chunk = chunk[: max(0, limit - sent)], chunk[max(0, limit - sent) :]
+                writer.write(first)
                 await writer.drain()
-                self.bytes_down += len(chunk)
+                sent += len(first)
+                self.bytes_down += len(first)
                 if self.cut_after is None or self.stall_after == limit:
-                    await asyncio.Event().wait()
-                if self.cut_times is not None:
-                    self.cut_times -= 1
-                reset(writer)
-                return
+                    while self.stall_after is not None:
+                        await asyncio.sleep(0.02)
+                else:
+                    if self.cut_times is not None:
+                        self.cut_times -= 1
+                    reset(writer)
+                    return
             writer.write(chunk)
             await writer.drain()
             sent += len(chunk)

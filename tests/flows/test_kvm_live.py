@@ -109,13 +109,13 @@ class Live:
             raise
         return True
 
-    def ended(self, command_id: str) -> dict[str, Any]:
-        def shown() -> dict[str, Any]:
-            found: dict[str, Any] = self.site.host.call("GET", f"/v1/commands/{command_id}")[1]
-            return found
+    def shown(self, command_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.site.host.call("GET", f"/v1/commands/{command_id}")[1]
+        return found
 
-        until(lambda: "finished_at" in shown())
-        return shown()
+    def ended(self, command_id: str) -> dict[str, Any]:
+        until(lambda: "finished_at" in self.shown(command_id))
+        return self.shown(command_id)
 
     def nothing_left(self) -> None:
         """In libvirt, and on the disk."""
@@ -164,7 +164,7 @@ def live(site: BackupSite, stage: Stage) -> Iterator[Live]:
     stage.clear()
     made = Live(site, stage)
     yield made
-    site.line.cut_after = site.line.rate_up = None
+    site.line.cut_after = site.line.stall_after = site.line.rate_up = None
     if made.job() and site.host.process is not None:
         site.host.stop(SIGKILL)
     if site.host.process is None:
@@ -222,6 +222,29 @@ def test_a_store_that_fails_in_the_middle(live: Live, how: str) -> None:
     live.nothing_left()
     live.goes_on()
     live.site.line.cut_after = live.site.line.rate_up = None
+    live.site.do(live.back_up("s1"))
+    live.restored("s1")
+
+
+def test_the_guest_comes_before_the_store(live: Live) -> None:
+    """Its job is ended while what was begun in the store is still to be removed: that says nothing."""
+    live.begin()
+    live.site.line.rate_up = 100_000
+    live.site.begin(live.back_up("s1", id="c-first"))
+    before = live.site.line.bytes_up
+    until(lambda: live.site.line.bytes_up > before + 4 * BLOCK)
+    assert live.job()
+    live.site.line.stall_after = 0
+    cancelling = live.site.host.begin("commands", "cancel", "c-first")
+    until(lambda: not live.job())
+    live.goes_on()
+    assert "finished_at" not in live.shown("c-first")
+    live.site.line.stall_after = None
+    assert live.ended("c-first")["state"] == "cancelled"
+    cancelling.communicate()
+    live.nothing_left()
+    live.site.line.rate_up = None
+    until(lambda: not live.site.unfinished())
     live.site.do(live.back_up("s1"))
     live.restored("s1")
 

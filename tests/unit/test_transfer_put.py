@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import random
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from stores.transfer.scratch import Scratch
 from stores.transfer.slices import Slice
 from stores.transfer.source import SourceFile
 from stores.transfer.target import HttpPatience, HttpTarget
+from stores.transfer.wire import Connection, ConnectionFailed
 from tests.servers import Certificates
 
 QUICK = HttpPatience(connect_timeout_s=5, read_timeout_s=0.3, attempts=3)
@@ -371,3 +373,24 @@ def test_runs_of_data_are_found(tmp_path: Path) -> None:
         assert list(source.data(0, 0)) == []
     finally:
         source.close()
+
+
+def test_what_an_aborted_connection_has_not_sent_is_dropped() -> None:
+    """The other side hears of it at once, and gets nothing more, however slowly it reads."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        other, _ = server.accept()
+        connection = Connection(client, tls=None, host="localhost", read_timeout_s=0.2)
+        with other:
+            with pytest.raises(ConnectionFailed):
+                connection.send(memoryview(bytes(64 * MiB)))
+            connection.abort()
+            connection.close()
+            connection.close()
+            with pytest.raises(ConnectionResetError):
+                _read_all(other)
+
+
+def _read_all(sock: socket.socket) -> None:
+    while sock.recv(MiB):
+        pass
