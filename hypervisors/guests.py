@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from hypervisors.contract import HandlerError, OperationUnsupported, Source
 from stores.contract import Kind, Progress
-from stores.errors import Retry
+from stores.errors import InvalidReference, Retry
+from stores.to import ImageFormat
 
 DETACH_WITHIN_S = 60.0
 """How long a machine has to let go of a disk where the command does not say."""
@@ -71,6 +72,15 @@ class Tuning:
 
 
 UNTUNED = Tuning()
+
+
+def refuse_disk_as_medium(iso: Source) -> None:
+    """`InvalidReference` for what is no ISO."""
+    if iso.spec.format is not ImageFormat.ISO:
+        raise InvalidReference(
+            f"only an ISO goes into a CD drive, and {iso.presentation.info.ref} is a {iso.spec.format} image",
+            ref=iso.presentation.info.ref,
+        )
 
 
 class Guests(abc.ABC):

@@ -122,6 +122,7 @@ async def hyperv_place(
         place = Place(store, HostFolder(settings, POOL), shells, engine)
         yield HypervPlace(host, handler, samba, root, details, place, port)
         await handler.aclose()
+        await shells.aclose()  # where no verb has asked the handler for its port
         await store.aclose()
         assert [checkpoint for machine in host.model.machines.values() for checkpoint in machine.checkpoints] == []
     assert [path for path in run.rglob("*") if not path.is_dir()] == []

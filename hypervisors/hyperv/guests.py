@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hypervisors.contract import ImageLocked, OperationUnsupported, Source
-from hypervisors.guests import UNTUNED, Attachment, DeviceTaken, Guests, GuestUnfit, Tuning
+from hypervisors.guests import (
+    UNTUNED,
+    Attachment,
+    DeviceTaken,
+    Guests,
+    GuestUnfit,
+    Tuning,
+    refuse_disk_as_medium,
+)
 from hypervisors.hyperv.machines import User, users
 from hypervisors.hyperv.place import HostFile, as_host_file
 from hypervisors.hyperv.powershell import PowerShellPort
@@ -78,6 +86,7 @@ class HypervGuests(Guests):
 
     async def insert(self, vm: str, iso: Source) -> Attachment:
         """Into the first drive, which is added to a machine that has none."""
+        refuse_disk_as_medium(iso)
         disk = as_host_file(iso.presentation)
         await uninterrupted(disk.place.port.run("set-dvd", {"vm": vm, "path": disk.id}))
         drives = (await disk.place.port.run("get-disks", {"vm": vm}))["dvd_drives"]

@@ -15,7 +15,16 @@ from pathlib import Path
 import structlog
 
 from hypervisors.contract import ImageLocked, OperationUnsupported, SizeRefused, Source
-from hypervisors.guests import UNTUNED, Attachment, DeviceTaken, GuestHolds, Guests, GuestUnfit, Tuning
+from hypervisors.guests import (
+    UNTUNED,
+    Attachment,
+    DeviceTaken,
+    GuestHolds,
+    Guests,
+    GuestUnfit,
+    Tuning,
+    refuse_disk_as_medium,
+)
 from hypervisors.images.formats import DRIVERS
 from hypervisors.kvm.changing import Changing
 from hypervisors.kvm.domain_xml import Disk, Image, as_it_is, new_disk, with_medium
@@ -26,7 +35,7 @@ from hypervisors.narrowing import as_local
 from hypervisors.qemu.nodes import known_format
 from hypervisors.qemu.qemu_img import direct_io_works
 from stores.contract import Kind, LocalPath, NetworkImage, Progress
-from stores.errors import InvalidReference, NotFound, StorageError, Unavailable
+from stores.errors import NotFound, StorageError, Unavailable
 from stores.secret import Secret
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
@@ -121,11 +130,7 @@ class KvmGuests(Guests):
     # ------------------------------------------------------------------------------------------------------- drives
 
     async def insert(self, vm: str, iso: Source) -> Attachment:
-        if iso.spec.format is not ImageFormat.ISO:
-            raise InvalidReference(
-                f"only an ISO goes into a CD drive, and {iso.presentation.info.ref} is a {iso.spec.format} image",
-                ref=iso.presentation.info.ref,
-            )
+        refuse_disk_as_medium(iso)
         path = str(as_local(iso.presentation).path)
 
         async def inserted() -> Attachment:

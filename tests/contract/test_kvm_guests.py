@@ -22,7 +22,7 @@ from stores.contract import Kind, MiB, NetworkImage, ObjectInfo
 from stores.errors import InvalidReference, NotFound, Unavailable
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
-from tests.contract.guests_contract import SOON, TOKEN, GuestsContract
+from tests.contract.guests_contract import SOON, TOKEN, AskingGuestsContract
 from tests.doubles.world import running_qemu
 from tests.kvm_machines import Lab, Stage, path_of, said, source, until
 from tests.libvirtd import WAIT_S
@@ -36,7 +36,7 @@ async def guests(stage: Stage, engine: TransferEngine) -> AsyncIterator[KvmGuest
     stage.clear()
 
 
-class TestKvmGuests(GuestsContract):
+class TestKvmGuests(AskingGuestsContract):
     @pytest.fixture(autouse=True)
     def machines(self, stage: Stage, guests: KvmGuests) -> None:
         self.stage, self.lab = stage, stage.lab

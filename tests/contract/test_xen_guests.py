@@ -15,12 +15,12 @@ from hypervisors.xen.errors import XapiFailure
 from stores.contract import MiB
 from stores.errors import InvalidReference, Unavailable
 from stores.transfer.engine import TransferEngine
-from tests.contract.guests_contract import SOON, TOKEN, GuestsContract
+from tests.contract.guests_contract import SOON, TOKEN, AskingGuestsContract
 from tests.xen_machines import Machines
 from tests.xen_place import XenPlace, xen_place
 
 
-class TestXenGuests(GuestsContract):
+class TestXenGuests(AskingGuestsContract):
     @pytest.fixture(autouse=True)
     async def guests(self, tmp_path: Path) -> AsyncIterator[Guests]:
         engine = TransferEngine()

@@ -28,11 +28,13 @@ from hypervisors.contract import HypervisorType
 from hypervisors.hyperv.psrp import PsrpPort
 from hypervisors.operations import Operations
 from hypervisors.verbs import (
+    AttachIso,
     AttachVolume,
     Call,
     Copy,
     Create,
     Delete,
+    DetachIso,
     DetachVolume,
     Request,
     Resize,
@@ -85,6 +87,8 @@ async def carried_out(operations: Operations, request: Request, token: str) -> o
         Revert: operations.revert,
         AttachVolume: operations.attach_volume,
         DetachVolume: operations.detach_volume,
+        AttachIso: operations.attach_iso,
+        DetachIso: operations.detach_iso,
     }
     return await verbs[type(request)](call, request)
 

@@ -92,7 +92,7 @@ async def site_in(folder: Path, samba: SambaServer, engine: TransferEngine, dyin
     images.mkdir()
     (folder / "raw").write_bytes(content())
     qemu_img("convert", "-f", "raw", "-O", "qcow2", str(folder / "raw"), str(images / "t.qcow2"))
-    (folder / "agent").mkdir()
+    (folder / "agent" / "state").mkdir(parents=True, mode=0o700)
     async with hyperv_place(folder, engine, samba, deaths=True) as place:
         config = hyperv_config(place.host, samba, place.folder.name, folder / "agent", roots=[images])
         parts = build(Config.model_validate(config))
@@ -112,6 +112,11 @@ def dying() -> Iterator[Popen[str]]:
 async def site(tmp_path: Path, samba: SambaServer, engine: TransferEngine, dying: Popen[str]) -> AsyncIterator[Site]:
     async with site_in(tmp_path, samba, engine, dying) as made:
         yield made
+
+
+async def seen(site: Site, name: str) -> bytes:
+    """What a guest reads from that disk."""
+    return await site.place.host.model.vhds.content(disk(f"{name}.vhdx"))
 
 
 def points(steps: int) -> list[int]:
@@ -139,8 +144,7 @@ async def test_killed_while_an_image_is_made(site: Site, what: str) -> None:
         if not finished:
             assert site.place.files() == before
             await site.done(command)
-        seen = await site.place.host.model.vhds.content(disk(f"{target}.vhdx"))
-        assert seen == content()
+        assert await seen(site, target) == content()
         await site.done(delete)
         assert site.place.files() == before
     assert outcomes == {True, False}
@@ -195,6 +199,90 @@ async def test_killed_while_going_back(site: Site) -> None:
         assert site.digest("v") == then
 
 
+async def test_killed_while_resizing(site: Site) -> None:
+    """The host has done it, or not, and what is told of it is so; the same again is done."""
+    await site.done(site.template("v"))
+    before, size = site.place.files(), SIZE
+
+    def larger() -> Body:
+        nonlocal size
+        size += MiB
+        return {"command": "ResizeVolume", "data": site.at("volume", "v"), "newSize": size}
+
+    _, steps = await site.dies(larger(), 0)
+    outcomes = set()
+    for at in points(steps):
+        command = larger()
+        finished, _ = await site.dies(command, at)
+        outcomes.add(finished)
+        if finished:
+            assert len(await seen(site, "v")) == size
+        await site.done(command)
+        assert await seen(site, "v") == content() + bytes(size - SIZE)
+        assert site.place.files() == before
+    assert outcomes == {True, False}
+
+
+async def test_killed_while_restoring(site: Site) -> None:
+    await site.done(site.template("v"))
+    named = {"name": "s", "volume": site.at("volume", "v")}
+    await site.done({"command": "CreateObject", "data": site.at("snapshot", "v/s", **named)})
+    store = {"storeType": "image", "uri": f"file://{site.images}"}
+    backup = {"type": "snapshot", "path": "b/s", "hypervisorType": "Hyperv", "dataStore": store}
+    await site.done({"command": "Copy", "source": site.at("snapshot", "v/s"), "destination": backup})
+    command = {"command": "Copy", "source": backup, "destination": site.at("volume", "x")}
+    delete = {"command": "Delete", "data": site.at("volume", "x")}
+    before = site.place.files()
+    _, steps = await site.dies(command, 0)
+    await site.done(delete)
+    outcomes = set()
+    for at in points(steps):
+        finished, _ = await site.dies(command, at)
+        outcomes.add(finished)
+        assert site.unfinished() == []
+        if not finished:
+            assert site.place.files() == before
+            await site.done(command)
+        assert await seen(site, "x") == content()
+        await site.done(delete)
+        assert site.place.files() == before
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("what", ["volume", "ISO"])
+async def test_killed_while_a_machine_gets_and_loses_something(site: Site, what: str) -> None:
+    """It has it, or not, and what is told of that is so."""
+    machine = site.place.host.model.add_machine("vm", state="Running")
+    if what == "volume":
+        await site.done(site.template("i"))
+        told = {"disk": {"type": "DATADISK", "data": site.at("volume", "i"), "diskSeq": 1}}
+    else:
+        (site.place.folder / "i.iso").write_bytes(content())
+        told = {"disk": {"type": "ISO", "data": site.at("template", "i", format="ISO")}}
+    image = disk("i.vhdx" if what == "volume" else "i.iso")
+    attach, detach = ({"command": verb, "vmName": "vm", **told} for verb in ("Attach", "Dettach"))
+    before = site.place.files()
+
+    def has() -> list[str | None]:
+        return [drive.path for drive in (*machine.disks, *machine.dvd_drives) if drive.path is not None]
+
+    for command, other, now in ((attach, detach, [image]), (detach, attach, [])):
+        await site.done(other)
+        _, steps = await site.dies(command, 0)
+        outcomes = set()
+        for at in points(steps):
+            await site.done(other)
+            then = has()
+            assert then != now
+            finished, _ = await site.dies(command, at)
+            outcomes.add(finished)
+            assert has() == (now if finished else then)
+            await site.done(command)
+            assert has() == now
+            assert site.place.files() == before
+        assert outcomes == ({True} if (what, command) == ("ISO", detach) else {True, False})
+
+
 async def test_killed_while_deleting(site: Site) -> None:
     await site.done(site.template())
     empty = site.place.files()
@@ -206,6 +294,6 @@ async def test_killed_while_deleting(site: Site) -> None:
         await site.done(clone)
         finished, _ = await site.dies(command, at)
         if not finished:
-            assert await site.place.host.model.vhds.content(disk("x.vhdx")) == content()
+            assert await seen(site, "x") == content()
             await site.done(command)
         assert site.place.files() == empty
