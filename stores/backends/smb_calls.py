@@ -27,8 +27,9 @@ from smbprotocol.open import (
     SMB2SetInfoRequest,
 )
 
+from stores.backends.smb_connection import CREDIT
 from stores.backends.smb_errors import ACCESS_DENIED, MISSING, NO_MORE_FILES, NO_SUCH_FILE, Lost, status_of
-from stores.backends.smb_link import CREDIT, Link
+from stores.backends.smb_link import Link
 from stores.contract import ObjectInfo, Usage
 
 # Access ([MS-SMB2] 2.2.13.1).
@@ -152,9 +153,14 @@ def rename(link: Link, handle: bytes, path: str, *, replace: bool) -> None:
 
 def flush(link: Link, handle: bytes) -> None:
     """What was written through any handle of that file is on the server's disk."""
+    link.receive(begin_flush(link, handle))
+
+
+def begin_flush(link: Link, handle: bytes) -> Any:
+    """The same under way, for `receive`."""
     request = SMB2FlushRequest()
     request["file_id"] = handle
-    link.call(request)
+    return link.send(request)
 
 
 def flush_folder(link: Link, path: str) -> None:

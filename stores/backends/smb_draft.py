@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -21,6 +21,7 @@ from stores.backends.smb_calls import (
     FOLDER,
     LOOK,
     WRITE,
+    begin_flush,
     close,
     create,
     flush,
@@ -39,13 +40,16 @@ from stores.backends.smb_gone import remove_at_last
 from stores.backends.smb_link import Link
 from stores.backends.smb_links import Hold, Links
 from stores.backends.smb_names import check_name, wire_path
-from stores.contract import ObjectInfo
+from stores.contract import MiB, ObjectInfo
 from stores.errors import AlreadyExists, IntegrityError, NoSpace, NotFound, StoreError, Unavailable
 from stores.os_errors import no_space
 
 _log = structlog.get_logger(__name__)
 
 _MAKE_ATTEMPTS = 100
+
+FLUSHED = 128 * MiB
+"""So often the server is told to begin with its disk, which else has nothing to do until all is there, and everything then."""
 
 
 class SmbDraft:
@@ -65,7 +69,9 @@ class SmbDraft:
         self._handle = b""
         self._index = 0
         self._written = 0
-        self._under_way: deque[tuple[Any, int]] = deque()
+        self._flushed = 0  # how much of that a flush was begun for
+        self._flushing: Any = None
+        self._under_way: deque[tuple[Callable[[], bytes], int]] = deque()  # waits for an answer; what it should confirm
         self._made: list[str] = []
         self._ours = False  # whether there may be a temporary file of this write
         self._published = False
@@ -92,10 +98,13 @@ class SmbDraft:
         with self._working(hold) as link:
             while data:
                 if len(self._under_way) >= link.width:
-                    self._confirm(link)
+                    self._confirm()
                 piece, data = data[: link.piece], data[link.piece :]
                 self._under_way.append((link.send_write(self._handle, self._written, piece), len(piece)))
                 self._written += len(piece)
+            if self._written - self._flushed >= FLUSHED:
+                self._await_flush(link)
+                self._flushing, self._flushed = begin_flush(link, self._handle), self._written
 
     def copy(self, source: ObjectInfo, path: str, hold: Hold) -> None:
         """All of another file of the share, by the server itself. `StoreUnsupported` where it does not do that."""
@@ -106,7 +115,8 @@ class SmbDraft:
         """Durable under its name when this returns, as far as the server flushes."""
         with self._working(hold) as link:
             while self._under_way:
-                self._confirm(link)
+                self._confirm()
+            self._await_flush(link)
             self._check(look(link, self._handle).size)
             flush(link, self._handle)
             try:
@@ -186,11 +196,17 @@ class SmbDraft:
         there = usage(link, self._folders[0])
         return (there.capacity or 0) - there.used
 
-    def _confirm(self, link: Link) -> None:
-        request, length = self._under_way.popleft()
-        (count,) = struct.unpack_from("<I", link.receive(request), 4)  # [MS-SMB2] 2.2.22
+    def _confirm(self) -> None:
+        answer, length = self._under_way.popleft()
+        (count,) = struct.unpack_from("<I", answer(), 4)  # [MS-SMB2] 2.2.22
         if count != length:
             raise IntegrityError(f"{self._ref}: the server took {count} of {length} bytes", ref=self._ref)
+
+    def _await_flush(self, link: Link) -> None:
+        """The one that is under way, if any."""
+        if self._flushing is not None:
+            request, self._flushing = self._flushing, None
+            link.receive(request)
 
     def _check(self, size: int) -> None:
         announced = self._written if self._size is None else self._size
@@ -239,9 +255,12 @@ class SmbDraft:
         """Nothing of this write is open or under way on `link` any more, or `link` is closed."""
         with suppress(SMBException, OSError, Lost):
             while self._under_way and link.alive:
-                request, _ = self._under_way.popleft()
+                answer, _ = self._under_way.popleft()
                 with suppress(SMBResponseException):
-                    link.receive(request)
+                    answer()
+            if link.alive:
+                with suppress(SMBResponseException):
+                    self._await_flush(link)
             if self._handle and link.alive:
                 close(link, self._handle)
         self._handle = b""

@@ -1,4 +1,4 @@
-"""Encryption of messages that carry data ([MS-SMB2] 2.2.41, 3.1.4.3), into memory that is used again.
+"""Encryption of messages that carry data ([MS-SMB2] 2.2.41, 3.1.4.3), into memory that is used again, and of their answers.
 
 The library makes every message of new pieces of memory, six times as long as the data, and the kernel has to find and clear
 them each time: more work than encrypting and sending them. Here nothing but the cipher touches the data.
@@ -11,7 +11,9 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from smbprotocol.connection import Ciphers
 
 CIPHERS = frozenset({Ciphers.AES_128_GCM, Ciphers.AES_256_GCM})
@@ -19,6 +21,8 @@ CIPHERS = frozenset({Ciphers.AES_128_GCM, Ciphers.AES_256_GCM})
 
 _PROTECTED = struct.Struct("<12s4xIxxHQ")  # nonce, length, flags and session of the transform header
 _ENCRYPTED = 0x0001
+_MAGIC = b"\xfdSMB"
+_HEADER = 52
 _SPARE = 16  # what the cipher wants beyond the data
 
 
@@ -49,4 +53,18 @@ class Sealer:
         for part in parts:
             end += cipher.update_into(part, self._memory[end:])
         cipher.finalize()
-        return Sealed(b"\xfdSMB" + cipher.tag + protected, self._memory[:end])
+        return Sealed(_MAGIC + cipher.tag + protected, self._memory[:end])
+
+
+def unsealed(packet: bytes, *, key: bytes, session_id: int) -> bytes | None:
+    """What is in an encrypted message of that session; None for any other packet, and for one that was changed on its way."""
+    if len(packet) < _HEADER or packet[:4] != _MAGIC:
+        return None
+    tag, protected = packet[4:20], packet[20:_HEADER]
+    nonce, _, flags, session = _PROTECTED.unpack(protected)
+    if (flags, session) != (_ENCRYPTED, session_id):
+        return None
+    try:
+        return AESGCM(key).decrypt(nonce, packet[_HEADER:] + tag, protected)
+    except InvalidTag:
+        return None

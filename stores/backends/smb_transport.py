@@ -10,6 +10,7 @@ import select
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -36,6 +37,8 @@ class Transport:
         self._sending = threading.Lock()
         self._closed = False
         self.connected = False
+        self.take: Callable[[bytes], bool] = lambda packet: False
+        """Told every packet before `recv` gives it: True for one that it shall not give. In the thread that receives."""
 
     def connect(self) -> None:
         """`OSError` where there is no connection."""
@@ -65,6 +68,12 @@ class Transport:
 
     def recv(self, timeout: float) -> bytes:
         """The next packet; empty where there will be none. `TimeoutError` when none begins for `timeout` seconds."""
+        packet = self._packet(timeout)
+        while packet and self.take(packet):
+            packet = self._packet(timeout)
+        return packet
+
+    def _packet(self, timeout: float) -> bytes:
         if self._socket is None or not self.connected:
             return b""
         poll = select.poll()

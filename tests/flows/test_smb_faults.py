@@ -52,6 +52,12 @@ IMPATIENT = StoreSettings(connect_timeout=1, read_timeout=1, attempts=2)
 SIZE = 5 * MiB + 17
 
 
+@pytest.fixture(autouse=True)
+def flushed_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large objects are."""
+    monkeypatch.setattr(smb_draft, "FLUSHED", MiB)
+
+
 @pytest.fixture
 def root(samba: SambaServer) -> Path:
     """A folder of the share, empty."""

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from smbprotocol.exceptions import SMBException
 from smbprotocol.header import Commands, NtStatus, Smb2Flags, SMB2HeaderResponse
 
-from stores.backends.smb_link import CREDIT, PIECE, WIDTH, _Connection, shape
+from stores.backends.smb_connection import CREDIT, SmbConnection
+from stores.backends.smb_link import PIECE, WIDTH, shape
 from stores.backends.smb_place import SmbPlace
 from stores.backends.smb_transport import Transport
 
@@ -27,9 +28,9 @@ def test_enough_credits_give_the_whole_width() -> None:
     assert shape(WIDTH * PIECE // CREDIT + 8, PIECE) == (PIECE, WIDTH)
 
 
-def connection(*, encrypted: bool, signed: bool) -> _Connection:
+def connection(*, encrypted: bool, signed: bool) -> SmbConnection:
     transport = Transport("host", 445, connect_timeout_s=1, silence_s=1)
-    made = _Connection(SmbPlace("host", "share"), transport, 1)
+    made = SmbConnection(SmbPlace("host", "share"), transport, 1)
     made.session_table[7] = SimpleNamespace(encrypt_data=encrypted, signing_required=signed, signing_key=b"k" * 16)
     return made
 

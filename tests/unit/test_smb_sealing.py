@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from smbprotocol.connection import SMB2TransformHeader
 
+from stores.backends import smb_sealing
 from stores.backends.smb_sealing import Sealed, Sealer
 
 
@@ -34,7 +35,24 @@ def test_messages_are_what_was_sealed(messages: list[list[bytes]], bits: int, se
     key, sealer = os.urandom(bits), Sealer()
     for parts in messages:
         sealed = sealer.seal([parts[0], *(memoryview(part) for part in parts[1:])], key=key, session_id=session)
-        assert unsealed(sealed, key) == (session, b"".join(parts))
+        message = b"".join(parts)
+        assert unsealed(sealed, key) == (session, message)
+        packet = sealed.header + bytes(sealed.content)
+        assert smb_sealing.unsealed(packet, key=key, session_id=session) == message
+
+
+@given(st.binary(min_size=1, max_size=200), st.data())
+def test_what_was_changed_or_is_of_others_is_not_opened(message: bytes, data: st.DataObject) -> None:
+    sealed = Sealer().seal([message], key=bytes(16), session_id=7)
+    packet = bytearray(sealed.header + bytes(sealed.content))
+    assert smb_sealing.unsealed(bytes(packet), key=bytes(16), session_id=8) is None
+    assert smb_sealing.unsealed(bytes(packet), key=b"x" * 16, session_id=7) is None
+    cut = data.draw(st.integers(0, len(packet) - 1))
+    assert smb_sealing.unsealed(bytes(packet[:cut]), key=bytes(16), session_id=7) is None
+    spare = range(32, 36)  # of the nonce's field, which other ciphers need: protected all the same
+    at = data.draw(st.integers(0, len(packet) - 1) | st.sampled_from(spare))
+    packet[at] ^= 1 << data.draw(st.integers(0, 7))
+    assert smb_sealing.unsealed(bytes(packet), key=bytes(16), session_id=7) is None
 
 
 def test_no_nonce_comes_twice() -> None:
