@@ -5,15 +5,18 @@ Whoever calls has the locks of the volume and of the machine. The machine's own 
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from hypervisors.context import Context
+from hypervisors.contract import ImageSpec, Source
 from hypervisors.encrypting import passphrase_of, unlocked
 from hypervisors.guests import Attachment, Tuning
 from hypervisors.snapshots import Volume, opened_volume
 from hypervisors.verbs import AttachVolume, Call, DetachVolume, ref_of
+from stores.contract import DEVICES, NetworkImage, ObjectInfo
 from stores.errors import NotFound
-from stores.to import VolumeObjectTO
+from stores.to import ImageFormat, VolumeObjectTO
 
 
 async def attach(ctx: Context, call: Call, request: AttachVolume) -> Attachment:
@@ -49,9 +52,9 @@ async def detach(ctx: Context, call: Call, request: DetachVolume) -> None:
     """See `Operations.detach_volume`."""
     guests = ctx.handler(call.hypervisor).guests
     try:
-        async with _opened(ctx, call, request.volume) as opened:
+        async with _named(ctx, call, request.volume) as source:
             call.progress.phase("detach")
-            await guests.detach(request.vm, opened.source, within_s=request.within_s, token=call.token)
+            await guests.detach(request.vm, source, within_s=request.within_s, token=call.token)
     except NotFound:
         return  # no machine has what is not there
 
@@ -60,8 +63,8 @@ async def resume_attaching(ctx: Context, call: Call, request: AttachVolume) -> A
     """After a crash: the attachment, if it came to be."""
     guests, volume = ctx.handler(call.hypervisor).guests, request.volume
     try:
-        async with _opened(ctx, call, volume) as opened:
-            return await guests.resume_attaching(request.vm, opened.source, token=call.token)
+        async with _named(ctx, call, volume) as source:
+            return await guests.resume_attaching(request.vm, source, token=call.token)
     except NotFound:
         return None
 
@@ -70,10 +73,23 @@ async def resume_detaching(ctx: Context, call: Call, request: DetachVolume) -> b
     """After a crash: whether the machine has let go."""
     guests, volume = ctx.handler(call.hypervisor).guests, request.volume
     try:
-        async with _opened(ctx, call, volume) as opened:
-            return await guests.resume_detaching(request.vm, opened.source, token=call.token)
+        async with _named(ctx, call, volume) as source:
+            return await guests.resume_detaching(request.vm, source, token=call.token)
     except NotFound:
         return True
+
+
+@asynccontextmanager
+async def _named(ctx: Context, call: Call, volume: VolumeObjectTO) -> AsyncIterator[Source]:
+    """The volume, as far as machines' disks are told apart: one on the network may be out of reach, and its secret unknown."""
+    store, ref = ctx.store(call.hypervisor, volume.store), ref_of(volume)
+    network = store.network(ref)
+    if network is None:
+        async with _opened(ctx, call, volume) as opened:
+            yield opened.source
+        return
+    (kind,) = store.writes.intersection(DEVICES)
+    yield Source(NetworkImage({}, ObjectInfo(ref, None), kind, network=network), ImageSpec(ImageFormat.RAW))
 
 
 def _opened(ctx: Context, call: Call, volume: VolumeObjectTO) -> AbstractAsyncContextManager[Volume]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol, TypeAlias, TypeVar
 
 from stores.errors import StoreError, StoreUnsupported
+from stores.secret import Secret
 
 T = TypeVar("T")
 
@@ -172,6 +173,18 @@ class StorageSide:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkDisk:
+    """Where a disk is, for virtual machines, which open it by themselves: qemu's `protocol` (rbd, iscsi), and the `name` in it
+    (POOL/IMAGE, TARGET/LUN). `hosts`: names or addresses, and ports. `user`, `secret`: None where the storage asks for none."""
+
+    protocol: str
+    name: str
+    hosts: tuple[tuple[str, int], ...]
+    user: str | None = None
+    secret: Secret | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkImage:
     """A disk that qemu opens by itself, over the network or as a device of this host. `options` are qemu block-layer options
     for the protocol node, `objects` what `--object` has to say for them: both appear in argv, and name secrets' files at most.
@@ -182,6 +195,8 @@ class NetworkImage:
     kind: Kind
     objects: tuple[str, ...] = ()
     storage: StorageSide = field(default=StorageSide(), compare=False)
+    network: NetworkDisk | None = None
+    """None for devices of this host, and for what machines are not to have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,6 +442,11 @@ class DataStore(abc.ABC):
     @abc.abstractmethod
     def offers(self, info: ObjectInfo | None = None) -> frozenset[Kind]:
         """Presentations of that object; with None, of objects in general (used where nothing may be contacted)."""
+
+    def network(self, ref: str) -> NetworkDisk | None:
+        """Where virtual machines find that disk on the network, but not by which secret; None where they do not. Contacts
+        nothing, and so tells machines' disks apart while the storage cannot be reached."""
+        return None
 
     @abc.abstractmethod
     async def stat(self, ref: str) -> ObjectInfo:

@@ -10,11 +10,13 @@ import copy
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from defusedxml.ElementTree import fromstring
 
 from hypervisors.guests import Attachment, Tuning
+from stores.contract import NetworkDisk
 
 _DEVICES = ("disk", "lun", "cdrom")
 
@@ -53,11 +55,13 @@ class Disk:
 
 @dataclass(frozen=True)
 class Image:
-    """An image file, or a block device of this host, and what qemu calls its format."""
+    """An image file, a block device of this host, or a disk on the network, and what qemu calls its format. `path` of the last
+    is its name there."""
 
     path: str
     driver: str
     device: bool = False
+    network: NetworkDisk | None = None
 
 
 def disks_of(domain: str) -> list[Disk]:
@@ -112,12 +116,14 @@ def new_disk(
     secret: str | None = None,
 ) -> str:
     """`images`: the disk's own, then what it is built on, nearest first: libvirt looks for no others. `secret`: libvirt's uuid
-    of the passphrase of an encrypted one."""
-    disk = Element("disk", type="block" if images[0].device else "file", device="disk")
+    of the passphrase of an encrypted one, or of what the storage knows us by."""
+    disk = Element("disk", type=_type_of(images[0]), device="disk")
     driver = {"name": "qemu", "type": images[0].driver, "discard": "unmap"}
     SubElement(disk, "driver", driver if cache is None else driver | {"cache": cache})
-    source = SubElement(disk, "source", {"dev" if images[0].device else "file": images[0].path})
-    if secret is not None:
+    source = SubElement(disk, "source", _named(images[0]))
+    if images[0].network is not None:
+        _reach(source, images[0].network, secret)
+    elif secret is not None:
         SubElement(SubElement(source, "encryption", format="luks"), "secret", type="passphrase", uuid=secret)
     layer = disk
     for image in images[1:]:
@@ -138,11 +144,46 @@ def new_disk(
     return tostring(disk, encoding="unicode")
 
 
-def secret_of(uuid: str, path: str) -> str:
-    """A passphrase as libvirt is told of it (https://libvirt.org/formatsecret.html): it is kept in memory, and told nobody."""
+def _type_of(image: Image) -> str:
+    if image.network is not None:
+        return "network"
+    return "block" if image.device else "file"
+
+
+def _named(image: Image) -> dict[str, str]:
+    if image.network is not None:
+        return {"protocol": image.network.protocol, "name": image.network.name}
+    return {"dev" if image.device else "file": image.path}
+
+
+def _reach(source: Element, network: NetworkDisk, secret: str | None) -> None:
+    for name, port in network.hosts:
+        SubElement(source, "host", name=name, port=str(port))
+    if network.user is not None and secret is not None:
+        auth = SubElement(source, "auth", username=network.user)
+        SubElement(auth, "secret", type=SecretUse.of(network).value, uuid=secret)
+
+
+class SecretUse(StrEnum):
+    """What libvirt is told a secret for."""
+
+    VOLUME = "volume"
+    RBD = "ceph"
+    ISCSI = "iscsi"
+
+    @classmethod
+    def of(cls, network: NetworkDisk) -> SecretUse:
+        return {"rbd": cls.RBD, "iscsi": cls.ISCSI}[network.protocol]
+
+
+_USES = {SecretUse.VOLUME: "volume", SecretUse.RBD: "name", SecretUse.ISCSI: "target"}
+
+
+def secret_of(uuid: str, use: SecretUse, path: str) -> str:
+    """A secret as libvirt is told of it (https://libvirt.org/formatsecret.html): it is kept in memory, and told nobody."""
     secret = Element("secret", ephemeral="yes", private="yes")
     SubElement(secret, "uuid").text = uuid
-    SubElement(SubElement(secret, "usage", type="volume"), "volume").text = path
+    SubElement(SubElement(secret, "usage", type=use.value), _USES[use]).text = path
     return tostring(secret, encoding="unicode")
 
 

@@ -30,13 +30,12 @@ from hypervisors.kvm.changing import Changing
 from hypervisors.kvm.domain_xml import Disk, Image, as_it_is, new_disk, with_medium
 from hypervisors.kvm.domains import Machine, State, acting, disk_in, find, find_all, flags
 from hypervisors.kvm.libvirt import Libvirt, LibvirtFailure
-from hypervisors.kvm.passphrases import forget, secret_id, tell
+from hypervisors.kvm.volume_secrets import Needed, forget, needed, tell
 from hypervisors.narrowing import as_local
 from hypervisors.qemu.nodes import known_format
 from hypervisors.qemu.qemu_img import direct_io_works
 from stores.contract import Kind, LocalPath, NetworkImage, Progress
 from stores.errors import NotFound, StorageError, Unavailable
-from stores.secret import Secret
 from stores.to import ImageFormat
 from stores.transfer.engine import TransferEngine
 from stores.uninterrupted import uninterrupted
@@ -81,23 +80,23 @@ class KvmGuests(Guests):
         tuning: Tuning = UNTUNED,
     ) -> Attachment:
         images = _images(volume)
-        path = images[0].path
+        path, secret = images[0].path, needed(volume, images[0])
         cache = tuning.cache
-        if cache is None and await self._engine.run(direct_io_works, Path(path)):
+        if cache is None and (images[0].network or await self._engine.run(direct_io_works, Path(path))):
             cache = "none"
-        passphrase = volume.spec.passphrase
         before = await self._libvirt.surely(lambda: self._look_for(vm, path, device, read_only=read_only))
         if before is not None:
-            if passphrase is not None:  # which a libvirt that ended meanwhile does not know any more
-                await self._libvirt.surely(lambda: self._tell(path, passphrase))
+            # A libvirt that ended meanwhile does not know it any more.
+            await self._libvirt.surely(lambda: self._tell(secret))
             return before
 
         async def attached() -> Attachment:
             there = await self._look_for(vm, path, device, read_only=read_only)
             if there is not None:
                 return there
-            if passphrase is not None:
-                await self._tell(path, passphrase)
+            if not read_only:
+                await _require_idle(volume)
+            await self._tell(secret)
             machine = await self._find(vm)
             target = machine.free_target(device)
             disk = new_disk(
@@ -107,7 +106,7 @@ class KvmGuests(Guests):
                 tuning,
                 cache=cache.lower() if cache else None,
                 read_only=read_only,
-                secret=None if passphrase is None else secret_id(path),
+                secret=None if secret is None or secret.secret is None else secret.id,
             )
             change = flags(now=machine.now is not None, later=machine.later is not None)
             with _telling(machine, path, device):
@@ -125,7 +124,7 @@ class KvmGuests(Guests):
     async def detach(self, vm: str, volume: Source, *, within_s: float, token: str) -> None:
         path = _images(volume)[0].path
         await self._libvirt.surely(lambda: self._let_go(vm, path, within_s))
-        await self._forget(volume, path)
+        await self._forget(volume)
 
     # ------------------------------------------------------------------------------------------------------- drives
 
@@ -169,11 +168,11 @@ class KvmGuests(Guests):
         try:
             machine = await self._libvirt.surely(lambda: self._find(vm))
         except NotFound:
-            await self._forget(volume, path)
+            await self._forget(volume)
             return None
         disk = disk_in(machine.disks, path)
         if disk is None:
-            await self._forget(volume, path)
+            await self._forget(volume)
         return None if disk is None else disk.attachment()
 
     async def resume_detaching(self, vm: str, volume: Source, *, token: str) -> bool:
@@ -191,7 +190,7 @@ class KvmGuests(Guests):
 
         done = await self._libvirt.surely(resumed)
         if done:
-            await self._forget(volume, path)
+            await self._forget(volume)
         return done
 
     # ------------------------------------------------------------------------------------------------------- resize
@@ -319,19 +318,23 @@ class KvmGuests(Guests):
                 acting(machine.name, lambda domain: domain.detachDeviceFlags(as_it_is(disk), later)),
             )
 
-    async def _tell(self, path: str, passphrase: Secret) -> None:
-        await self._libvirt.call(f"telling the passphrase of {path}", tell(path, passphrase))
+    async def _tell(self, what: Needed | None) -> None:
+        if what is not None and what.secret is not None:
+            await self._libvirt.call(f"telling the secret of {what.path}", tell(what, what.secret))
 
-    async def _forget(self, volume: Source, path: str) -> None:
-        """Its passphrase, if it has one."""
-        if volume.spec.encryption is not None:
-            await self._libvirt.surely(lambda: self._libvirt.call(f"forgetting the passphrase of {path}", forget(path)))
+    async def _forget(self, volume: Source) -> None:
+        """Its secret, if it has one."""
+        what = needed(volume, _images(volume)[0])
+        if what is not None:
+            await self._libvirt.surely(
+                lambda: self._libvirt.call(f"forgetting the secret of {what.path}", forget(what))
+            )
 
     async def _undo(self, vm: str, volume: Source, path: str) -> None:
         """As far as possible, after a failure, which is what is told."""
         try:
             await self._let_go(vm, path, _UNDO_S)
-            await self._forget(volume, path)
+            await self._forget(volume)
         except StorageError as problem:
             _log.warning("disk left attached", vm=vm, path=path, error=problem.message)
 
@@ -377,13 +380,25 @@ def _image(layer: Source) -> Image:
     given, driver = layer.presentation, DRIVERS[known_format(layer)]
     if not isinstance(given, NetworkImage):
         return Image(str(as_local(given).path), driver)
+    if given.network is not None:
+        return Image(given.network.name, driver, network=given.network)
     if given.kind is not Kind.BLOCK_DEVICE:
         raise OperationUnsupported(
-            f"{given.info.ref} is a {given.kind}, which guests of KVM do not get here: they have files and devices of the host",
+            f"{given.info.ref} is a {given.kind} of which its store does not say where a guest finds it",
             ref=given.info.ref,
             kind=given.kind.value,
         )
     return Image(str(given.options["filename"]), driver, device=given.options["driver"] == "host_device")
+
+
+async def _require_idle(volume: Source) -> None:
+    """`ImageLocked` while a guest of another host has it, as far as its storage knows."""
+    given = volume.presentation
+    if isinstance(given, NetworkImage) and await given.storage.in_use():
+        raise ImageLocked(
+            f"somebody has {given.info.ref} open, a guest of another host perhaps; detach it there first",
+            ref=given.info.ref,
+        )
 
 
 def _has(machine: Machine, path: str) -> Attachment:

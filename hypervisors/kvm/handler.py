@@ -283,7 +283,7 @@ class KvmHandler(HypervisorHandler):
             if new_size < present:
                 await self._snapshots.require_idle(source)
             await source.presentation.storage.resize(new_size)
-            if self._guests is not None and source.presentation.kind is Kind.BLOCK_DEVICE:
+            if self._guests is not None:
                 await self._guests.resize(source, new_size, present)
         elif new_size != present:
             try:

@@ -11,10 +11,11 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 
 from stores.backends.directory import expect_version
 from stores.backends.iscsi_place import IscsiPlace, lun_of
-from stores.contract import Kind, NetworkImage, ObjectInfo
+from stores.contract import Kind, NetworkDisk, NetworkImage, ObjectInfo
 from stores.errors import AccessDenied, NotFound, StorageError, Unavailable
 from stores.given import GivenDisks, GivenSide
 from stores.tools.in_memory import in_memory
@@ -56,6 +57,10 @@ class IscsiStore(GivenDisks):
     def check(self, ref: str) -> None:
         lun_of(ref)
 
+    def network(self, ref: str) -> NetworkDisk:
+        lun = lun_of(ref)
+        return NetworkDisk("iscsi", f"{lun.target}/{lun.number}", (self._place.host,))
+
     async def stat(self, ref: str) -> ObjectInfo:
         """The version is the size: a LUN says nothing else of what is in it."""
         self.check(ref)
@@ -76,7 +81,8 @@ class IscsiStore(GivenDisks):
         expect_version(info, found)
         with self._secret() as (name, objects):
             storage = GivenSide(found.ref, found.size or 0)
-            yield NetworkImage(self._options(info.ref, name), found, kind, objects, storage)
+            network = replace(self.network(info.ref), user=self._place.user, secret=self._place.secret)
+            yield NetworkImage(self._options(info.ref, name), found, kind, objects, storage, network)
 
     def _options(self, ref: str, secret: str | None) -> dict[str, object]:
         """Of qemu's driver `iscsi` (qemu-block-drivers(7))."""

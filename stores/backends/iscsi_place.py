@@ -29,6 +29,12 @@ class IscsiPlace:
     user: str | None
     secret: Secret | None
 
+    @property
+    def host(self) -> tuple[str, int]:
+        """The portal's, and its port."""
+        host, _, port = self.portal.rpartition(":")
+        return host.strip("[]"), int(port)
+
 
 @dataclass(frozen=True, slots=True)
 class Lun:

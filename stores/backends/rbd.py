@@ -12,10 +12,11 @@ from urllib.parse import unquote
 from stores.backends.rbd_cluster import Cluster
 from stores.backends.rbd_image import UNFINISHED, PendingRbdImage, RbdImage, name_of, unfinished_name
 from stores.backends.rbd_notes import HIDDEN, NoteReader, Notes, PendingNote, is_note
-from stores.backends.rbd_place import login_for, place_of_pool
+from stores.backends.rbd_place import RbdLogin, login_for, place_of_pool
 from stores.contract import (
     DataStore,
     Kind,
+    NetworkDisk,
     ObjectInfo,
     PendingWrite,
     Presentation,
@@ -52,6 +53,10 @@ class RbdStore(DataStore):
 
     def offers(self, info: ObjectInfo | None = None) -> frozenset[Kind]:
         return frozenset({Kind.RANGE_READER if info is not None and is_note(info.ref) else Kind.RBD_IMAGE})
+
+    def network(self, ref: str) -> NetworkDisk:
+        check_ref(ref)
+        return NetworkDisk("rbd", f"{self._cluster.pool}/{name_of(ref)}", self._cluster.hosts)
 
     async def stat(self, ref: str) -> ObjectInfo:
         check_ref(ref)
@@ -133,8 +138,8 @@ class RbdStore(DataStore):
     async def _note(self, ref: str, *, replace: bool) -> AsyncIterator[PendingWrite]:
         yield PendingNote(self._notes, ref, replace=replace)
 
-    def _named(self, ref: str, name: str, user: str) -> RbdImage:
-        return RbdImage(self._cluster, user, name, ObjectInfo(ref, None))
+    def _named(self, ref: str, name: str, login: RbdLogin) -> RbdImage:
+        return RbdImage(self._cluster, login, name, ObjectInfo(ref, None))
 
 
 _PROBES = f"{HIDDEN}probe/"

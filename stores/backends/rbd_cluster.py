@@ -66,24 +66,29 @@ class Cluster:
         self._connect_s = connect_s
         self._silent_s = silent_s
         self._entering = asyncio.Lock()
-        self._user: str | None = None
+        self._known: RbdLogin | None = None
 
     @property
     def conf(self) -> Path:
         """What tells a client of Ceph everything, once `entered`."""
         return self._folder / "ceph.conf"
 
-    async def entered(self) -> str:
-        """The user; the files are there from now on."""
+    @property
+    def hosts(self) -> tuple[tuple[str, int], ...]:
+        """Its monitors."""
+        return self._place.hosts
+
+    async def entered(self) -> RbdLogin:
+        """As whom; the files are there from now on."""
         async with self._entering:
-            if self._user is None:
+            if self._known is None:
                 await uninterrupted(self._engine.run(self._enter))
-        assert self._user is not None
-        return self._user
+        assert self._known is not None
+        return self._known
 
     async def call(self, name: str, *, ref: str, long: bool = False, **arguments: object) -> Any:
         """What `rbd_worker` does by that name. `long`: as long as the command itself may take."""
-        told = (str(self.conf), await self.entered(), self.pool)
+        told = (str(self.conf), (await self.entered()).user, self.pool)
         deadline = None if long else self._connect_s + _QUICK_S
         try:
             return await self._calls.call(told, name, arguments, deadline)
@@ -95,8 +100,8 @@ class Cluster:
     async def aclose(self) -> None:
         """Idempotent."""
         await self._calls.aclose()
-        if self._user is not None:
-            self._user = None
+        if self._known is not None:
+            self._known = None
             await uninterrupted(self._engine.run(self._remove_files))
 
     def _enter(self) -> None:
@@ -106,7 +111,7 @@ class Cluster:
         except BaseException:
             self._remove_files()
             raise
-        self._user = login.user
+        self._known = login
 
     def _write_files(self, login: RbdLogin) -> None:
         with translated(str(self._folder)):

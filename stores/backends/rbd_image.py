@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from stores.backends.rbd_cluster import Cluster
-from stores.contract import Kind, NetworkImage, ObjectInfo, StorageSide
+from stores.backends.rbd_place import RbdLogin
+from stores.contract import Kind, NetworkDisk, NetworkImage, ObjectInfo, StorageSide
 from stores.errors import AlreadyExists, NotFound, StoreUnsupported, Unavailable
 from stores.uninterrupted import uninterrupted
 
@@ -29,14 +30,14 @@ def unfinished_name(ref: str, token: str) -> str:
 
 
 class RbdImage(StorageSide):
-    """Also one that does not have its name yet. `user`: as whom `cluster` was entered."""
+    """Also one that does not have its name yet. `login`: as whom `cluster` was entered."""
 
     snapshots = True
 
-    def __init__(self, cluster: Cluster, user: str, name: str, info: ObjectInfo) -> None:
+    def __init__(self, cluster: Cluster, login: RbdLogin, name: str, info: ObjectInfo) -> None:
         self.name = name
         self._cluster = cluster
-        self._user = user
+        self._login = login
         self._info = info
 
     def presented(self, tag: str | None = None) -> NetworkImage:
@@ -46,10 +47,12 @@ class RbdImage(StorageSide):
             "pool": self._cluster.pool,
             "image": self.name,
             "conf": str(self._cluster.conf),
-            "user": self._user,
+            "user": self._login.user,
             **({"snapshot": tag} if tag is not None else {}),
         }
-        return NetworkImage(options, self._info, Kind.RBD_IMAGE, storage=self)
+        return NetworkImage(
+            options, self._info, Kind.RBD_IMAGE, storage=self, network=self._network() if tag is None else None
+        )
 
     async def size(self) -> int:
         size: int = (await self._call("info"))["size"]
@@ -128,6 +131,10 @@ class RbdImage(StorageSide):
         await self.freeze(tag)
         return tag
 
+    def _network(self) -> NetworkDisk:
+        cluster, login = self._cluster, self._login
+        return NetworkDisk("rbd", f"{cluster.pool}/{self.name}", cluster.hosts, login.user, login.key)
+
     async def _call(self, name: str, *, long: bool = False, **arguments: object) -> Any:
         return await self._cluster.call(name, image=self.name, ref=self._info.ref, long=long, **arguments)
 
@@ -136,9 +143,9 @@ class PendingRbdImage:
     kind: ClassVar[Kind] = Kind.RBD_IMAGE
     blank = True
 
-    def __init__(self, cluster: Cluster, user: str, ref: str, *, token: str, replace: bool) -> None:
+    def __init__(self, cluster: Cluster, login: RbdLogin, ref: str, *, token: str, replace: bool) -> None:
         self._cluster = cluster
-        self._user = user
+        self._login = login
         self._ref = ref
         self._replace = replace
         self._made: RbdImage | None = None
@@ -151,7 +158,7 @@ class PendingRbdImage:
 
     async def derive(self, image: NetworkImage, tag: str | None) -> NetworkImage:
         made, info = await self._begin(None), image.info
-        source = RbdImage(self._cluster, self._user, name_of(info.ref), info)
+        source = RbdImage(self._cluster, self._login, name_of(info.ref), info)
         await source.cloned(tag, self._name)
         return made.presented()
 
@@ -166,7 +173,7 @@ class PendingRbdImage:
             await self._made.abandon()
 
     async def _begin(self, size: int | None) -> RbdImage:
-        self._made = RbdImage(self._cluster, self._user, self._name, ObjectInfo(self._ref, size))
+        self._made = RbdImage(self._cluster, self._login, self._name, ObjectInfo(self._ref, size))
         await self._made.abandon()  # what an earlier try left
         return self._made
 

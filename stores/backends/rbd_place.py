@@ -26,6 +26,10 @@ class RbdLogin:
     key: Secret = field(repr=False)
 
 
+PORT = 6789
+"""A monitor's, where none is said; all versions of Ceph listen there."""
+
+
 @dataclass(frozen=True, slots=True)
 class RbdPlace:
     """`monitors` as in `mon host`. Without `login` the settings have to name a keyring."""
@@ -33,6 +37,11 @@ class RbdPlace:
     monitors: str
     pool: str
     login: RbdLogin | None
+
+    @property
+    def hosts(self) -> tuple[tuple[str, int], ...]:
+        """The monitors, one by one."""
+        return tuple(_host(each) for each in self.monitors.split(","))
 
 
 def place_of_pool(to: PrimaryDataStoreTO) -> RbdPlace:
@@ -78,6 +87,15 @@ def parse_keyring(text: str, path: Path) -> RbdLogin:
             if login is not None:
                 return login
     raise AccessDenied(f"the file {path} is no keyring of Ceph: it needs a line [client.NAME], and below it key = ...")
+
+
+def _host(monitor: str) -> tuple[str, int]:
+    """`[v2:]HOST[:PORT]`; an address of IPv6 that has a port is in brackets."""
+    monitor = monitor.removeprefix("v1:").removeprefix("v2:")
+    host, colon, port = monitor.rpartition(":")
+    if not colon or monitor.endswith("]") or (":" in host and not host.startswith("[")):
+        host, port = monitor, str(PORT)
+    return host.strip("[]"), int(port) if port.isdecimal() else PORT
 
 
 def _login(user: str | None, key: str | None) -> RbdLogin | None:

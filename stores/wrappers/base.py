@@ -6,7 +6,17 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from stores.contract import DataStore, Kind, ObjectInfo, PendingCopy, PendingUpload, PendingWrite, Presentation, Usage
+from stores.contract import (
+    DataStore,
+    Kind,
+    NetworkDisk,
+    ObjectInfo,
+    PendingCopy,
+    PendingUpload,
+    PendingWrite,
+    Presentation,
+    Usage,
+)
 
 
 class WrapperStore(DataStore):
@@ -20,6 +30,9 @@ class WrapperStore(DataStore):
 
     def offers(self, info: ObjectInfo | None = None) -> frozenset[Kind]:
         return self.inner.offers(info)
+
+    def network(self, ref: str) -> NetworkDisk | None:
+        return self.inner.network(ref)
 
     async def stat(self, ref: str) -> ObjectInfo:
         return await self.inner.stat(ref)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
-from stores.contract import DataStore, Kind, ObjectInfo, PendingWrite, Presentation, Usage
+from stores.contract import DataStore, Kind, NetworkDisk, ObjectInfo, PendingWrite, Presentation, Usage
 from stores.paths import RECORDS
 
 _IMAGES = f"{RECORDS}/frozen/"
@@ -24,6 +24,9 @@ class NotedStore(DataStore):
 
     def offers(self, info: ObjectInfo | None = None) -> frozenset[Kind]:
         return self._images.offers(info) if info is None else self._of(info.ref).offers(info)
+
+    def network(self, ref: str) -> NetworkDisk | None:
+        return self._images.network(ref)
 
     async def stat(self, ref: str) -> ObjectInfo:
         return await self._of(ref).stat(ref)

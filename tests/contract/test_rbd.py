@@ -48,6 +48,7 @@ class Place:
     pool: str
     store: RbdStore
     cluster: Cluster
+    login: RbdLogin
     directory: Path
 
     def __post_init__(self) -> None:
@@ -70,7 +71,7 @@ class Place:
     def source(self, name: str, spec: ImageSpec) -> Source:
         """By the cluster that the store itself uses, which was entered before."""
         ref = f"{self.prefix}-{name}"
-        image = RbdImage(self.cluster, "vm", name_of(ref), ObjectInfo(ref, None))
+        image = RbdImage(self.cluster, self.login, name_of(ref), ObjectInfo(ref, None))
         return Source(image.presented(), spec)
 
 
@@ -83,7 +84,7 @@ async def place(ceph: Ceph, pool: str, tmp_path: Path, engine: TransferEngine) -
     login = RbdLogin("vm", Secret(ceph.key))
     cluster = Cluster(place_of_pool(to), lambda: login, engine, ToolRunner(), runtime, connect_s=10, silent_s=30)
     await cluster.call("sizes", ref=pool)  # whoever calls Ceph for it is there from now on
-    yield Place(ceph, pool, store, cluster, tmp_path)
+    yield Place(ceph, pool, store, cluster, login, tmp_path)
     await cluster.aclose()
     await store.aclose()
     assert [path for path in runtime.rglob("*") if not path.is_dir()] == []

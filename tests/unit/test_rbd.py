@@ -19,7 +19,7 @@ from stores.backends.rbd_calls import CallFailed
 from stores.backends.rbd_cluster import explained
 from stores.backends.rbd_image import UNFINISHED, name_of, unfinished_name
 from stores.backends.rbd_notes import is_note, where
-from stores.backends.rbd_place import login_for, parse_keyring, place_of_pool
+from stores.backends.rbd_place import RbdPlace, login_for, parse_keyring, place_of_pool
 from stores.contract import Kind, NetworkImage, ObjectInfo
 from stores.errors import (
     AccessDenied,
@@ -150,10 +150,23 @@ def test_what_ceph_says(number: int | None, connecting: bool, kind: type[Excepti
     assert type(explained(CallFailed("said", number, connecting=connecting), "pool", "ref")) is kind
 
 
-async def test_guests_are_not_given_such_disks(engine: TransferEngine) -> None:
-    """It is said before a libvirt is asked for anything: there is none here."""
+@pytest.mark.parametrize(
+    ("monitors", "hosts"),
+    [
+        ("mon1", (("mon1", 6789),)),
+        ("mon1:3300,mon2", (("mon1", 3300), ("mon2", 6789))),
+        ("v2:192.0.2.1:3300", (("192.0.2.1", 3300),)),
+        ("[2001:db8::1]:6789,[2001:db8::2],2001:db8::3", tuple((f"2001:db8::{n}", 6789) for n in (1, 2, 3))),
+    ],
+)
+def test_monitors_one_by_one(monitors: str, hosts: tuple[tuple[str, int], ...]) -> None:
+    assert RbdPlace(monitors, "rbd", None).hosts == hosts
+
+
+async def test_guests_are_given_what_they_can_find(engine: TransferEngine) -> None:
+    """What is not is said before a libvirt is asked for anything: there is none here."""
     image = NetworkImage({"driver": "rbd"}, ObjectInfo("v", None), Kind.RBD_IMAGE)
     guests = KvmGuests(Libvirt("test:///nowhere"), engine)
-    with pytest.raises(OperationUnsupported, match="do not get here"):
+    with pytest.raises(OperationUnsupported, match="where a guest finds it"):
         await guests.resize(Source(image, ImageSpec(ImageFormat.RAW)), 2, 1)
     await guests.aclose()
