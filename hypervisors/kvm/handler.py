@@ -279,11 +279,12 @@ class KvmHandler(HypervisorHandler):
                 asked=new_size,
                 least=present,
             )
-        if isinstance(source.presentation, NetworkImage) and new_size != present:
+        if isinstance(source.presentation, NetworkImage):
             if new_size < present:
                 await self._snapshots.require_idle(source)
-            await source.presentation.storage.resize(new_size)
-            if self._guests is not None:
+            if new_size != present:
+                await source.presentation.storage.resize(new_size)
+            if self._guests is not None:  # also of a size that was changed elsewhere a guest does not know
                 await self._guests.resize(source, new_size, present)
         elif new_size != present:
             try:

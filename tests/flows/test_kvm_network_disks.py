@@ -18,7 +18,7 @@ from hypervisors.operations import Operations
 from hypervisors.registry import handlers
 from hypervisors.verbs import AttachVolume, Call, DetachVolume, Introduce, Resize
 from stores.contract import MiB
-from stores.errors import AccessDenied
+from stores.errors import AccessDenied, StoreUnsupported
 from stores.resolver import Resolver
 from stores.settings import StoreSettings
 from stores.to import ImageFormat, PrimaryDataStoreTO, VolumeObjectTO
@@ -166,6 +166,16 @@ async def test_an_image_grows_while_the_guest_has_it(here: Host, rbd: Disk) -> N
     until(lambda: here.stage.seen()["serial1"][2] == 2 * SIZE)
     assert len(rbd.content()) == 2 * SIZE
     await here.operations.detach_volume(here.call(), DetachVolume(rbd.volume, "running", within_s=30.0))
+
+
+async def test_the_guest_is_told_of_the_size_that_a_lun_has(here: Host, lun: Disk) -> None:
+    await here.operations.attach_volume(here.call(), AttachVolume(lun.volume, "running"))
+    until(lambda: "serial1" in here.stage.seen())
+    same = await here.operations.resize(here.call(), Resize(lun.volume, SIZE))
+    assert same.size == here.stage.seen()["serial1"][2] == SIZE
+    with pytest.raises(StoreUnsupported, match="where it was made"):
+        await here.operations.resize(here.call(), Resize(lun.volume, 2 * SIZE))
+    await here.operations.detach_volume(here.call(), DetachVolume(lun.volume, "running", within_s=30.0))
 
 
 async def test_one_that_somebody_else_has_open_is_not_attached(here: Host, rbd: Disk) -> None:
