@@ -75,9 +75,13 @@ def about_snapshot(volume: str, name: str) -> About:
     return About(volume, ("snapshots", name))
 
 
+FROZEN = f"{HIDDEN}/frozen"
+"""What refs of snapshots that are images of their own begin with."""
+
+
 def frozen_ref(volume: str, name: str) -> str:
     """Of the content, where it is an image of its own."""
-    return f"{HIDDEN}/frozen/{quote(volume, safe='')}/{quote(name, safe='')}"
+    return f"{FROZEN}/{quote(volume, safe='')}/{quote(name, safe='')}"
 
 
 TAG = "sa-"

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -279,8 +280,9 @@ def build_writer(work: Path) -> Path:
     return program
 
 
-@pytest.fixture(scope="module")
-def lab(libvirtd: Libvirtd) -> Iterator[Lab]:
+@contextmanager
+def made_lab(libvirtd: Libvirtd) -> Iterator[Lab]:
+    """Of a daemon that runs. Its machines are gone afterwards."""
     kernel = fetch_kernel(ROOT / "build" / "guest" / "kernel")
     work = libvirtd.folder / f"w{time.monotonic_ns()}"
     work.mkdir()
@@ -292,8 +294,20 @@ def lab(libvirtd: Libvirtd) -> Iterator[Lab]:
     lab.connection.close()
 
 
-@pytest.fixture(scope="module")
-def stage(lab: Lab) -> Iterator[Stage]:
+@contextmanager
+def made_stage(lab: Lab) -> Iterator[Stage]:
     made = Stage(lab)
     yield made
     made.console.close()
+
+
+@pytest.fixture(scope="module")
+def lab(libvirtd: Libvirtd) -> Iterator[Lab]:
+    with made_lab(libvirtd) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def stage(lab: Lab) -> Iterator[Stage]:
+    with made_stage(lab) as made:
+        yield made

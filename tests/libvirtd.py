@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ exec libvirtd -f /etc/libvirt/libvirtd.conf -p $DIR/libvirtd.pid
 """
 
 
+def uri_of(folder: Path) -> str:
+    """Of the daemon that has, or will have, its things there."""
+    return f"qemu+unix:///system?socket={folder}/sock/libvirt-sock"
+
+
 class Libvirtd:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,7 +68,7 @@ class Libvirtd:
 
     @property
     def uri(self) -> str:
-        return f"qemu+unix:///system?socket={self.folder}/sock/libvirt-sock"
+        return uri_of(self.folder)
 
     def start(self) -> None:
         with (self.folder / "log" / "stderr").open("ab") as log:
@@ -113,9 +119,10 @@ def remove(domain: Any) -> None:
         domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
 
 
-@pytest.fixture(scope="session")
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Libvirtd]:
-    daemon = Libvirtd(tmp_path_factory.mktemp("v"))
+@contextmanager
+def started(folder: Path) -> Iterator[Libvirtd]:
+    """Until the end of the context, with all its machines."""
+    daemon = Libvirtd(folder)
     daemon.start()
     yield daemon
     connection = daemon.connect()
@@ -123,3 +130,9 @@ def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Libvirtd]:
         remove(domain)
     connection.close()
     daemon.stop()
+
+
+@pytest.fixture(scope="session")
+def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Libvirtd]:
+    with started(tmp_path_factory.mktemp("v")) as daemon:
+        yield daemon

@@ -14,6 +14,7 @@ from hypervisors.kvm.domain_xml import Image, copy_target, is_whole, mirror_of
 from hypervisors.kvm.domains import Machine, acting, disk_in, find_all
 from hypervisors.kvm.libvirt import Libvirt
 from hypervisors.kvm.libvirt_calls import library
+from hypervisors.kvm.quiet import at_rest
 from stores.contract import Progress
 from stores.errors import NotFound, Unavailable
 from stores.uninterrupted import uninterrupted
@@ -37,6 +38,17 @@ class Changing:
         try:
             await self._libvirt.call(f"copying {path} of {vm}", acting(vm, lambda domain: _begin(domain, dev, target)))
             await self._until_whole(vm, dev, progress)
+        except BaseException:
+            await uninterrupted(self._give_up(vm, dev, target))
+            raise
+
+    async def copy_out(self, path: str, target: Image, progress: Progress) -> None:
+        """`target`, an image of the same size that holds nothing, has the disk as it is at one moment before this returns, with
+        its file systems at rest where an agent in the machine answers. Failed or cancelled, it is not being filled any more."""
+        vm, dev = await self._place_of(path)
+        try:
+            await self.fill(path, target, progress)
+            await self._libvirt.call(f"ending a copy of {vm}", acting(vm, lambda domain: _end(domain, dev, target)))
         except BaseException:
             await uninterrupted(self._give_up(vm, dev, target))
             raise
@@ -116,6 +128,14 @@ def _begin(domain: Any, dev: str, target: Image) -> None:
     there = libvirt.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT  # and not libvirt's to make
     not_over_restarts = libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
     domain.blockCopy(dev, copy_target(target), None, there | not_over_restarts)
+
+
+def _end(domain: Any, dev: str, target: Image) -> None:
+    """A copy that is whole is brought to the present before it ends: what it holds is of that moment."""
+    with at_rest(domain):
+        if not is_whole(domain.XMLDesc(), dev) or mirror_of(domain.XMLDesc(), dev) != target.path:
+            raise CopyEnded(f"{dev} of {domain.name()} is not being copied to {target.path} any more", vm=domain.name())
+        domain.blockJobAbort(dev)
 
 
 def _pivot(domain: Any, dev: str, target: Image) -> None:

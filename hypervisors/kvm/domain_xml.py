@@ -216,6 +216,12 @@ def mirror_of(domain: str, target: str) -> str | None:
     return None if source is None else source.get("file")
 
 
+def mirrors_of(domain: str) -> dict[str, str]:
+    """The files that disks are being copied to, by the disk's target."""
+    found = {disk.target: mirror_of(domain, disk.target) for disk in disks_of(domain)}
+    return {target: path for target, path in found.items() if path is not None}
+
+
 def is_whole(domain: str, target: str) -> bool:
     """Whether what the disk is being copied to holds all of it, and gets what is written from now on."""
     mirror = _mirror(domain, target)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,12 +24,14 @@ import structlog
 
 from hypervisors.contract import ImageLocked
 from hypervisors.kvm import backup_xml
+from hypervisors.kvm.changing import Changing
+from hypervisors.kvm.domain_xml import Image, mirrors_of
 from hypervisors.kvm.domains import acting, disk_in, find_all
-from hypervisors.kvm.libvirt import Libvirt
+from hypervisors.kvm.libvirt import Libvirt, LibvirtFailure
 from hypervisors.kvm.libvirt_calls import library
 from hypervisors.kvm.quiet import at_rest, thaw_forgotten
-from hypervisors.snapshot_records import TAG
-from stores.contract import GiB
+from hypervisors.snapshot_records import FROZEN, TAG
+from stores.contract import GiB, Silent
 from stores.errors import InvalidReference, NoSpace, NotFound, Unavailable
 from stores.transfer.engine import TransferEngine
 from stores.transfer.groups import first_failure
@@ -93,22 +95,26 @@ class LiveDisks:
     def held(self, tag: str | None) -> Held | None:
         return self._held.get(tag) if tag is not None else None
 
-    async def hold(self, place: Place, path: Path, tag: str, *, tracked: bool, since: str | None) -> Held:
+    async def hold(self, place: Place, path: Path, tag: str, *, tracked: bool, since: str | None) -> Held | None:
         """The disk as it is now, until `drop`; with its file systems at rest where an agent in the machine answers. `tracked`:
         from now on what is written is noted under `tag`. `since`: told if it is well.
 
-        Waits for backups of ours of the same machine. `ImageLocked` while somebody else has one; `NoSpace`.
+        None where libvirt, or the machine's qemu, has no backups. Waits for those of ours of the same machine. `ImageLocked`
+        while somebody else has one; `NoSpace`.
         """
         await self._require_room(path.parent)
         turn = self._turns.setdefault(place.vm, asyncio.Lock())
         await turn.acquire()
         try:
-            return await uninterrupted(self._begin(place, path, tag, tracked=tracked, since=since))
+            with _no_backups():
+                return await uninterrupted(self._begin(place, path, tag, tracked=tracked, since=since))
         except BaseException:
             await uninterrupted(self.end(place, path, tag))
             self._held.pop(tag, None)
             turn.release()
             raise
+        turn.release()
+        return None
 
     async def _begin(self, place: Place, path: Path, tag: str, *, tracked: bool, since: str | None) -> Held:
         socket, scratch = _beside(path, tag)
@@ -131,6 +137,13 @@ class LiveDisks:
         known = await self._once(place, "beginning a backup", begin)
         held = self._held[tag] = Held(place, path, tag, socket, known)
         return held
+
+    async def copy_out(self, place: Place, path: Path, target: Path, driver: str) -> None:
+        """The disk as it is at one moment, for where nothing can be held, in `target`, which is an image of its size that holds
+        nothing; `driver` is qemu's name of its format. Waits for what we do with the same machine already. `NoSpace`."""
+        await self._require_room(path.parent)
+        async with self._turns.setdefault(place.vm, asyncio.Lock()):
+            await Changing(self._libvirt).copy_out(str(path), Image(str(target), driver), Silent())
 
     def _require_no_job(self, domain: Any) -> None:
         """In a thread. What a dead process of ours left is ended."""
@@ -208,7 +221,7 @@ class LiveDisks:
 
         def look(domain: Any) -> frozenset[str]:
             job = _job(domain)
-            names = {each.getName() for each in domain.listAllCheckpoints()} | set(job.exports if job else ())
+            names = {each.getName() for each in _checkpoints(domain)} | set(job.exports if job else ())
             return frozenset(name for name in names if name.startswith(TAG))
 
         return await self._in(place, "looking for checkpoints", look)
@@ -227,7 +240,8 @@ class LiveDisks:
             if found is not None:
                 found.delete()
 
-        await self._in(place, "removing a checkpoint", forget)
+        with _no_backups():  # and no checkpoints: the bitmap is removed when a snapshot is made without the machine
+            await self._in(place, "removing a checkpoint", forget)
 
     # -------------------------------------------------------------------------------------------------- after a crash
 
@@ -254,6 +268,22 @@ class LiveDisks:
         return told[-1]
 
 
+@contextmanager
+def _no_backups() -> Iterator[None]:
+    """Ends quietly where libvirt, or the machine's qemu, has no backups."""
+    try:
+        yield
+    except LibvirtFailure as problem:
+        if problem.code not in _unknown():
+            raise
+
+
+def _unknown() -> tuple[int, ...]:
+    """What libvirt answers where it, or the machine's qemu, knows nothing of backups, or of checkpoints."""
+    libvirt = library()
+    return (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED)
+
+
 # ------------------------------------------------------------------------------------------- in a thread, of virDomain
 
 
@@ -264,7 +294,7 @@ def _job(domain: Any) -> backup_xml.Job | None:
     try:
         return backup_xml.job_of(domain.backupGetXMLDesc())
     except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_BACKUP:
+        if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, *_unknown()):
             raise
         return None
 
@@ -284,12 +314,22 @@ def _end_job(domain: Any) -> None:
         time.sleep(0.01)
 
 
+def _checkpoints(domain: Any) -> list[Any]:
+    libvirt = library()
+    try:
+        return list(domain.listAllCheckpoints())
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in _unknown():
+            raise
+        return []
+
+
 def _find(domain: Any, tag: str) -> Any:
     libvirt = library()
     try:
         return domain.checkpointLookupByName(tag)
     except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT:
+        if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT, *_unknown()):
             raise
         return None
 
@@ -323,7 +363,11 @@ def _tidy(domain: Any) -> None:
         if job is not None and job.exports and all(name.startswith(TAG) for name in job.exports):
             _log.warning("backup ended", vm=domain.name(), why="an agent that died had begun it")
             _end_job(domain)
-    for checkpoint in domain.listAllCheckpoints():
+        for target, path in mirrors_of(domain.XMLDesc()).items():
+            if f"/{FROZEN}/" in path:
+                _log.warning("copy of a disk ended", vm=domain.name(), why="an agent that died had begun it")
+                domain.blockJobAbort(target)
+    for checkpoint in _checkpoints(domain):
         if checkpoint.getName().startswith(TAG):
             _undefine(domain, checkpoint.getName())
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hypervisors.contract import ImageLocked, ImageSpec, Source, Written
+from hypervisors.contract import ImageLocked, ImageSpec, OperationUnsupported, Source, Written
 from hypervisors.images.disk_image import DiskImage, delta_laid_out, laid_out
 from hypervisors.images.sized import Sized
 from hypervisors.kvm.image_locks import require_no_writer
@@ -25,12 +25,12 @@ from hypervisors.landing import clone_file, copy_file
 from hypervisors.narrowing import as_local, as_pending_file, as_reader
 from hypervisors.nbd.client import DIRTY_BITMAP, connect
 from hypervisors.qemu.exports import Exported, exported
-from hypervisors.qemu.nodes import Node, known_format, own_node
+from hypervisors.qemu.nodes import Node, driver_of, known_format, own_node
 from hypervisors.qemu.qemu_img import Bitmap, History, QemuImg
 from hypervisors.snapshot_records import TAG, Kept
 from hypervisors.snapshotting import Frozen, Snapshots
 from stores.contract import LocalPath, PendingWrite, Progress, RangeReader, Silent
-from stores.to import ImageFormat
+from stores.to import ImageFormat, ProvisioningType
 from stores.tools.process import ToolRunner
 from stores.transfer.engine import TransferEngine
 from stores.transfer.pieces import known_size
@@ -90,6 +90,8 @@ class KvmSnapshots(Snapshots):
         tracked = known_format(volume) is ImageFormat.QCOW2
         path = as_local(volume.presentation).path
         held = await self._live.hold(place, path, tag, tracked=tracked, since=since if since in points else None)
+        if held is None:
+            return None
         kept = [point for point in points if point != since or held.since == since]
         for point in kept[: -(MOST_POINTS - 1)]:
             await self._live.forget(place, point)
@@ -98,13 +100,31 @@ class KvmSnapshots(Snapshots):
     async def _copy_live(self, volume: Source, tag: str, points: Sequence[str], target: PendingWrite) -> Frozen:
         frozen = await self.hold(volume, tag, points, None)
         if frozen is None:
-            raise _not_running_any_more(volume)
+            return await self._copy_out(volume, target)
         try:
             async with self.disk(volume, tag) as disk:
                 await self.fill(disk, target, ImageSpec(known_format(volume)), Silent())
         finally:
             await uninterrupted(self.drop(volume, tag))
         return replace(frozen, kept=Kept.FILE)
+
+    async def _copy_out(self, volume: Source, target: PendingWrite) -> Frozen:
+        """By a machine whose qemu holds no moments."""
+        place = await self._place(volume)
+        if place is None or self._live is None:
+            raise _not_running_any_more(volume)
+        if volume.backing:
+            raise OperationUnsupported(
+                f"libvirt has no backups of {place.vm}, and copies no disk of it that shares blocks with a template: use"
+                " libvirt 7.2 or newer, or stop the machine",
+                vm=place.vm,
+                ref=volume.presentation.info.ref,
+            )
+        given, path, kind = as_local(volume.presentation), as_pending_file(target).path, known_format(volume)
+        size = (await self._qemu_img.sizes(own_node(volume), running=True)).virtual
+        await self._qemu_img.create(path, kind, size, ProvisioningType.THIN)
+        await self._live.copy_out(place, given.path, path, driver_of(kind))
+        return Frozen(Kept.FILE, since=(), tracked=False)
 
     async def reconcile(self) -> None:
         """Machines are let be by what no command of this process does with them. Idempotent."""

@@ -122,12 +122,19 @@ class BackupSite:
 
 
 @contextmanager
-def backup_site(server: S3Server, directory: Path, *, options: str = "", libvirt: str = "none") -> Iterator[BackupSite]:
-    """`directory`: of the cache. A bucket of its own, removed at the end."""
+def backup_site(
+    server: S3Server,
+    directory: Path,
+    *,
+    options: str = "",
+    libvirt: str = "none",
+    environment: dict[str, str] | None = None,
+) -> Iterator[BackupSite]:
+    """`directory`: of the cache. A bucket of its own, removed at the end. `environment`: more of the agent's."""
     text = OPTIONS.format(directory=directory) + options
     with (
         made_bucket(server) as (client, bucket),
         fault_proxy(server.port) as line,
-        agent_host(text, libvirt=libvirt) as host,
+        agent_host(text, started=True, libvirt=libvirt, **(environment or {})) as host,
     ):
         yield BackupSite(host, line, client, bucket, server)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypervisors.kvm import backup_xml
-from hypervisors.kvm.domain_xml import Image, copy_target, is_whole, mirror_of
+from hypervisors.kvm.domain_xml import Image, copy_target, is_whole, mirror_of, mirrors_of
 
 names = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x2FFF), min_size=1).filter(str.isprintable)
 
@@ -54,6 +54,7 @@ def test_a_disk_that_is_being_copied() -> None:
     assert (mirror_of(going, "vda"), is_whole(going, "vda")) == ("/pool/w", False)
     assert (mirror_of(whole, "vda"), is_whole(whole, "vda")) == ("/pool/w", True)
     assert (mirror_of(whole, "vdb"), is_whole(whole, "vdb")) == (None, False)
+    assert mirrors_of(going) == {"vda": "/pool/w"}
     target = fromstring(copy_target(Image("/a<b>&'c'", "qcow2")))
     assert target.find("source").get("file") == "/a<b>&'c'"
     assert target.find("driver").get("type") == "qcow2"
