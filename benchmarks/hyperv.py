@@ -1,11 +1,11 @@
 """A template in S3 becomes a VHDX on a share of a Hyper-V host, against the classical way.
 
-    python -m benchmarks.hyperv [--rounds N] [--directory DIRECTORY] [--json FILE]
+    python -m benchmarks.hyperv [--rounds N] [--disk ram|own] [--directory DIRECTORY] [--json FILE]
 
 The classical way goes through files of the gateway: download by s5cmd, `qemu-img convert` to VHDX, `put` by smbclient, which
 is Samba's own. The share is a real Samba, which lets nobody in without encryption; both ways end when the disk is on the
-server's disk. The host, which only tests the disk that was written, is a double (`tests/doubles/hyperv`). All share the
-machine's processors.
+server's disk, which is one in memory (`ram`) or the machine's own, as is that of the gateway's files. The host, which only
+tests the disk that was written, is a double (`tests/doubles/hyperv`). All share the machine's processors.
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ BUCKET, KEY, FOLDER = "bench", "template.qcow2", "vms"
 DATA = RANDOM + TEXT
 HELD = 100
 """MiB, the most that a transfer may need."""
+
+
+@contextmanager
+def own_disk(directory: Path) -> Iterator[Path]:
+    """A directory on the disk that `directory` is on."""
+    with tempfile.TemporaryDirectory(dir=directory) as made:
+        yield Path(made).resolve()
 
 
 @contextmanager
@@ -105,7 +112,7 @@ def classical(work: Path, samba: SambaServer, store: S3Server) -> Contestant:
 
 
 def race(
-    work: Path, image: Path, host: Host, samba: SambaServer, store: S3Server, rounds: int
+    work: Path, image: Path, host: Host, samba: SambaServer, store: S3Server, rounds: int, disk: str
 ) -> tuple[list[Row], str]:
     files = work / "files"
     files.mkdir()
@@ -121,7 +128,7 @@ def race(
 
     contestants: Sequence[Contestant] = [ours(work / "agent", host, samba, store), classical(files, samba, store)]
     rows = compare(contestants, rounds=rounds, after=after)
-    title = f"template of {DATA / GiB:g} GiB, disk of {write_rate(work) / 1e6:.0f} MB/s"
+    title = f"template of {DATA / GiB:g} GiB, {disk} disk of {write_rate(work) / 1e6:.0f} MB/s"
     show(title, rows, size=DATA)
     return rows, title
 
@@ -129,12 +136,13 @@ def race(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--disk", choices=["ram", "own"], default="ram", help="of the share and of the gateway's files")
     parser.add_argument("--directory", type=Path, default=Path("build/bench"), help="for the images")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     _, image = make_images(options.directory)
     with ExitStack() as stack:
-        work = stack.enter_context(ram_disk(16 * GiB))
+        work = stack.enter_context(ram_disk(16 * GiB) if options.disk == "ram" else own_disk(options.directory))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hyperv-")))
         (work / "samba").mkdir()
         for name in ("s3", "host"):
@@ -147,7 +155,7 @@ def main() -> int:
         samba = stack.enter_context(run_samba(work / "samba", more="server smb encrypt = required"))
         (samba.root / FOLDER).mkdir()
         host = stack.enter_context(host_of(folder / "host", samba.root / FOLDER))
-        rows, title = race(work, image, host, samba, store, options.rounds)
+        rows, title = race(work, image, host, samba, store, options.rounds, options.disk)
     mine, theirs = rows
     verdicts: list[Verdict] = [
         at_least("template: time of the classical way / ours", theirs.wall_s / mine.wall_s, 2),

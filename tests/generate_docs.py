@@ -242,6 +242,13 @@ _HYPERV = (
     Case(Operation.COPY_TEMPLATE, "QCOW2, VHD, RAW", ImageSpec(_VHD), ImageSpec(_VHDX), lambda place: not place.pool),
     Case(Operation.COPY_TEMPLATE, "VMDK", ImageSpec(ImageFormat.VMDK), ImageSpec(_VHDX), lambda place: not place.pool),
     Case(Operation.COPY_TEMPLATE, "ISO, also compressed", ImageSpec(_ISO), ImageSpec(_ISO)),
+    Case(
+        Operation.COPY_TEMPLATE,
+        "a disk, compressed by gzip, bzip2, xz or zstd",
+        ImageSpec(_VHDX, compression="gzip"),
+        ImageSpec(_VHDX),
+        lambda place: not place.pool,
+    ),
     Case(Operation.LINK_TEMPLATE, "inside one pool", ImageSpec(_VHDX), ImageSpec(_VHDX), lambda place: place.pool),
     Case(Operation.COPY_VOLUME, "VHDX; of machines that are off", ImageSpec(_VHDX), ImageSpec(_VHDX)),
     Case(Operation.COPY_VOLUME, "VMDK", ImageSpec(ImageFormat.VMDK), ImageSpec(_VHDX), lambda place: not place.pool),
@@ -285,7 +292,10 @@ def _cell(handler: HypervisorHandler, case: Case, place: Place) -> str:
     sequential = Kind.RANGE_READER not in place.store.offers(place.info)
     source = ImageSpec(case.source.format, compression=case.source.compression, sequential=sequential)
     inside_one_pool = case.operation is Operation.LINK_TEMPLATE and on_devices(place.store)
-    accepted = handler.accepts(case.operation, source, replace(case.target, device=inside_one_pool)).kinds
+    try:
+        accepted = handler.accepts(case.operation, source, replace(case.target, device=inside_one_pool)).kinds
+    except OperationUnsupported:
+        return "refused"
     found = negotiate(place.store.id, place.store.offers(place.info), accepted, ranges=place.info.ranges)
     if found.via is Via.BRIDGE:
         return "bridge"

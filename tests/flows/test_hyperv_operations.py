@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
-from collections.abc import AsyncIterator
+import lzma
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from backports import zstd
 
 from hypervisors.contract import HypervisorType, ImageInUse, ImageLocked, OperationUnsupported, SizeRefused
 from hypervisors.verbs import (
@@ -72,6 +76,17 @@ async def test_a_compressed_template_is_read_by_qemu(lab: Lab) -> None:
     path.with_suffix(".small").rename(path)
     await lab.copied(source, TemplateObjectTO(uuid="t", path="t", imageDataStore=lab.pool()))
     assert lab.seen("t") == content()
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd.compress])
+async def test_a_disk_in_a_compressed_file_is_refused(lab: Lab, compress: Callable[[bytes], bytes]) -> None:
+    """With what to do: what is compressed is read in order, and a disk is not."""
+    source = lab.image("t", content(), ImageFormat.VHDX)
+    path = lab.image_path("t")
+    path.write_bytes(compress(path.read_bytes()[: 4 * MiB]))
+    with pytest.raises(OperationUnsupported, match="store it uncompressed"):
+        await lab.copied(source, TemplateObjectTO(uuid="t", path="t", imageDataStore=lab.pool()))
+    assert lab.place.files() == set()
 
 
 async def test_an_iso(lab: Lab) -> None:
