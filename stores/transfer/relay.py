@@ -30,6 +30,13 @@ STEP = 5 * MiB // 2
 """Most that is read and digested at once: each takes the event loop's time and two changes of threads, which in smaller ones
 is a tenth of all work. Two are a part of an upload, so that one is read while the other is digested."""
 
+LONG = 4 * SPAN
+"""A span while the source is not the slower side. Each request costs a server work of its own (a third of it, with SeaweedFS);
+but of so long ones, memory holds hardly more than one, so that they come by one connection after the other."""
+
+JUDGED = 8
+"""Rooms after which it is judged which side is the slower one."""
+
 
 class Relay:
     """`width` spans are read at once, as far as the stream has room for them, and one room more is digested meanwhile."""
@@ -44,6 +51,7 @@ class Relay:
         self._threads = threads
         self._width = width
         self._turns = asyncio.Semaphore(width)
+        self._pace = Pace()
         self._rooms: asyncio.Queue[_Room | None] = asyncio.Queue()
         self._spans: set[_Span] = set()
 
@@ -53,6 +61,7 @@ class Relay:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read_ahead(group, calls), name="read ahead")
                 while (room := await self._rooms.get()) is not None:
+                    self._pace.turn(in_time=room.read.is_set())
                     await room.read.wait()
                     if self._digester:
                         await self._threads.run(partial(self._digester.update, room.memory))
@@ -60,7 +69,7 @@ class Relay:
                     progress.advance(len(room.memory))
 
     async def _read_ahead(self, group: asyncio.TaskGroup, calls: StoppingThreads) -> None:
-        async with aclosing(_cut(self._source)) as cuts:
+        async with aclosing(_cut(self._source, self._pace)) as cuts:
             async for offset, end, zero in cuts:
                 if zero:
                     await self._zeroes(end - offset)
@@ -95,6 +104,28 @@ class Relay:
     def _stop(self) -> None:
         for span in self._spans:
             span.rooms.put(None)
+
+
+class Pace:
+    """`span`: how much to ask for at once. More where most rooms are read before their turn; where that is different with one
+    connection, it is tried again after twice as many rooms, so that a source that needs several connections has them."""
+
+    def __init__(self) -> None:
+        self.span = SPAN
+        self._patience = JUDGED
+        self._rooms = self._late = 0
+
+    def turn(self, *, in_time: bool) -> None:
+        """Of the next room, which was read by then, or not."""
+        self._rooms += 1
+        self._late += not in_time
+        if self._rooms < (self._patience if self.span == SPAN else JUDGED):
+            return
+        slower = 2 * self._late > self._rooms
+        if slower and self.span == LONG:
+            self._patience *= 2
+        self.span = SPAN if slower else LONG
+        self._rooms = self._late = 0
 
 
 class _Room:
@@ -133,7 +164,7 @@ class _Span:
         yield self._at, self._end - self._at
 
 
-async def _cut(source: RangeReader) -> AsyncGenerator[tuple[int, int, bool], None]:
+async def _cut(source: RangeReader, pace: Pace) -> AsyncGenerator[tuple[int, int, bool], None]:
     """Start and end of each span of data and of each run of zeroes, in order, and which of the two it is."""
     async for window in windows(source):
         for zero, pieces in groupby(window, key=lambda piece: piece.zero):
@@ -143,5 +174,7 @@ async def _cut(source: RangeReader) -> AsyncGenerator[tuple[int, int, bool], Non
             if zero:
                 yield start, end, True
             else:
-                for offset in range(start, end, SPAN):
-                    yield offset, min(offset + SPAN, end), False
+                while start < end:
+                    stop = min(start + pace.span, end)
+                    yield start, stop, False
+                    start = stop

@@ -16,7 +16,7 @@ from stores.errors import IntegrityError, StorageError, Unavailable
 from stores.transfer.buffers import PIECE
 from stores.transfer.engine import TransferEngine
 from stores.transfer.outgoing import Outgoing, Share
-from stores.transfer.relay import SPAN
+from stores.transfer.relay import JUDGED, LONG, SPAN, Pace
 from tests.images import AskedReader
 
 CONTENT = os.urandom(5 * PIECE) + bytes(3 * PIECE) + os.urandom(PIECE + 12345)
@@ -282,3 +282,28 @@ async def test_cancelled_waiting_takes_nothing() -> None:
     assert outgoing.used == 50
     share.close()
     assert outgoing.used == 0
+
+
+def turns(pace: Pace, count: int, *, in_time: bool) -> int:
+    for _ in range(count):
+        pace.turn(in_time=in_time)
+    return pace.span
+
+
+def test_a_source_that_is_fast_enough_is_asked_for_more_at_once() -> None:
+    pace = Pace()
+    assert pace.span == SPAN
+    assert turns(pace, JUDGED - 1, in_time=True) == SPAN
+    assert turns(pace, 1, in_time=True) == LONG
+    turns(pace, JUDGED // 2, in_time=False)  # so few do not count
+    assert turns(pace, JUDGED // 2, in_time=True) == LONG
+
+
+def test_a_source_that_needs_several_connections_has_them() -> None:
+    """However often it is tried: ever less of all rooms come by one connection."""
+    pace, alone, rooms = Pace(), 0, 20_000
+    for _ in range(rooms):
+        alone += pace.span == LONG
+        pace.turn(in_time=pace.span == SPAN)
+    assert alone <= 100
+    assert turns(Pace(), rooms, in_time=False) == SPAN
