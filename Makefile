@@ -4,8 +4,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
-# Of the tests. Much of their time is waiting: one more than there are processors keeps those busy.
-WORKERS ?= $(shell expr $$(nproc) + 1)
+# Of the tests. Much of their time is waiting: two more than there are processors keep those busy.
+WORKERS ?= $(shell expr $$(nproc) + 2)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

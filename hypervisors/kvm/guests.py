@@ -303,8 +303,16 @@ class KvmGuests(Guests):
                 acting(machine.name, lambda domain: domain.detachDeviceAlias(disk.alias, now)),
             )
         except LibvirtFailure as problem:
-            if problem.code != _NO_SUCH_DEVICE and "already in the process of unplug" not in problem.message:
+            known = problem.code == _NO_SUCH_DEVICE or "already in the process of unplug" in problem.message
+            if not known and await self._has_now(machine.name, path):
                 raise
+
+    async def _has_now(self, vm: str, path: str) -> bool:
+        """Of what was gone already libvirt sometimes speaks as of an internal error."""
+        try:
+            return disk_in((await self._find(vm)).now, path) is not None
+        except NotFound:
+            return False
 
     async def _not_later(self, machine: Machine, path: str) -> None:
         """It is not there when the machine starts again."""

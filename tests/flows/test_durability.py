@@ -135,10 +135,10 @@ def test_cancelling_who_waits_and_giving_an_upload_up(site: BackupSite) -> None:
     assert uploading(site, "s1")["state"] == "sending"  # it is not that command's
 
     site.begin(site.back_up(snapshot, "s1", id="c-3"))
-    site.line.rate_up = None
     for upload in site.uploads():
         if upload["state"] != "stored":
             assert site.host("uploads", "cancel", upload["id"]).code == 0
+    site.line.rate_up = None
     assert ended(site, "c-3")["error"]["kind"] == "UploadCancelled"
     (event,) = site.events(20)
     assert (event["id"], event["event"]) == ("c-1", "cancelled")

@@ -121,7 +121,7 @@ def test_the_agent_is_killed_in_the_middle(live: Live) -> None:
     live.restored("s2")
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.4])
 def test_the_agent_is_killed_while_it_makes_a_snapshot(live: Live, after_s: float) -> None:
     live.begin()
     command = {"command": "CreateObject", "data": live.snapshot("s1"), "id": f"c-{after_s}"}
@@ -189,7 +189,7 @@ def test_a_volume_moves_while_its_guest_writes(live: Live) -> None:
     live.site.do({"command": "Delete", "data": live.site.host.volume("w")})
 
 
-@pytest.mark.parametrize("after_s", [0.05, 0.3, 0.8])
+@pytest.mark.parametrize("after_s", [0.05, 0.5])
 def test_the_agent_is_killed_while_it_moves_a_volume(live: Live, after_s: float) -> None:
     """The guest has one of the two, and goes on, and the other is not there."""
     live.begin()

@@ -289,7 +289,7 @@ def test_kill_9_of_the_agent_kills_the_tool(tmp_path: Path) -> None:
 
 
 async def test_a_helper_works_until_its_context_ends(runner: ToolRunner, tmp_path: Path) -> None:
-    script = f"trap 'echo bye > {tmp_path}/bye; exit 0' TERM; echo $$ > {tmp_path}/pid; sleep 1000 & wait"
+    script = f"trap 'echo bye > {tmp_path}/bye; exit 0' TERM; sleep 1000 & echo $$ > {tmp_path}/pid; wait"
     async with ToolRunner(grace_s=30).running([SHELL, "-c", script]) as tool:
         pid = await pid_in(tmp_path / "pid")
         assert await tool.ended(within_s=0) is None
