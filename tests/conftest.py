@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from stores.transfer.engine import TransferEngine
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background jobs ignore it, and so would every process that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 pytest_plugins = [
     "tests.servers",
