@@ -35,8 +35,8 @@ WIDTH_LIMIT = 12
 
 SPAN = 64 * MiB
 """Most that one request asks for: a server that keeps objects in blocks reads few of them twice, and over a far network
-the round trip before each answer costs little beside it. Half of 16 MiB, which a mapped image of scattered clusters made of
-that, cost SeaweedFS 1.4 times the CPU: it keeps what can be compressed so, and unpacks a block for each request."""
+the round trip before each answer costs little beside it. With 16 MiB, of which a mapped image of scattered clusters made
+requests of 8, SeaweedFS took 1.4 times the CPU for the same bytes."""
 
 HASHED_SPAN = 4 * MiB
 """The same where digests are wanted: what arrives out of order waits in buffers for its turn, and all spans under way have
