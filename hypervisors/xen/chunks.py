@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 
 from hypervisors.images.parsing import SECTOR
-from hypervisors.xen.content_sum import CELL, ContentSum
+from hypervisors.xen.content_sum import CELL, CellJoiner, ContentSum
 from stores.contract import MiB
 
 FRAME = 2 * MiB
@@ -38,7 +38,7 @@ class ChunkEncoder:
         """`skip_zeroes`: the disk is new, and what is not sent reads as zero. Otherwise zeroes are sent as all data is. `sums`
         gets all that is sent."""
         self._skip_zeroes = skip_zeroes
-        self._sums = sums
+        self._sums = CellJoiner(sums) if sums is not None else None  # sectors that are there begin anywhere in a cell
         self._buffer = memoryview(bytearray(FRAME))
         self._offset = 0  # in the disk, of the buffer's first byte
         self._length = 0  # how much of the buffer is filled
@@ -63,6 +63,8 @@ class ChunkEncoder:
     def finish(self) -> Iterator[bytes | memoryview]:
         """The rest, and the end."""
         yield from self._frames()
+        if self._sums is not None:
+            self._sums.end()
         yield END
 
     def _frames(self) -> Iterator[bytes | memoryview]:
